@@ -1,0 +1,17 @@
+//! The safetensors format: bytes to named tensors and back.
+//!
+//! Owns dtypes, headers, indexes, guarded reading of source files and the layout of output shards.
+//! Knows nothing of models: a tensor is a name, a dtype, a shape and a byte range.
+
+mod dtype;
+mod guard;
+mod header;
+mod index;
+mod layout;
+mod source;
+
+pub use dtype::{Dtype, Shape};
+pub use header::{Header, HeaderProblem, MAX_HEADER_BYTES, TensorEntry, UnknownDtypes};
+pub use index::{Index, IndexProblem};
+pub use layout::{ALIGNMENT, Placement, ShardLayout, ShardSpec, shard_file_name, split_by_size};
+pub use source::{Identity, Reading, SourceFile, Tile};

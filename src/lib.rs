@@ -1,0 +1,34 @@
+//! Checkpoint surgery for large language models: take sharded safetensors apart and put them back
+//! together without loading them.
+//!
+//! Many intents and many executors meet in one narrow waist, the [`plan::Plan`]:
+//!
+//! ```text
+//!  extract  inject  chat-vector  reshard  cast            intent
+//!      \      \         |          /       /
+//!            ops: intent -> Plan                          reads headers and configs only
+//!                    |
+//!                   Plan      what every output tensor is made of; every byte's place is known
+//!                    |
+//!           engine: Plan -> bytes                         streams tiles; never knows why
+//!       /            |            \
+//!     copy       reference        simd                    execution
+//! ```
+//!
+//! * [`format`](mod@format) turns bytes into named tensors and back.
+//! * [`checkpoint`] is a model directory: tensors, config, architecture, layer selectors.
+//! * [`plan`] is the waist: printable, costable, comparable, serialisable.
+//! * [`ops`] makes plans, [`engine`] carries them out; neither knows the other.
+//! * [`audit`] reads checkpoints to report on them: inspect, verify, diff.
+
+pub mod audit;
+pub mod checkpoint;
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod engine;
+pub mod error;
+pub mod format;
+pub mod ops;
+pub mod plan;
+
+pub use error::{Error, Result};

@@ -1,0 +1,344 @@
+//! The narrow waist: what every byte of an output checkpoint is made of, decided before the first is written.
+//!
+//! A [`Plan`] holds no names of models and no intents: sources are files, slices are byte ranges, so a plan can be
+//! printed, costed, compared, saved as JSON and carried out later or elsewhere by any engine.
+//!
+//! * [`Part::Copy`] never decodes: any dtype passes through untouched.
+//! * [`Part::Blend`] is a normal form, not an expression tree: a weighted sum of slices, times `lambda`, added to a
+//!   base. A chat vector is `base = C`, terms `+1 A`, `-1 B`, `lambda` the scale.
+
+mod cost;
+mod digest;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use cost::Cost;
+
+use crate::error::Result;
+use crate::format::{Dtype, Identity, Shape, ShardLayout, ShardSpec};
+
+/// Version of the plan's JSON form.
+pub const PLAN_VERSION: u32 = 1;
+
+/// What to make, from what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`PLAN_VERSION`].
+    pub version: u32,
+    /// Which operation made it, for provenance.
+    pub operation: Operation,
+    /// The files that slices refer to, by index.
+    pub sources: Vec<Source>,
+    /// Every tensor of the output.
+    pub tensors: Vec<Output>,
+    /// Which tensors go into which file, in order. Every tensor is in exactly one.
+    pub shards: Vec<Shard>,
+    /// Files beside the shards.
+    pub sidecars: Vec<Sidecar>,
+    /// The rules of arithmetic.
+    pub numerics: Numerics,
+    /// Models this output descends from.
+    pub parents: Vec<Parent>,
+    /// Which layers of the parent the output holds, if not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_map: Option<LayerMap>,
+    /// Decisions and doubts to tell the user: what was dropped, kept, invented.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// The operation behind a plan: its verb and every parameter that shapes the result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    /// `extract`, `inject`, `chat-vector`, `reshard`, `cast`.
+    pub verb: String,
+    /// Parameters by name.
+    pub parameters: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Index into [`Plan::sources`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SourceId(pub u32);
+
+/// A file that bytes come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Which model it belongs to: `model`, `inst`, `base`, `into`, `part`.
+    pub role: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it was when the plan was made.
+    pub identity: Identity,
+}
+
+/// A tensor of the output. Its parts stack along dimension 0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Output {
+    /// Name in the output.
+    pub name: String,
+    /// Element type in the output.
+    pub dtype: Dtype,
+    /// Dimensions in the output.
+    pub shape: Shape,
+    /// What it is made of.
+    pub parts: Vec<Part>,
+}
+
+/// A run of rows of an output tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Part {
+    /// Bytes as they are. The slice's dtype is the output's.
+    Copy(Slice),
+    /// `rows` rows whose every element has this bit pattern (little endian).
+    Fill {
+        /// How many rows.
+        rows: u64,
+        /// The pattern, in the low bits.
+        bits: u64,
+    },
+    /// Computed elements.
+    Blend(Box<Blend>),
+}
+
+/// A byte range of a source file that holds whole elements. No names below this line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slice {
+    /// The file.
+    pub source: SourceId,
+    /// The bytes, counted from the start of the file.
+    pub bytes: Range<u64>,
+    /// Element type in the file.
+    pub dtype: Dtype,
+    /// Dimensions of the slice.
+    pub shape: Shape,
+}
+
+/// `base + lambda * (w0*x0 + w1*x1 + ...)`, element by element.
+///
+/// Inputs widen exactly to f32 (f64 if any operand or the output is `F64`); the sum runs over the terms in order, starting
+/// from `w0*x0`; every product and sum is rounded once, without fused multiply-add; the result is rounded once, to
+/// nearest even, into the output dtype. NaNs are canonical. Without a base the result is `lambda * (...)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blend {
+    /// What the weighted sum is added to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Slice>,
+    /// The weighted terms; at least one.
+    pub terms: Vec<Term>,
+    /// Factor of the weighted sum.
+    pub lambda: f64,
+}
+
+/// One weighted operand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Term {
+    /// The operand.
+    pub slice: Slice,
+    /// Its weight.
+    pub weight: f64,
+}
+
+/// Which tensors one output file holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    /// File name.
+    pub file: String,
+    /// The header's `__metadata__`.
+    pub metadata: BTreeMap<String, String>,
+    /// Indices into [`Plan::tensors`], in file order.
+    pub tensors: Vec<usize>,
+    /// The source shard it is derived from: its header bytes are reused where they say the same, and its blocks are
+    /// shared where the filesystem can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<SourceId>,
+    /// Raw header of the template, as text (it is JSON), without the length field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_header: Option<String>,
+}
+
+/// A file beside the shards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sidecar {
+    /// Path inside the output, relative.
+    pub file: String,
+    /// What it holds.
+    pub content: SidecarContent,
+}
+
+/// Where a sidecar's bytes come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SidecarContent {
+    /// A byte copy of a file.
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes when the plan was made.
+        size: u64,
+    },
+    /// Text made by the operation: `config.json`, the index.
+    Text(String),
+}
+
+/// Which arithmetic the plan asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Numerics {
+    /// f32 arithmetic and one rounding, as [`Blend`] says.
+    #[default]
+    Precise,
+}
+
+/// A model the output descends from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parent {
+    /// `model`, `inst`, `base`, `into`, `part`.
+    pub role: String,
+    /// As the user named it.
+    pub model: String,
+    /// blake3 over the model's config and shard headers: names, dtypes, shapes and layout, not the weights.
+    pub structure: String,
+    /// Digest of the plan that made it, when it carries an `elo-surgery.json`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+}
+
+/// Which layers of a parent an extract holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerMap {
+    /// Number of decoder layers of the parent.
+    pub of: u64,
+    /// The parent's layers in the order of the output's, counting from 1.
+    pub layers: Vec<u64>,
+}
+
+impl Part {
+    /// Rows it contributes to dimension 0.
+    pub fn rows(&self) -> u64 {
+        match self {
+            Self::Copy(slice) => slice.shape.rows(),
+            Self::Fill { rows, .. } => *rows,
+            Self::Blend(blend) => blend.terms.first().map_or(0, |t| t.slice.shape.rows()),
+        }
+    }
+
+    /// The slices it reads, base first.
+    pub fn slices(&self) -> Vec<&Slice> {
+        match self {
+            Self::Copy(slice) => vec![slice],
+            Self::Fill { .. } => Vec::new(),
+            Self::Blend(blend) => blend.slices().collect(),
+        }
+    }
+}
+
+impl Blend {
+    /// How often its inputs are read. Methods that need norms or ranks first will say more than one.
+    #[expect(
+        clippy::unused_self,
+        reason = "every blend of today is one sweep; the method is the contract"
+    )]
+    pub fn sweeps(&self) -> u32 {
+        1
+    }
+
+    /// Base and operands.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.base.iter().chain(self.terms.iter().map(|t| &t.slice))
+    }
+}
+
+impl Output {
+    /// Its size in bytes; parts agree with it in a valid plan.
+    pub fn byte_len(&self) -> u64 {
+        match (self.shape.byte_len(&self.dtype), self.parts.as_slice()) {
+            (Some(len), _) => len,
+            // Opaque dtypes are only ever copied whole.
+            (None, [Part::Copy(slice)]) => slice.bytes.end - slice.bytes.start,
+            (None, _) => 0,
+        }
+    }
+
+    /// Bytes of one part in the output.
+    pub fn part_len(&self, part: &Part) -> u64 {
+        match part {
+            Part::Copy(slice) => slice.bytes.end - slice.bytes.start,
+            _ => self
+                .shape
+                .with_rows(part.rows())
+                .byte_len(&self.dtype)
+                .unwrap_or(0),
+        }
+    }
+}
+
+impl Plan {
+    /// Where every byte lies. Pure: the same plan gives the same layout.
+    pub fn layout(&self) -> Vec<ShardLayout> {
+        self.shards
+            .iter()
+            .map(|shard| ShardLayout::new(&self.shard_spec(shard)))
+            .collect()
+    }
+
+    fn shard_spec(&self, shard: &Shard) -> ShardSpec {
+        let tensors = shard
+            .tensors
+            .iter()
+            .map(|&i| &self.tensors[i])
+            .map(|t| {
+                (
+                    t.name.clone(),
+                    t.dtype.clone(),
+                    t.shape.clone(),
+                    t.byte_len(),
+                )
+            })
+            .collect();
+        let template = shard.template_header.as_ref().map(|json| {
+            let mut raw = (json.len() as u64).to_le_bytes().to_vec();
+            raw.extend_from_slice(json.as_bytes());
+            raw
+        });
+        let (file, metadata) = (shard.file.clone(), shard.metadata.clone());
+        ShardSpec {
+            file,
+            metadata,
+            tensors,
+            template,
+        }
+    }
+
+    /// Checks everything an engine relies on; all arithmetic is checked. Plans from files must pass this first.
+    pub fn validate(&self) -> Result<()> {
+        validate::validate(self)
+    }
+
+    /// Bytes to read, write and compute.
+    pub fn cost(&self) -> Cost {
+        cost::cost(self)
+    }
+
+    /// blake3 of what the plan makes from what, as hex. Independent of where the sources lie and when they were written.
+    pub fn digest(&self) -> String {
+        digest::digest(self)
+    }
+}

@@ -1,0 +1,176 @@
+//! The rules every engine relies on. A plan read from a file is hostile until it has passed.
+
+use std::collections::HashSet;
+use std::path::{Component, Path};
+
+use super::{Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice};
+use crate::error::{Error, Result, printable};
+use crate::format::Dtype;
+
+pub(super) fn validate(plan: &Plan) -> Result<()> {
+    check(plan).map_err(|problem| Error::Plan { problem })
+}
+
+fn check(plan: &Plan) -> Result<(), String> {
+    if plan.version != PLAN_VERSION {
+        return Err(format!(
+            "version {} (this program reads {PLAN_VERSION})",
+            plan.version
+        ));
+    }
+    let mut names = HashSet::new();
+    let mut total = 0_u64;
+    for tensor in &plan.tensors {
+        let in_tensor = |problem| format!("tensor `{}`: {problem}", printable(&tensor.name));
+        if !names.insert(tensor.name.as_str()) {
+            return Err(in_tensor("it occurs twice".to_owned()));
+        }
+        check_tensor(plan, tensor).map_err(in_tensor)?;
+        total = total
+            .checked_add(tensor.byte_len())
+            .ok_or("the output's size overflows 64 bits")?;
+    }
+    let mut placed = vec![false; plan.tensors.len()];
+    let mut files = HashSet::new();
+    for shard in &plan.shards {
+        check_file(&shard.file)?;
+        if !files.insert(shard.file.as_str()) {
+            return Err(format!("file `{}` occurs twice", printable(&shard.file)));
+        }
+        for &tensor in &shard.tensors {
+            match placed.get_mut(tensor) {
+                Some(place) if !*place => *place = true,
+                _ => {
+                    return Err(format!(
+                        "`{}` places tensor {tensor} again, or it does not exist",
+                        shard.file
+                    ));
+                }
+            }
+        }
+        if shard
+            .template
+            .is_some_and(|id| source_size(plan, id.0).is_none())
+        {
+            return Err(format!(
+                "`{}` names a source that does not exist",
+                shard.file
+            ));
+        }
+    }
+    if let Some(missing) = placed.iter().position(|placed| !placed) {
+        return Err(format!(
+            "tensor `{}` is in no shard",
+            printable(&plan.tensors[missing].name)
+        ));
+    }
+    for sidecar in &plan.sidecars {
+        check_file(&sidecar.file)?;
+        if !files.insert(sidecar.file.as_str()) {
+            return Err(format!("file `{}` occurs twice", printable(&sidecar.file)));
+        }
+        if matches!(&sidecar.content, SidecarContent::Copy { path, .. } if path.as_os_str().is_empty())
+        {
+            return Err(format!("`{}` is copied from nowhere", sidecar.file));
+        }
+    }
+    Ok(())
+}
+
+fn check_file(file: &str) -> Result<(), String> {
+    let plain = |c| matches!(c, Component::Normal(_));
+    if file.is_empty() || file.contains('\0') || !Path::new(file).components().all(plain) {
+        return Err(format!(
+            "`{}` is not a relative path inside the output",
+            printable(file)
+        ));
+    }
+    Ok(())
+}
+
+fn source_size(plan: &Plan, id: u32) -> Option<u64> {
+    plan.sources
+        .get(id as usize)
+        .map(|source| source.identity.size)
+}
+
+fn check_tensor(plan: &Plan, tensor: &Output) -> Result<(), String> {
+    let opaque = tensor.dtype.bytes().is_none();
+    if opaque && !matches!(tensor.parts.as_slice(), [Part::Copy(_)]) {
+        return Err(format!("{} tensors can only be copied whole", tensor.dtype));
+    }
+    if tensor.parts.is_empty() {
+        return Err("it has no parts".to_owned());
+    }
+    let mut rows = 0_u64;
+    for part in &tensor.parts {
+        for slice in part.slices() {
+            check_slice(plan, slice)?;
+            if slice.shape.0.get(1..) != tensor.shape.0.get(1..) {
+                return Err(format!(
+                    "a part of shape {} does not fit {}",
+                    slice.shape, tensor.shape
+                ));
+            }
+        }
+        rows = rows
+            .checked_add(part.rows())
+            .ok_or("its rows overflow 64 bits")?;
+        match part {
+            Part::Copy(slice) if slice.dtype != tensor.dtype => {
+                return Err(format!(
+                    "{} bytes copied into a {} tensor",
+                    slice.dtype, tensor.dtype
+                ));
+            }
+            Part::Blend(blend) => {
+                let shape = blend
+                    .terms
+                    .first()
+                    .map(|t| &t.slice.shape)
+                    .ok_or("a blend without terms")?;
+                if let Some(odd) = blend.slices().find(|s| s.shape != *shape) {
+                    return Err(format!("a blend of shapes {shape} and {}", odd.shape));
+                }
+                if let Some(odd) = blend
+                    .slices()
+                    .map(|s| &s.dtype)
+                    .chain([&tensor.dtype])
+                    .find(|d| !d.is_float())
+                {
+                    return Err(format!("{odd} cannot be computed on"));
+                }
+            }
+            _ => {}
+        }
+    }
+    if rows != tensor.shape.rows() {
+        return Err(format!(
+            "its parts have {rows} rows, its shape {} says {}",
+            tensor.shape,
+            tensor.shape.rows()
+        ));
+    }
+    if !opaque && tensor.shape.byte_len(&tensor.dtype).is_none() {
+        return Err(format!("shape {} is too large", tensor.shape));
+    }
+    Ok(())
+}
+
+fn check_slice(plan: &Plan, slice: &Slice) -> Result<(), String> {
+    let size = source_size(plan, slice.source.0).ok_or("it names a source that does not exist")?;
+    let range = &slice.bytes;
+    if range.start > range.end || range.end > size {
+        return Err(format!(
+            "bytes {range:?} are outside a source of {size} bytes"
+        ));
+    }
+    match (&slice.dtype, slice.shape.byte_len(&slice.dtype)) {
+        (Dtype::Other(_), _) => Ok(()),
+        (_, Some(len)) if len == range.end - range.start => Ok(()),
+        (dtype, _) => Err(format!(
+            "shape {} of {dtype} does not take bytes {range:?}",
+            slice.shape
+        )),
+    }
+}
