@@ -8,10 +8,14 @@ mod guard;
 mod header;
 mod index;
 mod layout;
+mod provenance;
 mod source;
 
 pub use dtype::{Dtype, Shape};
 pub use header::{Header, HeaderProblem, MAX_HEADER_BYTES, TensorEntry, UnknownDtypes};
 pub use index::{Index, IndexProblem};
 pub use layout::{ALIGNMENT, Placement, ShardLayout, ShardSpec, shard_file_name, split_by_size};
+pub use provenance::{
+    Digest, DigestAlgorithm, FileRecord, LayerMap, Operation, PROVENANCE_FILE, Parent, Provenance,
+};
 pub use source::{Identity, Reading, SourceFile, Tile};

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use cost::Cost;
 
 use crate::error::Result;
-use crate::format::{Dtype, Identity, Shape, ShardLayout, ShardSpec};
+use crate::format::{Dtype, Identity, LayerMap, Operation, Parent, Shape, ShardLayout, ShardSpec};
 
 /// Version of the plan's JSON form.
 pub const PLAN_VERSION: u32 = 1;
@@ -51,15 +51,6 @@ pub struct Plan {
     /// Decisions and doubts to tell the user: what was dropped, kept, invented.
     #[serde(default)]
     pub notes: Vec<String>,
-}
-
-/// The operation behind a plan: its verb and every parameter that shapes the result.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Operation {
-    /// `extract`, `inject`, `chat-vector`, `reshard`, `cast`.
-    pub verb: String,
-    /// Parameters by name.
-    pub parameters: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Index into [`Plan::sources`].
@@ -205,29 +196,6 @@ pub enum Numerics {
     /// f32 arithmetic and one rounding, as [`Blend`] says.
     #[default]
     Precise,
-}
-
-/// A model the output descends from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Parent {
-    /// `model`, `inst`, `base`, `into`, `part`.
-    pub role: String,
-    /// As the user named it.
-    pub model: String,
-    /// blake3 over the model's config and shard headers: names, dtypes, shapes and layout, not the weights.
-    pub structure: String,
-    /// Digest of the plan that made it, when it carries an `elo-surgery.json`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plan: Option<String>,
-}
-
-/// Which layers of a parent an extract holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerMap {
-    /// Number of decoder layers of the parent.
-    pub of: u64,
-    /// The parent's layers in the order of the output's, counting from 1.
-    pub layers: Vec<u64>,
 }
 
 impl Part {
