@@ -5,6 +5,7 @@
 
 mod architecture;
 mod config;
+mod experts;
 mod open;
 mod selector;
 
@@ -18,10 +19,13 @@ pub use architecture::{Anatomy, Role};
 pub use config::{
     ConfigProblem, Kept, is_tied, keep_layers, quantization, set_dtype, set_vocab_size, vocab_size,
 };
+pub use experts::{Stretch, locate};
 pub use open::OpenOptions;
 pub use selector::{LayerSelector, SelectorProblem};
 
-use crate::format::{Dtype, Header, Identity, Parent, Provenance, Shape, SourceFile, TensorEntry};
+use crate::format::{
+    Dtype, Header, Identity, Index, Parent, Provenance, Shape, SourceFile, TensorEntry,
+};
 use crate::{Error, Result};
 
 /// Name of the undo record of an in-place change; its presence means the change was interrupted.
@@ -37,7 +41,7 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, TensorRef>,
     config: Option<Map<String, Value>>,
     anatomy: Anatomy,
-    index_total_size: Option<u64>,
+    index: Option<(PathBuf, Index)>,
     provenance: Option<Provenance>,
     sidecars: Vec<SidecarFile>,
     warnings: Vec<String>,
@@ -175,9 +179,11 @@ impl Checkpoint {
         self.anatomy.layers
     }
 
-    /// `metadata.total_size` of the index, in bytes.
-    pub fn index_total_size(&self) -> Option<u64> {
-        self.index_total_size
+    /// Its index: where it is and what it says.
+    pub fn index(&self) -> Option<(&Path, &Index)> {
+        self.index
+            .as_ref()
+            .map(|(path, index)| (path.as_path(), index))
     }
 
     /// What its `elo-surgery.json` says.

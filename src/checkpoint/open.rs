@@ -139,7 +139,7 @@ impl OpenOptions {
                 return Err(refuse(IndexProblem::MissingTensor { tensor, shard }));
             }
         }
-        opened.index_total_size = index.total_size;
+        opened.index = Some((index_path.to_owned(), index));
         Ok(())
     }
 
@@ -215,7 +215,7 @@ struct Opened {
     shards: Vec<ShardFile>,
     tensors: BTreeMap<String, TensorRef>,
     config: Option<Map<String, Value>>,
-    index_total_size: Option<u64>,
+    index: Option<(PathBuf, Index)>,
     provenance: Option<Provenance>,
     sidecars: Vec<SidecarFile>,
     warnings: Vec<String>,
@@ -230,7 +230,7 @@ impl Opened {
             shards: Vec::new(),
             tensors: BTreeMap::new(),
             config: None,
-            index_total_size: None,
+            index: None,
             provenance: None,
             sidecars: Vec::new(),
             warnings: Vec::new(),
@@ -289,7 +289,8 @@ impl Opened {
                 problem,
             })?;
         let total: u64 = self.shards.iter().map(|s| s.header.data_len()).sum();
-        if let Some(declared) = self.index_total_size.filter(|declared| *declared != total) {
+        let declared = self.index.as_ref().and_then(|(_, index)| index.total_size);
+        if let Some(declared) = declared.filter(|declared| *declared != total) {
             self.warnings.push(format!(
                 "the index says total_size {declared}, the shards hold {total} bytes of tensors"
             ));
@@ -302,7 +303,7 @@ impl Opened {
             tensors: self.tensors,
             config: self.config,
             anatomy,
-            index_total_size: self.index_total_size,
+            index: self.index,
             provenance: self.provenance,
             sidecars: self.sidecars,
             warnings: self.warnings,

@@ -18,6 +18,8 @@ pub struct Index {
     pub weight_map: BTreeMap<String, String>,
     /// `metadata.total_size`, in bytes, if it is there and a whole number.
     pub total_size: Option<u64>,
+    /// `metadata.total_parameters`, as transformers 5 writes it.
+    pub total_parameters: Option<u64>,
 }
 
 /// Why an index is not usable.
@@ -126,12 +128,16 @@ impl Index {
                 return Err(IndexProblem::NotSafetensors { tensor, path });
             }
         }
-        let total_size = raw
-            .metadata
-            .and_then(|m| m.get("total_size").and_then(number));
+        let total = |key| {
+            raw.metadata
+                .as_ref()
+                .and_then(|m| m.get(key).and_then(number))
+        };
+        let (total_size, total_parameters) = (total("total_size"), total("total_parameters"));
         Ok(Self {
             weight_map,
             total_size,
+            total_parameters,
         })
     }
 
@@ -147,6 +153,8 @@ impl Index {
     pub fn to_bytes(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Metadata {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            total_parameters: Option<u64>,
             total_size: u64,
         }
         #[derive(Serialize)]
@@ -154,8 +162,10 @@ impl Index {
             metadata: Metadata,
             weight_map: &'a BTreeMap<String, String>,
         }
+        let total_size = self.total_size.unwrap_or_default();
         let metadata = Metadata {
-            total_size: self.total_size.unwrap_or_default(),
+            total_parameters: self.total_parameters,
+            total_size,
         };
         let file = File {
             metadata,

@@ -1,1 +1,20 @@
-//! Placeholder.
+//! Intents: each operation turns checkpoints into a [`crate::plan::Plan`]. Headers and configs are read, never tensor data.
+//!
+//! Requests say what; plans say how, down to the byte. Whatever can be refused is refused here, all problems at once,
+//! before anything is written.
+
+mod chat_vector;
+mod draft;
+mod extract;
+mod filter;
+mod inject;
+mod operand;
+mod relayout;
+mod vocabulary;
+
+pub use chat_vector::{ChatVector, LayerScale, add_vector, chat_vector, save_vector};
+pub use extract::{Extract, extract};
+pub use filter::TensorFilter;
+pub use inject::{Inject, inject};
+pub use relayout::{Cast, cast, reshard};
+pub use vocabulary::VocabularyPolicy;

@@ -70,7 +70,8 @@ pub struct Source {
     pub identity: Identity,
 }
 
-/// A tensor of the output. Its parts stack along dimension 0.
+/// A tensor of the output. Its parts follow one another in row-major order: rows of dimension 0, or experts of a
+/// fused tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Output {
@@ -84,7 +85,7 @@ pub struct Output {
     pub parts: Vec<Part>,
 }
 
-/// A run of rows of an output tensor.
+/// A run of elements of an output tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -199,15 +200,6 @@ pub enum Numerics {
 }
 
 impl Part {
-    /// Rows it contributes to dimension 0.
-    pub fn rows(&self) -> u64 {
-        match self {
-            Self::Copy(slice) => slice.shape.rows(),
-            Self::Fill { rows, .. } => *rows,
-            Self::Blend(blend) => blend.terms.first().map_or(0, |t| t.slice.shape.rows()),
-        }
-    }
-
     /// The slices it reads, base first.
     pub fn slices(&self) -> Vec<&Slice> {
         match self {
@@ -245,15 +237,23 @@ impl Output {
         }
     }
 
-    /// Bytes of one part in the output.
+    /// Elements one part contributes; `None` if that does not fit 64 bits.
+    pub fn part_elements(&self, part: &Part) -> Option<u64> {
+        match part {
+            Part::Copy(slice) => slice.shape.elements(),
+            Part::Fill { rows, .. } => self.shape.with_rows(*rows).elements(),
+            Part::Blend(blend) => blend.terms.first()?.slice.shape.elements(),
+        }
+    }
+
+    /// Bytes one part takes in the output.
     pub fn part_len(&self, part: &Part) -> u64 {
         match part {
             Part::Copy(slice) => slice.bytes.end - slice.bytes.start,
-            _ => self
-                .shape
-                .with_rows(part.rows())
-                .byte_len(&self.dtype)
-                .unwrap_or(0),
+            _ => {
+                let elements = Shape(vec![self.part_elements(part).unwrap_or(0)]);
+                elements.byte_len(&self.dtype).unwrap_or(0)
+            }
         }
     }
 }

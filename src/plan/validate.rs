@@ -102,59 +102,57 @@ fn check_tensor(plan: &Plan, tensor: &Output) -> Result<(), String> {
     if tensor.parts.is_empty() {
         return Err("it has no parts".to_owned());
     }
-    let mut rows = 0_u64;
+    let mut filled = 0_u64;
     for part in &tensor.parts {
         for slice in part.slices() {
             check_slice(plan, slice)?;
-            if slice.shape.0.get(1..) != tensor.shape.0.get(1..) {
-                return Err(format!(
-                    "a part of shape {} does not fit {}",
-                    slice.shape, tensor.shape
-                ));
-            }
         }
-        rows = rows
-            .checked_add(part.rows())
-            .ok_or("its rows overflow 64 bits")?;
-        match part {
-            Part::Copy(slice) if slice.dtype != tensor.dtype => {
-                return Err(format!(
-                    "{} bytes copied into a {} tensor",
-                    slice.dtype, tensor.dtype
-                ));
-            }
-            Part::Blend(blend) => {
-                let shape = blend
-                    .terms
-                    .first()
-                    .map(|t| &t.slice.shape)
-                    .ok_or("a blend without terms")?;
-                if let Some(odd) = blend.slices().find(|s| s.shape != *shape) {
-                    return Err(format!("a blend of shapes {shape} and {}", odd.shape));
-                }
-                if let Some(odd) = blend
-                    .slices()
-                    .map(|s| &s.dtype)
-                    .chain([&tensor.dtype])
-                    .find(|d| !d.is_float())
-                {
-                    return Err(format!("{odd} cannot be computed on"));
-                }
-            }
-            _ => {}
-        }
+        check_part(tensor, part)?;
+        let elements = tensor
+            .part_elements(part)
+            .ok_or("its size overflows 64 bits")?;
+        filled = filled
+            .checked_add(elements)
+            .ok_or("its size overflows 64 bits")?;
     }
-    if rows != tensor.shape.rows() {
+    if !opaque && Some(filled) != tensor.shape.elements() {
         return Err(format!(
-            "its parts have {rows} rows, its shape {} says {}",
-            tensor.shape,
-            tensor.shape.rows()
+            "its parts have {filled} elements, its shape is {}",
+            tensor.shape
         ));
     }
     if !opaque && tensor.shape.byte_len(&tensor.dtype).is_none() {
         return Err(format!("shape {} is too large", tensor.shape));
     }
     Ok(())
+}
+
+fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
+    match part {
+        Part::Copy(slice) if slice.dtype != tensor.dtype => Err(format!(
+            "{} bytes copied into a {} tensor",
+            slice.dtype, tensor.dtype
+        )),
+        Part::Blend(blend) => {
+            let shape = blend
+                .terms
+                .first()
+                .map(|t| &t.slice.shape)
+                .ok_or("a blend without terms")?;
+            if let Some(odd) = blend
+                .slices()
+                .find(|s| s.shape.elements() != shape.elements())
+            {
+                return Err(format!("a blend of shapes {shape} and {}", odd.shape));
+            }
+            let mut dtypes = blend.slices().map(|s| &s.dtype).chain([&tensor.dtype]);
+            match dtypes.find(|d| !d.is_float()) {
+                Some(odd) => Err(format!("{odd} cannot be computed on")),
+                None => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_slice(plan: &Plan, slice: &Slice) -> Result<(), String> {

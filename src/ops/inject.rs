@@ -1,0 +1,245 @@
+//! Inject: put trained layers back into the model they came from, or into a relative of it.
+
+use std::collections::HashMap;
+
+use serde_json::json;
+
+use super::draft::{Derived, Draft, as_dtype};
+use super::extract::check_layer_count;
+use super::operand::counterpart;
+use crate::checkpoint::{Checkpoint, LayerSelector, Role, locate};
+use crate::error::{Error, Result};
+use crate::plan::{Part, Plan};
+
+/// What to inject.
+#[derive(Clone, Debug, Default)]
+pub struct Inject {
+    /// The layers of the target to replace. Without it the part's own record of where it came from decides.
+    pub layers: Option<LayerSelector>,
+    /// Also embedding, position embedding, final norm and head.
+    pub all: bool,
+    /// Data bytes of a shard, to lay the output out anew.
+    pub shard_size: Option<u64>,
+}
+
+/// Plans an inject. The output is `into` with the layers of `part`, in `into`'s names, dtypes, layout and config.
+///
+/// `part` is an extract (of as many layers as are selected) or a whole model (of as many layers as `into`). Trained
+/// weights of another float dtype are rounded once, to nearest even.
+///
+/// # Errors
+/// Layers, names, shapes or dtypes that do not fit: all of them, before anything is written.
+pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<Plan> {
+    check_layer_count(into)?;
+    let map = layer_mapping(part, into, request.layers.as_ref())?;
+    let mut numbers: Vec<u64> = map.keys().map(|layer| layer + 1).collect();
+    numbers.sort_unstable();
+    let parameters =
+        json!({ "layers": numbers, "all": request.all, "shard_size": request.shard_size });
+    let mut draft = Draft::new("inject", &parameters);
+    draft.parent("into", into);
+    draft.parent("part", part);
+
+    let mut problems = Vec::new();
+    for (home, entry) in into.names_in_file_order() {
+        let found = match into.anatomy().role(&entry.name) {
+            Role::Layer(layer) if map.contains_key(&layer) => {
+                let renamed = into.anatomy().renumbered(&entry.name, map[&layer]);
+                Some((renamed.clone(), counterpart(into, &renamed, part)))
+            }
+            Role::Embedding | Role::PositionEmbedding | Role::FinalNorm | Role::Head
+                if request.all =>
+            {
+                Some((entry.name.clone(), counterpart(into, &entry.name, part)))
+            }
+            _ => None,
+        };
+        let parts = match found {
+            None => {
+                let stretches = locate(into, &entry.name)
+                    .map(|(_, s)| s)
+                    .unwrap_or_default();
+                draft
+                    .slices("into", &stretches)
+                    .into_iter()
+                    .map(Part::Copy)
+                    .collect()
+            }
+            Some((name, None)) => {
+                problems.push(format!("tensor `{name}` is missing in `{}`", part.name()));
+                continue;
+            }
+            Some((name, Some((shape, _)))) if shape != entry.shape => {
+                problems.push(format!(
+                    "tensor `{name}` has shape {shape}, `{}` in `{}` has {}",
+                    entry.name,
+                    into.name(),
+                    entry.shape
+                ));
+                continue;
+            }
+            Some((name, Some((_, stretches)))) => {
+                let slices = draft.slices("part", &stretches);
+                if let Some(odd) = slices.iter().find(|s| s.dtype != entry.dtype) {
+                    if !odd.dtype.is_float() || !entry.dtype.is_float() || scaled(part, into, &name)
+                    {
+                        problems.push(format!(
+                            "tensor `{name}` is {}, `{}` needs {}",
+                            odd.dtype,
+                            into.name(),
+                            entry.dtype
+                        ));
+                        continue;
+                    }
+                }
+                slices
+                    .into_iter()
+                    .map(|s| as_dtype(s, &entry.dtype))
+                    .collect()
+            }
+        };
+        draft.push(
+            home,
+            &entry.name,
+            entry.dtype.clone(),
+            entry.shape.clone(),
+            parts,
+        );
+    }
+    problems.extend(unplaced(part, into, &map, request.all));
+    if !problems.is_empty() {
+        return Err(Error::Mismatch {
+            what: format!("`{}` does not fit into `{}`", part.name(), into.name()),
+            problems,
+            hint: "inject the part into the model it was extracted from; `elo-surgery inspect` shows both".into(),
+        });
+    }
+    draft.finish(Derived {
+        shard_size: request.shard_size,
+        ..Derived::from(into, "into")
+    })
+}
+
+/// A quantised weight means nothing without its scale: its codes must not be converted alone.
+fn scaled(part: &Checkpoint, into: &Checkpoint, name: &str) -> bool {
+    [part, into]
+        .into_iter()
+        .any(|model| super::chat_vector::scale_of(model, name).is_some())
+}
+
+/// Which layer of the target gets which layer of the part, both from 0.
+fn layer_mapping(
+    part: &Checkpoint,
+    into: &Checkpoint,
+    selector: Option<&LayerSelector>,
+) -> Result<HashMap<u64, u64>> {
+    let recorded = part.provenance().and_then(|p| p.layer_map.as_ref());
+    let recorded = recorded.filter(|map| map.layers.len() as u64 == part.layers());
+    let selected = selector
+        .map(|s| s.resolve(into.layers(), into.name()))
+        .transpose()?;
+    let usage = |problem: String| Error::Usage {
+        problem,
+        hint: "the full form: `elo-surgery inject PART --into MODEL --layers 1,32 --out DIR`"
+            .into(),
+    };
+    if let Some(map) = recorded {
+        if map.of != into.layers() {
+            return Err(usage(format!(
+                "`{}` was extracted from a model of {} layers, `{}` has {}",
+                part.name(),
+                map.of,
+                into.name(),
+                into.layers()
+            )));
+        }
+        let origin = (0_u64..)
+            .zip(&map.layers)
+            .map(|(own, layer)| (layer - 1, own));
+        let origin: HashMap<u64, u64> = origin.collect();
+        let Some(selected) = selected else {
+            return Ok(origin);
+        };
+        if let Some(absent) = selected.iter().find(|layer| !origin.contains_key(layer)) {
+            let has: Vec<String> = map.layers.iter().map(u64::to_string).collect();
+            return Err(usage(format!(
+                "`{}` does not hold layer {}: it holds {}",
+                part.name(),
+                absent + 1,
+                has.join(", ")
+            )));
+        }
+        return Ok(selected
+            .into_iter()
+            .map(|layer| (layer, origin[&layer]))
+            .collect());
+    }
+    match selected {
+        // A whole model: layer for layer.
+        Some(selected) if part.layers() == into.layers() => {
+            Ok(selected.into_iter().map(|layer| (layer, layer)).collect())
+        }
+        Some(selected) if part.layers() == selected.len() as u64 => {
+            Ok(selected.into_iter().zip(0..).collect())
+        }
+        Some(selected) => Err(usage(format!(
+            "{} layers are selected, `{}` has {}",
+            selected.len(),
+            part.name(),
+            part.layers()
+        ))),
+        None if part.layers() == into.layers() && part.layers() > 0 => {
+            Ok((0..into.layers()).map(|layer| (layer, layer)).collect())
+        }
+        None => Err(usage(format!(
+            "`{}` has {} layers and no record of where they belong in the {} of `{}`",
+            part.name(),
+            part.layers(),
+            into.layers(),
+            into.name()
+        ))),
+    }
+}
+
+/// Tensors of the part that have no place in the target: a lost bias or scale must not pass in silence.
+fn unplaced(
+    part: &Checkpoint,
+    into: &Checkpoint,
+    map: &HashMap<u64, u64>,
+    all: bool,
+) -> Vec<String> {
+    let home: HashMap<u64, u64> = map.iter().map(|(layer, own)| (*own, *layer)).collect();
+    let mut lost = Vec::new();
+    for (name, _) in part.tensors() {
+        let target = match part.anatomy().role(name) {
+            Role::Layer(own) if home.contains_key(&own) => {
+                part.anatomy().renumbered(name, home[&own])
+            }
+            Role::Embedding | Role::PositionEmbedding | Role::FinalNorm | Role::Head if all => {
+                name.to_owned()
+            }
+            _ => continue,
+        };
+        if !is_buffer(name) && counterpart(part, &target, into).is_none() {
+            lost.push(format!(
+                "tensor `{name}` of `{}` has no place in `{}`",
+                part.name(),
+                into.name()
+            ));
+        }
+    }
+    lost
+}
+
+/// Buffers that older exports store and that models compute anew.
+fn is_buffer(name: &str) -> bool {
+    [
+        ".rotary_emb.inv_freq",
+        ".attn.bias",
+        ".attn.masked_bias",
+        ".attention.bias",
+        ".attention.masked_bias",
+    ]
+    .iter()
+    .any(|end| name.ends_with(end))
+}

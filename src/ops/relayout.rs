@@ -1,0 +1,108 @@
+//! Reshard and cast: the same weights in other files or another dtype.
+
+use serde_json::json;
+
+use super::chat_vector::scale_of;
+use super::draft::{Derived, Draft, as_dtype};
+use super::filter::TensorFilter;
+use crate::checkpoint::{Checkpoint, locate, set_dtype};
+use crate::error::{Error, Result};
+use crate::format::Dtype;
+use crate::plan::{Part, Plan};
+
+/// Plans the same tensors in shards of at most `shard_size` data bytes, in file order. All bytes are copied.
+pub fn reshard(model: &Checkpoint, shard_size: u64) -> Result<Plan> {
+    let mut draft = Draft::new("reshard", &json!({ "shard_size": shard_size }));
+    draft.parent("model", model);
+    for (home, entry) in model.names_in_file_order() {
+        let stretches = locate(model, &entry.name)
+            .map(|(_, s)| s)
+            .unwrap_or_default();
+        let parts = draft
+            .slices("model", &stretches)
+            .into_iter()
+            .map(Part::Copy)
+            .collect();
+        draft.push(
+            home,
+            &entry.name,
+            entry.dtype.clone(),
+            entry.shape.clone(),
+            parts,
+        );
+    }
+    draft.finish(Derived {
+        shard_size: Some(shard_size),
+        ..Derived::from(model, "model")
+    })
+}
+
+/// What to cast.
+#[derive(Clone, Debug)]
+pub struct Cast {
+    /// The float dtype to cast to.
+    pub dtype: Dtype,
+    /// Which tensors; all floats by default.
+    pub filter: TensorFilter,
+    /// Data bytes of a shard, to lay the output out anew.
+    pub shard_size: Option<u64>,
+}
+
+/// Plans the same tensors with every selected float in another dtype, rounded once to nearest even.
+///
+/// # Errors
+/// Quantised weights: their codes mean nothing without the scales.
+pub fn cast(model: &Checkpoint, request: &Cast) -> Result<Plan> {
+    request.filter.check(model)?;
+    let parameters = json!({
+        "dtype": request.dtype, "filter": request.filter.describe(), "shard_size": request.shard_size,
+    });
+    let mut draft = Draft::new("cast", &parameters);
+    draft.parent("model", model);
+    let mut untouched = 0_u64;
+    for (home, entry) in model.names_in_file_order() {
+        let stretches = locate(model, &entry.name)
+            .map(|(_, s)| s)
+            .unwrap_or_default();
+        let slices = draft.slices("model", &stretches);
+        let chosen = request.filter.selects(&entry.name) && entry.dtype.is_float();
+        if chosen && entry.dtype != request.dtype {
+            if let Some(scale) = scale_of(model, &entry.name) {
+                return Err(quantised(&entry.name, &scale));
+            }
+        }
+        let dtype = if chosen {
+            request.dtype.clone()
+        } else {
+            entry.dtype.clone()
+        };
+        untouched += u64::from(!chosen);
+        let parts = slices
+            .into_iter()
+            .map(|slice| as_dtype(slice, &dtype))
+            .collect();
+        draft.push(home, &entry.name, dtype, entry.shape.clone(), parts);
+    }
+    if untouched > 0 {
+        draft.note(format!(
+            "{untouched} tensors keep their dtype (not floats, or not selected)"
+        ));
+    }
+    let mut derived = Derived {
+        shard_size: request.shard_size,
+        ..Derived::from(model, "model")
+    };
+    if let Some(config) = &mut derived.config {
+        set_dtype(config, &request.dtype);
+    }
+    draft.finish(derived)
+}
+
+/// Refuses arithmetic on codes.
+pub(super) fn quantised(name: &str, scale: &str) -> Error {
+    Error::Unsupported {
+        what: format!("tensor `{name}`"),
+        reason: format!("it is quantised: its values are codes times `{scale}`"),
+        hint: "use the unquantised checkpoint of the model".into(),
+    }
+}
