@@ -3,6 +3,8 @@
 mod device;
 mod float;
 mod reference;
+mod simd;
 
 pub use device::{BlendTile, Device, Health, Operand};
 pub use reference::Reference;
+pub use simd::Simd;

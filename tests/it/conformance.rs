@@ -2,7 +2,7 @@
 //!
 //! A new device joins by one test that calls [`conforms`].
 
-use elo_surgery::engine::{BlendTile, Device, Health, Operand, Reference};
+use elo_surgery::engine::{BlendTile, Device, Health, Operand, Reference, Simd};
 use elo_surgery::format::Dtype;
 use float8::{F8E4M3, F8E5M2};
 use half::{bf16, f16};
@@ -364,6 +364,13 @@ fn draw(
 #[test]
 fn reference() {
     conforms(&Reference);
+}
+
+#[test]
+fn simd() {
+    for device in Simd::levels() {
+        conforms(&device);
+    }
 }
 
 /// Converts with the `half` and `float8` crates. NaN is `None`.
