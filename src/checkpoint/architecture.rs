@@ -387,8 +387,9 @@ impl Anatomy {
         let behind = self.declared.map(|n| n..n.saturating_add(multi_token));
         for &index in &group.indices {
             let counted = behind.as_ref().is_some_and(|range| range.contains(&index));
-            // Layer 0 is never one: a lone Llama-like file must not lose its only layer.
-            if counted || (index > 0 && group.multi_token.contains(&index)) {
+            // Declared layers never are, and layer 0 never is.
+            let beyond = index >= self.declared.unwrap_or(1).max(1);
+            if counted || (beyond && group.multi_token.contains(&index)) {
                 self.multi_token.insert(index);
             } else {
                 self.present.insert(index);
@@ -663,3 +664,6 @@ fn names_module(name: &str, stem: &str) -> bool {
 fn in_multi_token_group(name: &str) -> bool {
     name.split('.').any(|c| MULTI_TOKEN_GROUPS.contains(&c))
 }
+
+#[cfg(test)]
+mod tests;

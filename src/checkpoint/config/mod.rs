@@ -229,7 +229,7 @@ impl Cut<'_> {
     fn refuse(&self, key: &str, reason: impl Into<String>) -> ConfigProblem {
         ConfigProblem::NotExpressible {
             key: self.scope.key(key),
-            value: shown(self.old.get(key).unwrap_or(&Value::Null)),
+            value: self.old.get(key).map_or("not set".to_owned(), shown),
             layers: self.kept.iter().map(|layer| layer + 1).collect(),
             reason: reason.into(),
         }
