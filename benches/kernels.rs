@@ -7,6 +7,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use elo_surgery::engine::statistics::{compare, non_finite};
 use elo_surgery::engine::{BlendTile, Device, Operand, Simd};
 use elo_surgery::format::Dtype;
 
@@ -43,6 +44,40 @@ fn main() {
             if name.contains(&filter) {
                 println!("{:6.1} GB/s  {name}", blend(&device, *base, terms, to));
             }
+        }
+    }
+    statistics(&filter);
+}
+
+/// The statistics run on the best instruction set.
+fn statistics(filter: &str) {
+    for dtype in [
+        Dtype::BF16,
+        Dtype::F16,
+        Dtype::F32,
+        Dtype::F64,
+        Dtype::F8E4M3,
+    ] {
+        let elements = TILE / usize::try_from(dtype.bytes().unwrap()).unwrap();
+        let (a, b) = (weights(&dtype, elements, 1), weights(&dtype, elements, 2));
+        let operand = |bytes| Operand {
+            dtype: &dtype,
+            bytes,
+        };
+        let (a, b) = (operand(a.as_slice()), operand(b.as_slice()));
+        let name = format!("non_finite {dtype}");
+        if name.contains(filter) {
+            let speed = fastest(TILE, || {
+                black_box(non_finite(black_box(a)));
+            });
+            println!("{speed:6.1} GB/s  {name}");
+        }
+        let name = format!("compare {dtype} {dtype}");
+        if name.contains(filter) {
+            let speed = fastest(2 * TILE, || {
+                black_box(compare(black_box(a), b));
+            });
+            println!("{speed:6.1} GB/s  {name}");
         }
     }
 }

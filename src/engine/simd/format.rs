@@ -196,3 +196,41 @@ eight_bits!(E4M3, |bits| bits & 0x7f == 0x7f);
 eight_bits!(E5M2, |bits| bits & 0x7c == 0x7c);
 eight_bits!(E4M3Fnuz, |bits| bits == 0x80);
 eight_bits!(E5M2Fnuz, |bits| bits == 0x80);
+
+/// Calls the body with the [`Format`] of a float; f64 never comes here.
+macro_rules! with_format {
+    ($float:expr, $half:expr, $format:ident => $body:expr) => {
+        match $float {
+            Float::F64 | Float::F32 => {
+                let $format = F32;
+                $body
+            }
+            Float::F16 => {
+                let $format = $half;
+                $body
+            }
+            Float::BF16 => {
+                let $format = BF16;
+                $body
+            }
+            Float::E4M3 => {
+                let $format = E4M3;
+                $body
+            }
+            Float::E5M2 => {
+                let $format = E5M2;
+                $body
+            }
+            Float::E4M3Fnuz => {
+                let $format = E4M3Fnuz;
+                $body
+            }
+            Float::E5M2Fnuz => {
+                let $format = E5M2Fnuz;
+                $body
+            }
+        }
+    };
+}
+
+pub(super) use with_format;
