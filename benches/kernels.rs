@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench kernels [FILTER]` prints GB/s, counted as bytes read and written.
 
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_precision_loss)]
 
 use std::hint::black_box;
@@ -42,7 +43,7 @@ fn main() {
             let base_mark = if base.is_some() { "base " } else { "" };
             let name = format!("{base_mark}{} -> {to}, {}", inputs.join(" "), device.name());
             if name.contains(&filter) {
-                println!("{:6.1} GB/s  {name}", blend(&device, *base, terms, to));
+                println!("{:6.1} GB/s  {name}", blend(device, *base, terms, to));
             }
         }
     }
@@ -83,7 +84,7 @@ fn statistics(filter: &str) {
 }
 
 /// GB/s of the fastest of several rounds.
-fn blend(device: &Simd, base: Option<&Dtype>, terms: &[&Dtype], to: &Dtype) -> f64 {
+fn blend(device: Simd, base: Option<&Dtype>, terms: &[&Dtype], to: &Dtype) -> f64 {
     let size = |dtype: &Dtype| usize::try_from(dtype.bytes().unwrap()).unwrap();
     let widest = base.into_iter().chain(terms.iter().copied()).chain([to]);
     let elements = TILE / widest.map(size).max().unwrap();

@@ -2,6 +2,11 @@
 //!
 //! A format may replace whole loops where the compiler cannot find the instruction by itself (`f16c`).
 
+#![expect(
+    clippy::inline_always,
+    reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
+)]
+
 use crate::engine::float::{
     Float, bf16_from_f32, bf16_to_f32, f8_from_f32, f8_table, f16_from_f32, f16_to_f32,
 };
@@ -61,8 +66,8 @@ pub(super) trait Format: Copy {
         let mut special = false;
         for i in 0..count {
             let mut sum = factors.weights[0] * self.widen(terms[0][i]);
-            for n in 1..N {
-                sum += factors.weights[n] * self.widen(terms[n][i]);
+            for (term, weight) in terms.iter().zip(&factors.weights).skip(1) {
+                sum += weight * self.widen(term[i]);
             }
             let bits = self.round(self.widen(base[i]) + factors.lambda * sum);
             special |= self.is_special(bits);

@@ -3,6 +3,11 @@
 //! The common shape (base and one or two terms, all of the output's dtype) is one loop that keeps everything in
 //! registers. Every other mix goes through blocks of f32 that stay in the L1 cache. f64 is left to the reference.
 
+#![expect(
+    clippy::inline_always,
+    reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
+)]
+
 #[cfg(target_arch = "x86_64")]
 mod f16c;
 mod format;

@@ -1,6 +1,11 @@
 //! The loops behind [`statistics`](crate::engine::statistics): counting and comparing.
 //!
-//! Lane `i` of eight sums the elements whose index is `i` modulo eight, on every instruction set.
+//! Lane `i` of sixteen sums the elements whose index is `i` modulo sixteen, on every instruction set.
+
+#![expect(
+    clippy::inline_always,
+    reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
+)]
 
 use super::format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Format, with_format};
 use super::level::Job;
@@ -9,16 +14,16 @@ use crate::engine::device::Values;
 use crate::engine::float::Float;
 use crate::engine::statistics::Comparison;
 
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 impl Simd {
     /// Counts `(NaNs, infinities)`.
-    pub(in crate::engine) fn non_finite(&self, values: &Values<'_>) -> (u64, u64) {
+    pub(in crate::engine) fn non_finite(self, values: &Values<'_>) -> (u64, u64) {
         self.level.run(Count(values))
     }
 
     /// Compares as many elements as both have.
-    pub(in crate::engine) fn compare(&self, a: &Values<'_>, b: &Values<'_>) -> Comparison {
+    pub(in crate::engine) fn compare(self, a: &Values<'_>, b: &Values<'_>) -> Comparison {
         self.level.run(Compare { a, b })
     }
 }
@@ -61,11 +66,14 @@ fn count<B: Copy>(
             any |= is_special(bits);
         }
         if any {
+            // At most a block's length; a check for overflow would keep the loop scalar.
+            let (mut special, mut nans) = (0_u32, 0_u32);
             for bits in block {
-                let (special, is_nan) = (is_special(bits), is_nan(bits));
-                nan += u64::from(is_nan);
-                infinite += u64::from(special & !is_nan);
+                special = special.wrapping_add(u32::from(is_special(bits)));
+                nans = nans.wrapping_add(u32::from(is_nan(bits)));
             }
+            nan += u64::from(nans);
+            infinite += u64::from(special - nans);
         }
     }
     (nan, infinite)
@@ -83,37 +91,33 @@ impl Job for Compare<'_> {
     fn run<H: Format<Bits = [u8; 2]>>(self, half: H) -> Comparison {
         let elements = |values: &Values<'_>| values.bytes.len() / values.float.size();
         let elements = elements(self.a).min(elements(self.b));
-        let double = self.a.float == Float::F64 || self.b.float == Float::F64;
         let mut sums = Sums::default();
-        let (mut a, mut b) = ([0.0_f32; BLOCK], [0.0_f32; BLOCK]);
-        let (mut wide_a, mut wide_b) = ([0.0_f64; BLOCK], [0.0_f64; BLOCK]);
+        let (mut a, mut b, mut single) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
         for start in (0..elements).step_by(BLOCK) {
             let count = BLOCK.min(elements - start);
-            let (run_a, run_b) = (self.a.run(start, count), self.b.run(start, count));
-            if double {
-                read_f64(half, &run_a, &mut a[..count], &mut wide_a[..count]);
-                read_f64(half, &run_b, &mut b[..count], &mut wide_b[..count]);
-                sums.add(&mut wide_a, &mut wide_b, count);
-            } else {
-                read_f32(half, &run_a, &mut a[..count]);
-                read_f32(half, &run_b, &mut b[..count]);
-                sums.add(&mut a, &mut b, count);
-            }
+            read(
+                half,
+                &self.a.run(start, count),
+                &mut single,
+                &mut a[..count],
+            );
+            read(
+                half,
+                &self.b.run(start, count),
+                &mut single,
+                &mut b[..count],
+            );
+            sums.add(&mut a, &mut b, count);
         }
         sums.comparison(elements as u64)
     }
 }
 
 #[inline(always)]
-fn read_f32<H: Format<Bits = [u8; 2]>>(half: H, values: &Values<'_>, out: &mut [f32]) {
-    with_format!(values.float, half, format => widen(format, values.bytes, out));
-}
-
-#[inline(always)]
-fn read_f64<H: Format<Bits = [u8; 2]>>(
+fn read<H: Format<Bits = [u8; 2]>>(
     half: H,
     values: &Values<'_>,
-    block: &mut [f32],
+    single: &mut [f32; BLOCK],
     out: &mut [f64],
 ) {
     if values.float == Float::F64 {
@@ -122,28 +126,10 @@ fn read_f64<H: Format<Bits = [u8; 2]>>(
         }
         return;
     }
-    read_f32(half, values, block);
-    for (value, out) in block.iter().zip(out) {
+    let single = &mut single[..out.len()];
+    with_format!(values.float, half, format => widen(format, values.bytes, single));
+    for (value, out) in single.iter().zip(out) {
         *out = f64::from(*value);
-    }
-}
-
-/// f32 or f64.
-trait Real: Copy + Default + PartialEq + Into<f64> {
-    fn finite(self) -> bool;
-}
-
-impl Real for f32 {
-    #[inline(always)]
-    fn finite(self) -> bool {
-        self.is_finite()
-    }
-}
-
-impl Real for f64 {
-    #[inline(always)]
-    fn finite(self) -> bool {
-        self.is_finite()
     }
 }
 
@@ -161,56 +147,44 @@ struct Sums {
 impl Sums {
     /// Adds the first `count` elements of two blocks. The blocks are changed: what is not finite becomes zero.
     #[inline(always)]
-    fn add<T: Real>(&mut self, a: &mut [T; BLOCK], b: &mut [T; BLOCK], count: usize) {
-        let (mut equal, mut special) = (0_u32, 0_u32);
+    fn add(&mut self, a: &mut [f64; BLOCK], b: &mut [f64; BLOCK], count: usize) {
+        let (mut equal, mut special) = (0_u64, 0_u64);
+        // At most a block's length; a check for overflow would keep the loop scalar.
         for (x, y) in a[..count].iter().zip(&b[..count]) {
-            equal += u32::from(x == y);
-            special += u32::from(!x.finite() | !y.finite());
+            equal = equal.wrapping_add(u64::from(same(*x, *y)));
+            special = special.wrapping_add(u64::from(!x.is_finite() | !y.is_finite()));
         }
         if special > 0 {
             for (x, y) in a[..count].iter_mut().zip(&mut b[..count]) {
-                #[expect(clippy::eq_op, reason = "only NaN differs from itself")]
-                let both_nan = (*x != *x) & (*y != *y);
-                equal += u32::from(both_nan);
-                if !x.finite() | !y.finite() {
-                    (*x, *y) = (T::default(), T::default());
+                equal = equal.wrapping_add(u64::from(x.is_nan() & y.is_nan()));
+                if !x.is_finite() | !y.is_finite() {
+                    (*x, *y) = (0.0, 0.0);
                 }
             }
         }
-        self.equal += u64::from(equal);
-        self.non_finite += u64::from(special);
+        self.equal += equal;
+        self.non_finite += special;
         // Zeros up to the last lane change no sum.
         let whole = count.next_multiple_of(LANES);
-        a[count..whole].fill(T::default());
-        b[count..whole].fill(T::default());
-        self.accumulate(a[..whole].as_chunks().0, b[..whole].as_chunks().0);
-    }
-
-    #[inline(always)]
-    fn accumulate<T: Real>(&mut self, a: &[[T; LANES]], b: &[[T; LANES]]) {
-        let (mut squares_a, mut squares_b) = (self.squares_a, self.squares_b);
-        let (mut dot, mut squares_difference) = (self.dot, self.squares_difference);
-        let mut largest = self.largest;
-        for (a, b) in a.iter().zip(b) {
-            for lane in 0..LANES {
-                let (a, b): (f64, f64) = (a[lane].into(), b[lane].into());
-                let difference = b - a;
-                let magnitude = difference.abs();
-                squares_a[lane] += a * a;
-                squares_b[lane] += b * b;
-                dot[lane] += a * b;
-                squares_difference[lane] += difference * difference;
-                // Not `f64::max`: its care for NaN, which cannot be here, costs instructions.
-                largest[lane] = if magnitude > largest[lane] {
-                    magnitude
-                } else {
-                    largest[lane]
-                };
+        a[count..whole].fill(0.0);
+        b[count..whole].fill(0.0);
+        let (a, b) = (a[..whole].as_chunks().0, b[..whole].as_chunks().0);
+        // One loop a sum: together they need more registers than there are.
+        each(&mut self.squares_a, a, b, |sum, a, _| sum + a * a);
+        each(&mut self.squares_b, a, b, |sum, _, b| sum + b * b);
+        each(&mut self.dot, a, b, |sum, a, b| sum + a * b);
+        each(&mut self.squares_difference, a, b, |sum, a, b| {
+            sum + (b - a) * (b - a)
+        });
+        // Not `f64::max`: its care for NaN, which cannot be here, costs instructions.
+        each(&mut self.largest, a, b, |largest, a, b| {
+            let magnitude = (b - a).abs();
+            if magnitude > largest {
+                magnitude
+            } else {
+                largest
             }
-        }
-        (self.squares_a, self.squares_b) = (squares_a, squares_b);
-        (self.dot, self.squares_difference) = (dot, squares_difference);
-        self.largest = largest;
+        });
     }
 
     fn comparison(&self, elements: u64) -> Comparison {
@@ -227,7 +201,36 @@ impl Sums {
     }
 }
 
-/// Neighbours first.
-fn tree([a, b, c, d, e, f, g, h]: [f64; LANES]) -> f64 {
-    ((a + b) + (c + d)) + ((e + f) + (g + h))
+#[inline(always)]
+#[expect(clippy::float_cmp, reason = "equal is what is asked")]
+fn same(a: f64, b: f64) -> bool {
+    a == b
+}
+
+#[inline(always)]
+fn each(
+    lanes: &mut [f64; LANES],
+    a: &[[f64; LANES]],
+    b: &[[f64; LANES]],
+    update: impl Fn(f64, f64, f64) -> f64,
+) {
+    let mut sums = *lanes;
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] = update(sums[lane], a[lane], b[lane]);
+        }
+    }
+    *lanes = sums;
+}
+
+/// Halves onto each other until one is left.
+fn tree(mut lanes: [f64; LANES]) -> f64 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
