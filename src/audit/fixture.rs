@@ -134,4 +134,10 @@ impl Fixture {
     pub(super) fn open(&self) -> Checkpoint {
         Checkpoint::open(self.write(0)).unwrap()
     }
+
+    /// Opens it and keeps the directory for as long as the checkpoint.
+    pub(super) fn open_kept(self) -> (Self, Checkpoint) {
+        let opened = self.open();
+        (self, opened)
+    }
 }

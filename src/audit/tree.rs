@@ -93,19 +93,15 @@ fn headline(inspection: &Inspection) -> String {
 }
 
 fn vocabulary(inspection: &Inspection) -> String {
-    let rows = inspection.vocabulary.rows;
-    let head = if inspection.tied {
-        "tied to the embedding"
-    } else {
-        "its own"
-    };
     let has_head = inspection.groups.iter().any(|g| g.kind == GroupKind::Head);
-    match rows {
-        Some(rows) if has_head || inspection.tied => {
-            format!("vocabulary {} · head {head}", Grouped(rows))
-        }
-        Some(rows) => format!("vocabulary {} · no head", Grouped(rows)),
-        None => "no embedding".to_owned(),
+    let head = match (has_head, inspection.tied) {
+        (true, _) => "untied head",
+        (false, true) => "head tied to the embedding",
+        (false, false) => "no head",
+    };
+    match inspection.vocabulary.rows {
+        Some(rows) => format!("vocabulary {} · {head}", Grouped(rows)),
+        None => format!("no embedding · {head}"),
     }
 }
 
@@ -355,15 +351,15 @@ mod tests {
         let expected = "\
 tiny
 llama · 4 layers · 244 parameters · 976 B · F32
-vocabulary 8 · head its own
+vocabulary 8 · untied head
 
-├─ embedding                    model.embed_tokens.weight  F32 [8, 4]      128 B
-├─ layers 1-4                   3 tensors                              4 x 176 B
-│  ├─ input_layernorm.weight    F32 [4]                                     16 B
-│  ├─ mlp.down_proj.weight      F32 [4, 6]                                  96 B
-│  └─ self_attn.q_proj.weight   F32 [4, 4]                                  64 B
-├─ final norm                   model.norm.weight  F32 [4]                  16 B
-└─ head                         lm_head.weight  F32 [8, 4]                 128 B
+├─ embedding                   model.embed_tokens.weight  F32 [8, 4]      128 B
+├─ layers 1-4                  3 tensors                              4 x 176 B
+│  ├─ input_layernorm.weight   F32 [4]                                     16 B
+│  ├─ mlp.down_proj.weight     F32 [4, 6]                                  96 B
+│  └─ self_attn.q_proj.weight  F32 [4, 4]                                  64 B
+├─ final norm                  model.norm.weight  F32 [4]                  16 B
+└─ head                        lm_head.weight  F32 [8, 4]                 128 B
 ";
         assert!(text.starts_with(expected), "{text}");
     }
