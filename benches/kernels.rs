@@ -2,11 +2,13 @@
 //!
 //! `cargo bench --bench kernels [FILTER]` prints GB/s, counted as bytes read and written.
 
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_precision_loss)]
 
 use std::hint::black_box;
 use std::time::Instant;
 
+use elo_surgery::engine::statistics::{compare, non_finite};
 use elo_surgery::engine::{BlendTile, Device, Operand, Simd};
 use elo_surgery::format::Dtype;
 
@@ -41,14 +43,48 @@ fn main() {
             let base_mark = if base.is_some() { "base " } else { "" };
             let name = format!("{base_mark}{} -> {to}, {}", inputs.join(" "), device.name());
             if name.contains(&filter) {
-                println!("{:6.1} GB/s  {name}", blend(&device, *base, terms, to));
+                println!("{:6.1} GB/s  {name}", blend(device, *base, terms, to));
             }
+        }
+    }
+    statistics(&filter);
+}
+
+/// The statistics run on the best instruction set.
+fn statistics(filter: &str) {
+    for dtype in [
+        Dtype::BF16,
+        Dtype::F16,
+        Dtype::F32,
+        Dtype::F64,
+        Dtype::F8E4M3,
+    ] {
+        let elements = TILE / usize::try_from(dtype.bytes().unwrap()).unwrap();
+        let (a, b) = (weights(&dtype, elements, 1), weights(&dtype, elements, 2));
+        let operand = |bytes| Operand {
+            dtype: &dtype,
+            bytes,
+        };
+        let (a, b) = (operand(a.as_slice()), operand(b.as_slice()));
+        let name = format!("non_finite {dtype}");
+        if name.contains(filter) {
+            let speed = fastest(TILE, || {
+                black_box(non_finite(black_box(a)));
+            });
+            println!("{speed:6.1} GB/s  {name}");
+        }
+        let name = format!("compare {dtype} {dtype}");
+        if name.contains(filter) {
+            let speed = fastest(2 * TILE, || {
+                black_box(compare(black_box(a), b));
+            });
+            println!("{speed:6.1} GB/s  {name}");
         }
     }
 }
 
 /// GB/s of the fastest of several rounds.
-fn blend(device: &Simd, base: Option<&Dtype>, terms: &[&Dtype], to: &Dtype) -> f64 {
+fn blend(device: Simd, base: Option<&Dtype>, terms: &[&Dtype], to: &Dtype) -> f64 {
     let size = |dtype: &Dtype| usize::try_from(dtype.bytes().unwrap()).unwrap();
     let widest = base.into_iter().chain(terms.iter().copied()).chain([to]);
     let elements = TILE / widest.map(size).max().unwrap();

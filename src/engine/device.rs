@@ -77,7 +77,7 @@ pub(super) struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    fn new(operand: &Operand<'a>) -> Result<Self> {
+    pub(super) fn new(operand: &Operand<'a>) -> Result<Self> {
         let Operand { dtype, bytes } = *operand;
         let float = Float::of(dtype).ok_or_else(|| not_a_float(dtype))?;
         Ok(Self { float, bytes })
