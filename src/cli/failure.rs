@@ -24,6 +24,8 @@ pub(super) enum Failure {
     },
     /// Whoever reads our output has seen enough.
     Pipe,
+    /// What was found, already told in full, ends the command with this status.
+    Told(u8),
     /// A bug, already reported.
     Panicked,
 }
@@ -52,6 +54,7 @@ impl Failure {
         match self {
             Self::Refused { error, .. } => error.exit_code(),
             Self::Pipe => 0,
+            Self::Told(code) => *code,
             Self::Panicked => 1,
         }
     }
@@ -75,7 +78,7 @@ impl Failure {
     pub(super) fn hint(&self) -> Option<String> {
         match self {
             Self::Refused { error, hint, .. } => hint.clone().or_else(|| error.hint()),
-            Self::Pipe | Self::Panicked => None,
+            Self::Pipe | Self::Told(_) | Self::Panicked => None,
         }
     }
 }

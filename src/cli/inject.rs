@@ -1,15 +1,19 @@
 //! `inject`: put trained layers back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::json;
 
 use super::arguments::{Opening, ShardSize};
 use super::failure::{Failure, Origins};
+use super::progress::Watcher;
 use super::project::{Project, Stage, missing};
 use super::session::Session;
-use super::surgery::{How, Surgical};
+use super::surgery::{How, Planned, Surgical, watch};
+use super::{process, summary};
 use crate::checkpoint::{Checkpoint, LayerSelector};
+use crate::engine;
 use crate::ops;
 use crate::plan::Plan;
 
@@ -40,7 +44,9 @@ pub(super) struct Inject {
     #[arg(long, requires = "into", conflicts_with_all = ["out", "overwrite", "shard_size", "link"])]
     in_place: bool,
     /// Restore a model whose in-place change was interrupted
-    #[arg(long, value_name = "MODEL", exclusive = true)]
+    #[arg(long, value_name = "MODEL", conflicts_with_all = [
+        "part", "into", "layers", "all", "in_place", "out", "overwrite", "dry_run", "shard_size",
+    ])]
     undo: Option<PathBuf>,
     #[command(flatten)]
     shard_size: ShardSize,
@@ -50,9 +56,45 @@ pub(super) struct Inject {
     how: How,
 }
 
-/// Runs one of the three forms.
+/// Runs one of the three forms: a new model, a change in place, or its undoing.
 pub(super) fn run(verb: &Inject, session: &Session) -> Result<(), Failure> {
-    verb.run(session)
+    match (&verb.undo, &verb.into) {
+        (Some(root), _) => undo(root, session),
+        (None, Some(root)) if verb.in_place => in_place(verb, root, session),
+        _ => verb.run(session),
+    }
+}
+
+fn undo(root: &Path, session: &Session) -> Result<(), Failure> {
+    let mut origins = Origins::default();
+    origins.flag("--undo", root);
+    let watcher = Watcher::new(session, process::cancellation());
+    let undone = engine::undo(root, &watcher);
+    watcher.finish();
+    let undone = undone.map_err(|error| origins.explain(error.into()))?;
+    if session.json {
+        let out = root.to_string_lossy();
+        return session.print_json(&json!({ "command": "undo", "out": out, "undone": undone }));
+    }
+    session.say(&if undone {
+        format!("undo: `{}` is as it was before", root.display())
+    } else {
+        format!("undo: `{}` holds no interrupted change", root.display())
+    });
+    Ok(())
+}
+
+fn in_place(verb: &Inject, root: &Path, session: &Session) -> Result<(), Failure> {
+    verb.how.check_device(session)?;
+    let Planned { plan, origins, .. } = verb.planned(session)?;
+    let budget = verb.how.budget(&plan)?;
+    if verb.how.dry_run {
+        return summary::dry_run(&plan, root, true, budget, session);
+    }
+    let execution = verb.how.execution(root.to_owned(), budget);
+    watch(&plan, &origins, session, |watcher| {
+        engine::inject_in_place(&plan, root, &execution, watcher)
+    })
 }
 
 impl Surgical for Inject {
@@ -73,11 +115,10 @@ impl Surgical for Inject {
         let into = self.into(project, origins)?;
         let out = Stage::Inject.output(self.how.out.as_ref(), project, origins);
         let part = session.open(&part, &self.opening)?;
-        let into = self
-            .opening
-            .options()
-            .allow_unfinished(self.in_place)
-            .open(&into)?;
+        let into = Session::open_with(
+            self.opening.options().allow_unfinished(self.in_place),
+            &into,
+        )?;
         let request = ops::Inject {
             layers: self.layers(&part, project, session, origins)?,
             all: self.all,

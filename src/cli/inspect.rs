@@ -3,18 +3,20 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
 
 use super::arguments::Opening;
 use super::failure::{Failure, Origins};
 use super::session::Session;
-use super::units::{counted, size};
+use crate::audit::{TreeOptions, inspect, render_tensors, render_tree};
+use crate::error::Error;
 
 /// Show what a model is made of, from its headers and config
+///
+/// Equal layers are folded. No tensor data is read.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   elo-surgery inspect llama-8b
-  elo-surgery inspect llama-8b --tensors
+  elo-surgery inspect llama-8b --tensors | grep mlp
   elo-surgery inspect llama-8b --json | jq .parameters.total")]
 pub(super) struct Inspect {
     /// Model directory or `.safetensors` file
@@ -33,14 +35,19 @@ pub(super) fn run(arguments: &Inspect, session: &Session) -> Result<(), Failure>
     let model = session
         .open(&arguments.model, &arguments.opening)
         .map_err(|failure| origins.explain(failure))?;
+    let inspection = inspect(&model);
     if session.json {
-        return session.print_json(&json!({ "name": model.name(), "layers": model.layers() }));
+        let mut object = serde_json::to_value(&inspection).map_err(|e| Error::Json {
+            path: arguments.model.clone(),
+            message: e.to_string(),
+        })?;
+        if let (false, Some(fields)) = (arguments.tensors, object.as_object_mut()) {
+            fields.remove("tensors");
+        }
+        return session.print_json(&object);
     }
-    session.print(&format!(
-        "{}: {}, {}, {}\n",
-        model.name(),
-        counted(model.layers(), "layer"),
-        counted(model.tensors().len() as u64, "tensor"),
-        size(model.data_bytes())
-    ))
+    if arguments.tensors {
+        return session.print(&render_tensors(&inspection));
+    }
+    session.print(&render_tree(&inspection, TreeOptions::default()))
 }

@@ -24,6 +24,7 @@ mod session;
 mod summary;
 mod surgery;
 mod units;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -88,6 +89,7 @@ enum Command {
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
+    Verify(verify::Verify),
     Plan(plan::Plan),
     Apply(apply::Apply),
     Init(init::Init),
@@ -130,6 +132,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),
+        Command::Verify(verb) => verify::run(verb, session),
         Command::Plan(verb) => plan::run(verb, session),
         Command::Apply(verb) => verb.run(session),
         Command::Init(verb) => init::run(verb, session),

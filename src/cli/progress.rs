@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::process::is_cancelled;
 use super::session::Session;
+use crate::audit::ReadObserver;
 use crate::engine::{Observer, Progress};
 
 /// Least time between two updates of a bar.
@@ -24,6 +25,9 @@ pub(super) struct Watcher<'a> {
     started: Instant,
     /// When the next update is due, in milliseconds since the start.
     due: AtomicU64,
+    /// Bytes read so far and in all, where a reading is watched.
+    read: AtomicU64,
+    to_read: AtomicU64,
 }
 
 impl<'a> Watcher<'a> {
@@ -34,6 +38,8 @@ impl<'a> Watcher<'a> {
             bar: session.has_bar().then(bar),
             started: Instant::now(),
             due: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            to_read: AtomicU64::new(0),
         }
     }
 
@@ -54,6 +60,23 @@ impl<'a> Watcher<'a> {
                 .compare_exchange(due, to, Ordering::Relaxed, Ordering::Relaxed)
         };
         now >= due && swap(next).is_ok()
+    }
+}
+
+impl ReadObserver for Watcher<'_> {
+    fn begin(&self, total_bytes: u64) {
+        self.to_read.store(total_bytes, Ordering::Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        let done = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let total = self.to_read.load(Ordering::Relaxed);
+        let shard = "";
+        self.progress(Progress { done, total, shard });
+    }
+
+    fn is_interrupted(&self) -> bool {
+        is_cancelled(&self.cancelled)
     }
 }
 

@@ -47,6 +47,14 @@ pub(super) enum Stage {
 }
 
 impl Stage {
+    const ALL: [Self; 5] = [
+        Self::Extract,
+        Self::Pretrain,
+        Self::Inject,
+        Self::Align,
+        Self::ChatVector,
+    ];
+
     /// Its model inside the project's output directory.
     fn model(self) -> &'static str {
         match self {
@@ -196,6 +204,13 @@ impl Project {
     /// Where a stage's model is, or will be.
     pub(super) fn stage(&self, stage: Stage) -> PathBuf {
         self.out.join(stage.model())
+    }
+
+    /// The directories of the stages that have written something.
+    pub(super) fn stage_directories(&self) -> impl Iterator<Item = PathBuf> {
+        let directory = |stage| Some(self.stage(stage).parent()?.to_owned());
+        let stages = Stage::ALL.into_iter().filter_map(directory);
+        stages.filter(|directory| directory.is_dir())
     }
 
     /// A stage's model, if it is there.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::arguments::Opening;
 use super::failure::Failure;
 use super::project::Project;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::{Error, printable};
 
 /// How this run talks.
@@ -138,8 +138,14 @@ impl Session {
     }
 
     /// Opens a checkpoint that the user named.
+    #[expect(clippy::unused_self, reason = "opening is what a session does")]
     pub(super) fn open(&self, path: &Path, opening: &Opening) -> Result<Checkpoint, Failure> {
-        let checkpoint = opening.options().open(path);
+        Self::open_with(opening.options(), path)
+    }
+
+    /// Opens a checkpoint with options of its own.
+    pub(super) fn open_with(options: OpenOptions, path: &Path) -> Result<Checkpoint, Failure> {
+        let checkpoint = options.open(path);
         checkpoint.map_err(|error| missing_model(path, error))
     }
 

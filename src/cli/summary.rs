@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::session::Session;
-use super::surgery::{Budget, How};
+use super::surgery::Budget;
 use super::units::{counted, size};
 use crate::engine::Report;
 use crate::error::printable;
@@ -56,7 +56,7 @@ pub(super) fn lines(plan: &Plan) -> Vec<String> {
 pub(super) fn dry_run(
     plan: &Plan,
     out: &Path,
-    how: &How,
+    replaces: bool,
     budget: Budget,
     session: &Session,
 ) -> Result<(), Failure> {
@@ -87,7 +87,7 @@ pub(super) fn dry_run(
     ));
     session.print(&text)?;
     notes(&plan.notes, session);
-    if exists && !how.overwrite {
+    if exists && !replaces {
         session.warn(&format!(
             "`{}` already exists: the run needs `--overwrite` or another `--out`",
             out.display()
@@ -109,6 +109,15 @@ pub(super) fn done(
     }
     let seconds = time.as_secs_f64();
     let bytes = report.written + report.shared;
+    session.detail(&format!("device: {}", report.device));
+    if bytes == 0 && report.resumed > 0 {
+        let out = report.out.display();
+        session.say(&format!(
+            "{}: `{out}` is complete already",
+            plan.operation.verb
+        ));
+        return Ok(());
+    }
     let mut line = format!(
         "{}: `{}`, {} in {seconds:.1} s",
         plan.operation.verb,

@@ -13,9 +13,9 @@ use super::progress::Watcher;
 use super::session::Session;
 use super::units::{parse_size, size};
 use super::{process, summary};
-use crate::engine::{Execution, Link, execute};
+use crate::engine::{Execution, Link, Observer, Report, execute};
 use crate::error::Error;
-use crate::plan::{Part, Plan};
+use crate::plan::Plan;
 
 /// Smallest tile the engine takes.
 const SMALLEST_TILE: u64 = 64 << 10;
@@ -166,8 +166,8 @@ impl How {
 
     /// Threads and tile within the bounds of `--memory`.
     ///
-    /// A thread holds a tile of each operand, the sums in f32 (twice a bf16 tile) and the output's tile. Smaller tiles are
-    /// tried before fewer threads: they cost less speed.
+    /// A thread holds the output's tile, one more for its edges, and what each operand takes for a tile. Smaller tiles
+    /// are tried before fewer threads: they cost less speed.
     pub(super) fn budget(&self, plan: &Plan) -> Result<Budget, Failure> {
         let cores = available_parallelism().map_or(1, usize::from);
         let mut threads = if self.threads == 0 {
@@ -176,7 +176,7 @@ impl How {
             self.threads.into()
         };
         let mut tile = self.tile.unwrap_or(Execution::TILE);
-        let buffers = operands(plan) + 3;
+        let buffers = operands(plan) + 2;
         let bytes = |threads: usize, tile: u64| {
             (threads as u64)
                 .saturating_mul(tile)
@@ -224,14 +224,18 @@ impl How {
     }
 }
 
-/// The most operands any output element is computed from.
+/// The most that the operands of any output tile take, in tiles.
 fn operands(plan: &Plan) -> u64 {
-    let parts = plan.tensors.iter().flat_map(|tensor| &tensor.parts);
-    let counts = parts.map(|part| match part {
-        Part::Copy(_) => 1,
-        other => other.slices().len() as u64,
+    let tensors = plan.tensors.iter();
+    let takes = tensors.flat_map(|tensor| {
+        let own = tensor.dtype.bytes().unwrap_or(1);
+        tensor.parts.iter().map(move |part| {
+            let slices = part.slices();
+            let widths = slices.iter().filter_map(|slice| slice.dtype.bytes());
+            widths.map(|width| width.div_ceil(own)).sum::<u64>()
+        })
     });
-    counts.max().unwrap_or(0)
+    takes.max().unwrap_or(0)
 }
 
 /// Carries a plan out, or shows it.
@@ -251,12 +255,24 @@ pub(super) fn carry_out(
     };
     let budget = how.budget(plan)?;
     if how.dry_run {
-        return summary::dry_run(plan, out, how, budget, session);
+        return summary::dry_run(plan, out, how.overwrite, budget, session);
     }
     let execution = how.execution(out.clone(), budget);
+    watch(plan, origins, session, |watcher| {
+        execute(plan, &execution, watcher)
+    })
+}
+
+/// Watches the engine at work on a plan and tells what came of it.
+pub(super) fn watch(
+    plan: &Plan,
+    origins: &Origins,
+    session: &Session,
+    work: impl FnOnce(&dyn Observer) -> Result<Report, Error>,
+) -> Result<(), Failure> {
     let watcher = Watcher::new(session, process::cancellation());
     let started = Instant::now();
-    let report = execute(plan, &execution, &watcher);
+    let report = work(&watcher);
     watcher.finish();
     let report = report.map_err(|error| origins.explain(error.into()))?;
     summary::done(plan, &report, started.elapsed(), session)
