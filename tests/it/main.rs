@@ -1,3 +1,8 @@
 //! The integration tests: one binary, one module a subject.
 
 mod floors;
+#[cfg(feature = "cli")]
+mod golden;
+#[cfg(feature = "cli")]
+mod hostile;
+mod support;
