@@ -1,82 +1,669 @@
-//! Stand-in until the table lands.
+//! What the tensors of a checkpoint are for: decoder layer, embedding, head, and so on.
+//!
+//! A table of naming schemes ([`SCHEMES`]) and of families that use them ([`FAMILIES`]) is tried
+//! first; a family it does not know is inferred from the numbered group that looks like decoder
+//! layers. Reads names and `config.json` values only, never files.
+
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Map, Value};
 
-use super::ConfigProblem;
+use super::config::{ConfigProblem, Scope, text_scopes, whole_number};
 
-/// What a tensor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// l
+    /// Belongs to this decoder layer, counted from 0.
     Layer(u64),
-    /// e
+    /// The token embedding: one row a token.
     Embedding,
-    /// p
+    /// A learned position embedding: one row a position.
     PositionEmbedding,
-    /// n
+    /// The norm after the last decoder layer, with its bias.
     FinalNorm,
-    /// h
+    /// The language-model head, with its bias: one row a token. Absent when tied to the embedding.
     Head,
-    /// m
+    /// A multi-token-prediction (speculative) layer, which is not part of the decoder stack.
     MultiToken,
-    /// o
+    /// Anything else: vision towers, projectors, rotary buffers.
     Other,
 }
 
-/// Anatomy.
-#[derive(Clone, Debug)]
+impl Role {
+    /// Whether dimension 0 counts the vocabulary.
+    pub fn is_vocabulary(self) -> bool {
+        matches!(self, Self::Embedding | Self::Head)
+    }
+}
+
+/// How one lineage of models names its tensors. `layers`, `embedding`, `position` and `norm` follow
+/// `root`; the root may be missing (files saved from the base model) and may be wrapped by one of
+/// [`WRAPPERS`]. `head` stands beside the root.
+struct Scheme {
+    root: &'static str,
+    layers: &'static str,
+    embedding: &'static [&'static str],
+    position: &'static [&'static str],
+    norm: &'static [&'static str],
+    head: &'static [&'static str],
+}
+
+/// Llama and nearly everything since.
+const LLAMA: Scheme = Scheme {
+    root: "model.",
+    layers: "layers.",
+    embedding: &["embed_tokens"],
+    position: &[],
+    norm: &["norm", "final_layernorm"],
+    head: &["lm_head"],
+};
+/// GPT-2 and its descendants (GPT-J, GPT-Neo, GPT-BigCode, Exaone 3).
+const GPT2: Scheme = Scheme {
+    root: "transformer.",
+    layers: "h.",
+    embedding: &["wte"],
+    position: &["wpe"],
+    norm: &["ln_f"],
+    head: &["lm_head"],
+};
+/// GPT-NeoX and Pythia.
+const NEOX: Scheme = Scheme {
+    root: "gpt_neox.",
+    layers: "layers.",
+    embedding: &["embed_in"],
+    position: &[],
+    norm: &["final_layer_norm"],
+    head: &["embed_out"],
+};
+/// Falcon and BLOOM.
+const FALCON: Scheme = Scheme {
+    root: "transformer.",
+    layers: "h.",
+    embedding: &["word_embeddings"],
+    position: &[],
+    norm: &["ln_f"],
+    head: &["lm_head"],
+};
+/// MPT and DBRX.
+const MPT: Scheme = Scheme {
+    root: "transformer.",
+    layers: "blocks.",
+    embedding: &["wte"],
+    position: &["wpe"],
+    norm: &["norm_f"],
+    head: &["lm_head"],
+};
+/// OPT.
+const OPT: Scheme = Scheme {
+    root: "model.decoder.",
+    layers: "layers.",
+    embedding: &["embed_tokens"],
+    position: &["embed_positions"],
+    norm: &["final_layer_norm"],
+    head: &["lm_head"],
+};
+/// InternLM2.
+const INTERNLM2: Scheme = Scheme {
+    root: "model.",
+    layers: "layers.",
+    embedding: &["tok_embeddings"],
+    position: &[],
+    norm: &["norm"],
+    head: &["output"],
+};
+/// ChatGLM 2 to 4 in their first layout.
+const CHATGLM: Scheme = Scheme {
+    root: "transformer.",
+    layers: "encoder.layers.",
+    embedding: &["embedding.word_embeddings"],
+    position: &[],
+    norm: &["encoder.final_layernorm"],
+    head: &["output_layer", "transformer.output_layer"],
+};
+/// Mamba, Nemotron-H and other state-space hybrids.
+const MAMBA: Scheme = Scheme {
+    root: "backbone.",
+    layers: "layers.",
+    embedding: &["embeddings", "embedding"],
+    position: &[],
+    norm: &["norm_f"],
+    head: &["lm_head"],
+};
+
+/// Every scheme, in the order in which a checkpoint without a known family tries them.
+const SCHEMES: &[&Scheme] = &[
+    &LLAMA, &GPT2, &NEOX, &FALCON, &MPT, &OPT, &INTERNLM2, &CHATGLM, &MAMBA,
+];
+
+/// One row a family: the `model_type`s of its text model, its scheme, and the config key that
+/// counts its layers when the config names none. Add a row to teach a family.
+const FAMILIES: &[(&[&str], &Scheme, &str)] = &[
+    (
+        &["llama", "mistral", "mixtral", "ministral", "mistral3"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["qwen3", "qwen3_moe", "qwen3_next"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["qwen3_vl_text", "qwen3_vl_moe_text"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["qwen3_5_text", "qwen3_5_moe_text"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["gemma", "gemma2", "gemma3", "gemma3_text"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["gemma3n_text", "gemma4_text", "vaultgemma"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (&["phi", "phi3", "phimoe"], &LLAMA, "num_hidden_layers"),
+    (
+        &["cohere", "cohere2", "cohere2_moe"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["olmo", "olmo2", "olmo3", "olmoe"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["stablelm", "starcoder2", "smollm3"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &[
+            "gpt_oss",
+            "glm",
+            "glm4",
+            "glm4_moe",
+            "granite",
+            "granitemoe",
+        ],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["exaone4", "exaone_moe", "llama4_text", "mllama_text_model"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &[
+            "minicpm",
+            "minicpm3",
+            "seed_oss",
+            "ernie4_5",
+            "ernie4_5_moe",
+        ],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (
+        &["afmoe", "dots1", "lfm2", "lfm2_moe", "jamba", "bamba"],
+        &LLAMA,
+        "num_hidden_layers",
+    ),
+    (&["gpt2", "gptj", "gpt_bigcode"], &GPT2, "n_layer"),
+    (&["gpt_neo", "exaone"], &GPT2, "num_layers"),
+    (
+        &["gpt_neox", "gpt_neox_japanese"],
+        &NEOX,
+        "num_hidden_layers",
+    ),
+    (
+        &["falcon", "RefinedWeb", "RefinedWebModel"],
+        &FALCON,
+        "num_hidden_layers",
+    ),
+    (&["bloom"], &FALCON, "n_layer"),
+    (&["mpt", "dbrx"], &MPT, "n_layers"),
+    (&["opt"], &OPT, "num_hidden_layers"),
+    (&["internlm2"], &INTERNLM2, "num_hidden_layers"),
+    (&["chatglm"], &CHATGLM, "num_layers"),
+    (
+        &["mamba", "mamba2", "nemotron_h"],
+        &MAMBA,
+        "num_hidden_layers",
+    ),
+];
+
+/// What multimodal and other compound models put before the text model's names.
+const WRAPPERS: &[&str] = &[
+    "",
+    "model.language_model.",
+    "language_model.",
+    "model.text_model.",
+    "text_model.",
+    "thinker.",
+    "model.llm.",
+    "llm.",
+    "model.",
+];
+
+/// Components that mark a group of layers as something other than the decoder.
+const TOWERS: &[&str] = &[
+    "vision",
+    "visual",
+    "audio",
+    "vit",
+    "image",
+    "speech",
+    "encoder",
+    "projector",
+    "talker",
+    "token2wav",
+    "code2wav",
+    "resampler",
+    "connector",
+    "experts",
+    "mtp",
+];
+
+/// Last components of a layer prefix that decoders use.
+const LAYER_WORDS: &[&str] = &["layers", "h", "blocks", "block", "layer"];
+
+/// Names that mark multi-token-prediction layers kept at the end of the decoder's numbering.
+const MULTI_TOKEN_SUFFIXES: &[&str] = &[
+    "eh_proj.",
+    "enorm.",
+    "hnorm.",
+    "shared_head.",
+    "embed_tokens.",
+];
+
+/// Components that hold multi-token-prediction layers of their own.
+const MULTI_TOKEN_GROUPS: &[&str] = &["mtp", "mtp_layers", "mtp_block"];
+
+/// The config keys that count multi-token-prediction layers.
+pub(super) const MULTI_TOKEN_KEYS: &[&str] = &[
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "mtp_num_hidden_layers",
+];
+
+/// The config keys that count decoder layers.
+pub(super) const COUNT_KEYS: &[&str] = &[
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "n_layers",
+    "num_transformer_layers",
+];
+
+/// How a checkpoint is built: where its decoder layers are and how many it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anatomy {
-    /// f
+    /// The text model's `model_type`, or `unknown` without a config.
     pub family: String,
-    /// p
+    /// What stands before a layer's number, with the dot: `model.layers.`. Empty without layers.
     pub layer_prefix: String,
-    /// n
+    /// Decoder layers in the tensors: the largest index plus one, multi-token layers left out.
     pub layers: u64,
+    /// Where the config counts its layers: `num_hidden_layers`, `text_config.num_hidden_layers`.
+    pub count_key: Option<String>,
+    /// Indices of multi-token-prediction layers that share the decoder's numbering.
+    pub multi_token: BTreeSet<u64>,
+    declared: Option<u64>,
+    present: BTreeSet<u64>,
+    separate_multi_token: bool,
+    pub(super) count_word: &'static str,
+    embedding: Vec<String>,
+    position: Vec<String>,
+    norm: Vec<String>,
+    head: Vec<String>,
+}
+
+/// The tensors that share a prefix up to their first number.
+#[derive(Default)]
+struct Group {
+    tensors: u64,
+    indices: BTreeSet<u64>,
+    multi_token: BTreeSet<u64>,
 }
 
 impl Anatomy {
-    /// r
+    /// Finds the decoder layers from the config, where there is one, and the tensor names.
+    ///
+    /// The number the config declares and the number in the tensors may differ: both are kept and
+    /// nothing fails. No layers at all is a valid answer. Fails when the config's layer count or
+    /// `model_type` has the wrong type.
     pub fn resolve<'a>(
-        _config: Option<&Map<String, Value>>,
+        config: Option<&Map<String, Value>>,
         names: impl Iterator<Item = &'a str>,
     ) -> Result<Self, ConfigProblem> {
-        let mut a = Self {
-            family: "llama".into(),
-            layer_prefix: "model.layers.".into(),
-            layers: 0,
+        let declared = Declared::read(config)?;
+        let (groups, separate_multi_token) = numbered_groups(names);
+        let family = declared.family.unwrap_or("unknown");
+        let row = FAMILIES.iter().find(|(types, ..)| types.contains(&family));
+        let found = row
+            .and_then(|(_, scheme, _)| match_scheme(scheme, &groups))
+            .or_else(|| infer(&groups))
+            .unwrap_or_else(|| without_layers(row.map_or(&LLAMA, |(_, scheme, _)| scheme)));
+        let mut anatomy = Self {
+            family: family.to_owned(),
+            count_key: declared.key,
+            declared: declared.layers,
+            count_word: row.map_or("num_hidden_layers", |(.., word)| word),
+            separate_multi_token,
+            ..found
         };
-        a.layers = names
-            .filter_map(|n| a.layer_suffix(n))
-            .map(|(i, _)| i + 1)
-            .max()
-            .unwrap_or(0);
-        Ok(a)
+        if let Some(group) = groups.get(&anatomy.layer_prefix) {
+            anatomy.take_layers(group, declared.multi_token);
+        }
+        Ok(anatomy)
     }
-    /// r
+
+    /// Splits a group into decoder layers and the multi-token layers behind them.
+    fn take_layers(&mut self, group: &Group, multi_token: u64) {
+        let behind = self.declared.map(|n| n..n.saturating_add(multi_token));
+        for &index in &group.indices {
+            let counted = behind.as_ref().is_some_and(|range| range.contains(&index));
+            // Declared layers never are, and layer 0 never is.
+            let beyond = index >= self.declared.unwrap_or(1).max(1);
+            if counted || (beyond && group.multi_token.contains(&index)) {
+                self.multi_token.insert(index);
+            } else {
+                self.present.insert(index);
+            }
+        }
+        self.layers = self.present.last().map_or(0, |last| last.saturating_add(1));
+    }
+
+    /// What a tensor is for.
     pub fn role(&self, name: &str) -> Role {
-        if let Some((i, _)) = self.layer_suffix(name) {
-            return Role::Layer(i);
+        if let Some((index, _)) = self.layer_suffix(name) {
+            return if self.multi_token.contains(&index) {
+                Role::MultiToken
+            } else {
+                Role::Layer(index)
+            };
         }
-        match name {
-            "model.embed_tokens.weight" => Role::Embedding,
-            "model.norm.weight" => Role::FinalNorm,
-            "lm_head.weight" => Role::Head,
-            _ => Role::Other,
+        let is = |stems: &[String]| stems.iter().any(|stem| names_module(name, stem));
+        if in_multi_token_group(name) {
+            Role::MultiToken
+        } else if is(&self.embedding) {
+            Role::Embedding
+        } else if is(&self.position) {
+            Role::PositionEmbedding
+        } else if is(&self.norm) {
+            Role::FinalNorm
+        } else if is(&self.head) {
+            Role::Head
+        } else {
+            Role::Other
         }
     }
-    /// s
+
+    /// Splits a layer tensor's name into the index (from 0) and what follows it:
+    /// `model.layers.3.mlp.up_proj.weight` is `(3, "mlp.up_proj.weight")`.
     pub fn layer_suffix<'a>(&self, name: &'a str) -> Option<(u64, &'a str)> {
-        let (i, rest) = name.strip_prefix(&self.layer_prefix)?.split_once('.')?;
-        Some((i.parse().ok()?, rest))
+        if self.layer_prefix.is_empty() {
+            return None;
+        }
+        let (number, suffix) = name.strip_prefix(&self.layer_prefix)?.split_once('.')?;
+        Some((layer_index(number)?, suffix))
     }
-    /// r
+
+    /// The same tensor in another layer; a tensor outside the layers keeps its name.
     pub fn renumbered(&self, name: &str, new_index: u64) -> String {
         match self.layer_suffix(name) {
-            Some((_, rest)) => format!("{}{new_index}.{rest}", self.layer_prefix),
+            Some((_, suffix)) => format!("{}{new_index}.{suffix}", self.layer_prefix),
             None => name.to_owned(),
         }
     }
-    /// c
+
+    /// How many layers the config declares; may disagree with [`Anatomy::layers`].
     pub fn config_layers(&self) -> Option<u64> {
-        None
+        self.declared
+    }
+
+    /// The decoder layers that have tensors, in order; without gaps it is `0..layers`.
+    pub fn present_layers(&self) -> impl Iterator<Item = u64> + '_ {
+        self.present.iter().copied()
+    }
+
+    /// How many indices below [`Anatomy::layers`] have no tensor at all.
+    pub fn missing_layers(&self) -> u64 {
+        self.layers
+            .saturating_sub(u64::try_from(self.present.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Whether the checkpoint holds multi-token-prediction tensors, numbered or apart.
+    pub fn has_multi_token(&self) -> bool {
+        self.separate_multi_token || !self.multi_token.is_empty()
+    }
+
+    /// An anatomy with the stems of a scheme behind a wrapper, and no layers yet.
+    fn with_stems(layer_prefix: String, base: &str, outer: &str, scheme: &Scheme) -> Self {
+        let behind = |stems: &[&str]| stems.iter().map(|s| format!("{base}{s}")).collect();
+        let mut head: Vec<String> = scheme.head.iter().map(|s| format!("{outer}{s}")).collect();
+        head.extend(scheme.head.iter().map(|s| (*s).to_owned()));
+        Self {
+            family: String::new(),
+            layer_prefix,
+            layers: 0,
+            count_key: None,
+            multi_token: BTreeSet::new(),
+            declared: None,
+            present: BTreeSet::new(),
+            separate_multi_token: false,
+            count_word: "num_hidden_layers",
+            embedding: behind(scheme.embedding),
+            position: behind(scheme.position),
+            norm: behind(scheme.norm),
+            head,
+        }
     }
 }
+
+/// What the config says about the stack.
+#[derive(Default)]
+struct Declared<'a> {
+    family: Option<&'a str>,
+    key: Option<String>,
+    layers: Option<u64>,
+    multi_token: u64,
+}
+
+impl<'a> Declared<'a> {
+    fn read(config: Option<&'a Map<String, Value>>) -> Result<Self, ConfigProblem> {
+        let mut read = Self::default();
+        let Some(config) = config else {
+            return Ok(read);
+        };
+        // Inner scopes first: a vision-language model's own `model_type` says less than its text model's.
+        for scope in text_scopes(config).into_iter().rev() {
+            read.take_scope(config, &scope)?;
+        }
+        Ok(read)
+    }
+
+    fn take_scope(
+        &mut self,
+        config: &'a Map<String, Value>,
+        scope: &Scope,
+    ) -> Result<(), ConfigProblem> {
+        let Some(map) = scope.get(config) else {
+            return Ok(());
+        };
+        if self.family.is_none() {
+            self.family = map.get("model_type").and_then(Value::as_str);
+        }
+        for word in COUNT_KEYS {
+            let count = whole_number(map, word, scope)?;
+            if self.layers.is_none() && count.is_some() {
+                self.layers = count;
+                self.key = Some(scope.key(word));
+            }
+        }
+        for word in MULTI_TOKEN_KEYS {
+            let count = whole_number(map, word, scope)?.unwrap_or(0);
+            self.multi_token = self.multi_token.max(count);
+        }
+        Ok(())
+    }
+}
+
+/// Groups the names by what precedes their first number; says also whether some belong to
+/// multi-token groups.
+fn numbered_groups<'a>(names: impl Iterator<Item = &'a str>) -> (BTreeMap<String, Group>, bool) {
+    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+    let mut multi_token = false;
+    for name in names {
+        multi_token |= in_multi_token_group(name);
+        let Some((prefix, index, suffix)) = first_number(name) else {
+            continue;
+        };
+        if !groups.contains_key(prefix) {
+            groups.insert(prefix.to_owned(), Group::default());
+        }
+        if let Some(group) = groups.get_mut(prefix) {
+            group.tensors += 1;
+            group.indices.insert(index);
+            if MULTI_TOKEN_SUFFIXES.iter().any(|s| suffix.starts_with(s)) {
+                group.multi_token.insert(index);
+            }
+        }
+    }
+    (groups, multi_token)
+}
+
+/// Splits `a.b.3.c` into `a.b.`, 3 and `c`.
+fn first_number(name: &str) -> Option<(&str, u64, &str)> {
+    let mut start = 0;
+    for component in name.split('.') {
+        let end = start + component.len();
+        if let Some(index) = layer_index(component) {
+            return Some((&name[..start], index, name.get(end + 1..)?));
+        }
+        start = end + 1;
+    }
+    None
+}
+
+/// A decimal number written the way checkpoints write it: no sign, no leading zero.
+fn layer_index(text: &str) -> Option<u64> {
+    let canonical = text == "0" || !text.starts_with('0');
+    (canonical && text.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| text.parse().ok())
+        .flatten()
+}
+
+/// The first place where a scheme's layers are, from the plainest wrapper to the deepest.
+fn match_scheme(scheme: &Scheme, groups: &BTreeMap<String, Group>) -> Option<Anatomy> {
+    let spots = WRAPPERS.iter().flat_map(|outer| {
+        [
+            (outer, format!("{outer}{}", scheme.root)),
+            (outer, (*outer).to_owned()),
+        ]
+    });
+    for (outer, base) in spots {
+        let prefix = format!("{base}{}", scheme.layers);
+        if groups.contains_key(&prefix) {
+            return Some(Anatomy::with_stems(prefix, &base, outer, scheme));
+        }
+    }
+    None
+}
+
+/// The layers of a family no table knows: where some scheme keeps them, else the numbered group
+/// that looks most like decoder layers.
+fn infer(groups: &BTreeMap<String, Group>) -> Option<Anatomy> {
+    let known = SCHEMES
+        .iter()
+        .find_map(|scheme| match_scheme(scheme, groups));
+    if let Some(anatomy) = known {
+        return Some(everywhere_above(&anatomy.layer_prefix));
+    }
+    let components = |prefix: &str| -> Vec<String> {
+        prefix
+            .trim_end_matches('.')
+            .split('.')
+            .map(str::to_ascii_lowercase)
+            .collect()
+    };
+    let best = groups
+        .iter()
+        .filter(|(prefix, _)| {
+            !components(prefix)
+                .iter()
+                .any(|c| TOWERS.iter().any(|tower| c.contains(tower)))
+        })
+        .max_by_key(|(prefix, group)| {
+            let last = components(prefix).pop().unwrap_or_default();
+            (LAYER_WORDS.contains(&last.as_str()), group.tensors)
+        });
+    let (prefix, _) = best?;
+    Some(everywhere_above(prefix))
+}
+
+/// Stems of every scheme at every level above a layer prefix: an unknown family may keep its head
+/// beside or above its layers.
+fn everywhere_above(prefix: &str) -> Anatomy {
+    let inner = prefix.trim_end_matches('.');
+    let mut bases = vec![String::new()];
+    bases.extend(
+        inner
+            .match_indices('.')
+            .map(|(at, _)| inner[..=at].to_owned()),
+    );
+    let mut anatomy = Anatomy::with_stems(prefix.to_owned(), "", "", &LLAMA);
+    for base in &bases {
+        for scheme in SCHEMES {
+            let more = Anatomy::with_stems(String::new(), base, base, scheme);
+            anatomy.embedding.extend(more.embedding);
+            anatomy.position.extend(more.position);
+            anatomy.norm.extend(more.norm);
+            anatomy.head.extend(more.head);
+        }
+    }
+    anatomy
+}
+
+/// A checkpoint of only embedding, norm and head still has roles.
+fn without_layers(scheme: &Scheme) -> Anatomy {
+    let mut anatomy = everywhere_above(&format!("{}{}", scheme.root, scheme.layers));
+    anatomy.layer_prefix.clear();
+    anatomy
+}
+
+fn names_module(name: &str, stem: &str) -> bool {
+    name.strip_prefix(stem)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn in_multi_token_group(name: &str) -> bool {
+    name.split('.').any(|c| MULTI_TOKEN_GROUPS.contains(&c))
+}
+
+#[cfg(test)]
+mod tests;

@@ -28,9 +28,6 @@ use crate::format::{
 };
 use crate::{Error, Result};
 
-/// Name of the undo record of an in-place change; its presence means the change was interrupted.
-pub const UNDO_FILE: &str = "elo-surgery.undo";
-
 /// An opened checkpoint. Every header has been checked; no tensor data has been read.
 #[derive(Debug)]
 pub struct Checkpoint {

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use super::{Anatomy, Checkpoint, ShardFile, SidecarFile, TensorRef, UNDO_FILE};
+use super::{Anatomy, Checkpoint, ShardFile, SidecarFile, TensorRef};
 use crate::error::{Error, IoContext, Result, printable};
 use crate::format::{
-    Identity, Index, IndexProblem, PROVENANCE_FILE, Provenance, SourceFile, UnknownDtypes,
+    Identity, Index, IndexProblem, PROVENANCE_FILE, Provenance, SourceFile, UNDO_FILE,
+    UnknownDtypes,
 };
 
 const MAX_INDEX_BYTES: u64 = 1 << 30;

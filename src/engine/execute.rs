@@ -1,8 +1,280 @@
-//! stub
-use super::{Execution, Observer, Report};
-use crate::{Result, plan::Plan};
-/// Carries out a plan.
+//! From plan to published output: checks, staging, shards, sidecars, provenance, rename.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::Device;
+use super::digest::digest_file;
+use super::journal::{Begun, Finished};
+use super::observer::Observer;
+use super::options::{Execution, Link, Report};
+use super::output::{free_bytes, out_of_space};
+use super::run::Run;
+use super::simd::Simd;
+use super::staging::{Opened, Policy, Staging, absolute};
+use crate::error::{Error, IoContext, Result};
+use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, ShardLayout};
+use crate::plan::{Plan, Sidecar, SidecarContent};
+
+/// Carries a plan out on the CPU. The output directory appears whole, or not at all.
+///
+/// An interrupted run is continued by calling again with the same plan; at most the shards that were at work are made
+/// anew, and the result is the same bytes.
+///
+/// # Errors
+/// Everything that [`Error`] names for outputs, sources, space and locks.
 pub fn execute(plan: &Plan, options: &Execution, observer: &dyn Observer) -> Result<Report> {
-    let _ = (plan, options, observer);
-    Ok(Report::default())
+    plan.validate()?;
+    check_tile(options.tile)?;
+    let out = absolute(&options.out)?;
+    check_place(plan, &out)?;
+    let begun = Begun::new(plan, options.digest);
+    let policy = Policy {
+        overwrite: options.overwrite,
+        restart: options.restart,
+        sync: options.sync,
+    };
+    let layouts = plan.layout();
+    let device = Simd::new();
+    let mut report = Report {
+        out: options.out.clone(),
+        shards: layouts.len() as u64,
+        plan: begun.plan.clone(),
+        device: device.name(),
+        ..Report::default()
+    };
+    let staging = match Staging::open(&options.out, &begun, policy)? {
+        Opened::Done => {
+            report.resumed = report.shards;
+            return Ok(report);
+        }
+        Opened::Ready(staging) => Mutex::new(staging),
+    };
+    let worked = make(
+        plan,
+        &layouts,
+        options,
+        &device,
+        observer,
+        &staging,
+        &mut report,
+    );
+    let staging = staging.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match worked {
+        Ok(()) => {
+            staging.publish()?;
+            Ok(report)
+        }
+        Err(error) => Err(staging.abandon(error)),
+    }
+}
+
+/// A tile must be a complete subtree of the digest's tree and large enough to be worth a system call.
+fn check_tile(tile: u64) -> Result<()> {
+    if tile.is_power_of_two() && (4 << 10..=1 << 30).contains(&tile) {
+        return Ok(());
+    }
+    Err(Error::Usage {
+        problem: format!("a tile of {tile} bytes is not a power of two between 4 KiB and 1 GiB"),
+        hint: "the default is 256 KiB".into(),
+    })
+}
+
+fn make(
+    plan: &Plan,
+    layouts: &[ShardLayout],
+    options: &Execution,
+    device: &dyn Device,
+    observer: &dyn Observer,
+    staging: &Mutex<Staging>,
+    report: &mut Report,
+) -> Result<()> {
+    let locked = || staging.lock().unwrap_or_else(PoisonError::into_inner);
+    let tree = locked().tree();
+    let done: BTreeSet<String> = locked().finished().iter().map(|s| s.file.clone()).collect();
+    let pending: Vec<usize> = (0..layouts.len())
+        .filter(|&i| !done.contains(&layouts[i].file))
+        .collect();
+    report.resumed = done.len() as u64;
+    if report.resumed > 0 {
+        observer.note(&format!(
+            "continuing: {} of {} shards are finished",
+            done.len(),
+            layouts.len()
+        ));
+    }
+    check_space(plan, layouts, &pending, options, &tree)?;
+    let run = Run::new(
+        plan,
+        layouts,
+        &pending,
+        tree.clone(),
+        options,
+        device,
+        observer,
+    );
+    run.work(&|shard| locked().finish(shard))?;
+    let mut shards = locked().finished().to_vec();
+    shards.sort_by(|a, b| a.file.cmp(&b.file));
+    for shard in &shards {
+        if shard.shared {
+            report.shared += shard.size;
+        } else {
+            report.written += shard.size;
+        }
+        report.non_finite.extend(shard.non_finite.clone());
+    }
+    let mut files: Vec<FileRecord> = shards.into_iter().map(record).collect();
+    for sidecar in &plan.sidecars {
+        files.push(write_sidecar(sidecar, &tree, options)?);
+    }
+    files.sort_by(|a, b| a.file.cmp(&b.file));
+    write_provenance(plan, &report.plan, files, &tree, options.sync)
+}
+
+fn record(shard: Finished) -> FileRecord {
+    FileRecord {
+        file: shard.file,
+        size: shard.size,
+        digest: shard.digest,
+    }
+}
+
+/// Refuses an output that is, holds or lies in an input, under whatever name.
+fn check_place(plan: &Plan, out: &Path) -> Result<()> {
+    let mut inputs: BTreeSet<PathBuf> = BTreeSet::new();
+    for source in &plan.sources {
+        inputs.insert(fs::canonicalize(&source.path).at("open", &source.path)?);
+    }
+    for parent in &plan.parents {
+        // A model that was given as a directory is an input as a whole.
+        if let Ok(path) = fs::canonicalize(&parent.model) {
+            inputs.insert(path);
+        }
+    }
+    let identity = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    let own = identity(out);
+    let above: Vec<_> = out.ancestors().skip(1).filter_map(identity).collect();
+    for input in inputs {
+        let Some(id) = identity(&input) else { continue };
+        let relation = if own == Some(id) {
+            "is"
+        } else if input.is_dir() && above.contains(&id) {
+            "lies inside"
+        } else if own.is_some_and(|own| {
+            input
+                .ancestors()
+                .skip(1)
+                .filter_map(identity)
+                .any(|up| up == own)
+        }) {
+            "contains"
+        } else {
+            continue;
+        };
+        return Err(Error::OutputIsInput {
+            output: out.to_owned(),
+            input,
+            relation,
+        });
+    }
+    Ok(())
+}
+
+/// Fails early where the output cannot fit. Shards that may share blocks are not counted.
+fn check_space(
+    plan: &Plan,
+    layouts: &[ShardLayout],
+    pending: &[usize],
+    options: &Execution,
+    tree: &Path,
+) -> Result<()> {
+    let may_share = |i: usize| options.link != Link::Never && plan.shards[i].template.is_some();
+    let needed: u64 = pending
+        .iter()
+        .filter(|&&i| !may_share(i))
+        .map(|&i| layouts[i].size)
+        .sum();
+    let free = free_bytes(tree);
+    if needed > free {
+        return Err(Error::NoSpace {
+            path: options.out.clone(),
+            needed,
+            free,
+        });
+    }
+    Ok(())
+}
+
+/// Writes a file beside the shards. Small, so it is always read and digested.
+fn write_sidecar(sidecar: &Sidecar, tree: &Path, options: &Execution) -> Result<FileRecord> {
+    let path = tree.join(&sidecar.file);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).at("create", parent)?;
+    }
+    let bytes = match &sidecar.content {
+        SidecarContent::Text(text) => text.clone().into_bytes(),
+        SidecarContent::Copy { path: source, size } => {
+            let mut bytes = Vec::new();
+            File::open(source)
+                .and_then(|mut f| f.read_to_end(&mut bytes))
+                .at("read", source)?;
+            if bytes.len() as u64 != *size {
+                let what = format!("its size went from {size} to {} bytes", bytes.len());
+                return Err(Error::SourceChanged {
+                    path: source.clone(),
+                    tensor: None,
+                    what,
+                });
+            }
+            bytes
+        }
+    };
+    write_whole(&path, &bytes, options.sync)?;
+    let digest = match options.digest {
+        None => None,
+        Some(algorithm) => Some(digest_file(&path, algorithm, &mut |_| true)?),
+    };
+    Ok(FileRecord {
+        file: sidecar.file.clone(),
+        size: bytes.len() as u64,
+        digest,
+    })
+}
+
+fn write_provenance(
+    plan: &Plan,
+    digest: &str,
+    files: Vec<FileRecord>,
+    tree: &Path,
+    sync: bool,
+) -> Result<()> {
+    let provenance = Provenance::of(
+        plan.operation.clone(),
+        digest,
+        plan.parents.clone(),
+        plan.layer_map.clone(),
+        plan.notes.clone(),
+        files,
+    );
+    write_whole(&tree.join(PROVENANCE_FILE), &provenance.to_bytes(), sync)
+}
+
+/// Writes a small file, over an unfinished one of an interrupted run.
+pub(super) fn write_whole(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
+    let written = File::create(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        if sync { file.sync_all() } else { Ok(()) }
+    });
+    written.map_err(|e| {
+        out_of_space(&e, path, bytes.len() as u64).unwrap_or(Error::Io {
+            action: "write",
+            path: path.to_owned(),
+            source: e,
+        })
+    })
 }

@@ -3,10 +3,30 @@
 //! Knows bytes, elements and files, never models or intents. What it promises (resume, locking, atomic publishing,
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
+mod device;
+mod digest;
 mod execute;
+mod extents;
+mod float;
+mod in_place;
+
+mod journal;
 mod observer;
 mod options;
+mod output;
+mod reference;
+mod run;
+mod simd;
+mod staging;
+mod tile;
 
+pub use device::{BlendTile, Device, Health, Operand};
+pub use digest::{TreeDigest, digest_file};
 pub use execute::execute;
+
+pub use in_place::{inject_in_place, undo};
 pub use observer::{NoObserver, Observer, Progress};
 pub use options::{Execution, Link, Report};
+pub use reference::Reference;
+pub use simd::Simd;
+pub use staging::{LeftOver, remove_staging, stagings};

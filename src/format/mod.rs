@@ -17,5 +17,6 @@ pub use index::{Index, IndexProblem};
 pub use layout::{ALIGNMENT, Placement, ShardLayout, ShardSpec, shard_file_name, split_by_size};
 pub use provenance::{
     Digest, DigestAlgorithm, FileRecord, LayerMap, Operation, PROVENANCE_FILE, Parent, Provenance,
+    UNDO_FILE,
 };
 pub use source::{Identity, Reading, SourceFile, Tile};

@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 /// Name of the provenance file in an output directory.
 pub const PROVENANCE_FILE: &str = "elo-surgery.json";
 
+/// Name of the undo record of an in-place change; its presence means the change was interrupted.
+pub const UNDO_FILE: &str = "elo-surgery.undo";
+
 /// The content of `elo-surgery.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
@@ -31,6 +34,41 @@ pub struct Provenance {
     pub notes: Vec<String>,
     /// Every other file of the output.
     pub files: Vec<FileRecord>,
+}
+
+impl Provenance {
+    /// A record by this version of the tool.
+    pub fn of(
+        operation: Operation,
+        plan: &str,
+        parents: Vec<Parent>,
+        layer_map: Option<LayerMap>,
+        notes: Vec<String>,
+        files: Vec<FileRecord>,
+    ) -> Self {
+        let (tool, version) = (
+            env!("CARGO_PKG_NAME").to_owned(),
+            env!("CARGO_PKG_VERSION").to_owned(),
+        );
+        Self {
+            tool,
+            version,
+            operation,
+            plan: plan.to_owned(),
+            parents,
+            layer_map,
+            notes,
+            files,
+        }
+    }
+
+    /// As it is written: two spaces, a final newline.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // A tree of plain data: serialising it to memory cannot fail.
+        let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
+        json.push(b'\n');
+        json
+    }
 }
 
 /// The operation behind a plan: its verb and every parameter that shapes the result.

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, one module a subject.
 
+mod conformance;
 mod floors;
 #[cfg(feature = "cli")]
 mod golden;

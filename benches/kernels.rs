@@ -1,0 +1,118 @@
+//! Speed of the blend kernels: one core, tiles that stay in the L2 cache, every instruction set of this CPU.
+//!
+//! `cargo bench --bench kernels [FILTER]` prints GB/s, counted as bytes read and written.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_precision_loss)]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use elo_surgery::engine::{BlendTile, Device, Operand, Simd};
+use elo_surgery::format::Dtype;
+
+/// Bytes of one operand.
+const TILE: usize = 256 << 10;
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with("--"));
+    let filter = filter.unwrap_or_default();
+    let (bf16, f16, f32) = (Dtype::BF16, Dtype::F16, Dtype::F32);
+    let (e4m3, e5m2) = (Dtype::F8E4M3, Dtype::F8E5M2);
+    // Base, terms, output.
+    let shapes: [(Option<&Dtype>, Vec<&Dtype>, &Dtype); 14] = [
+        (Some(&bf16), vec![&bf16; 2], &bf16),
+        (Some(&bf16), vec![&bf16; 1], &bf16),
+        (Some(&f16), vec![&f16; 2], &f16),
+        (Some(&f16), vec![&f16; 1], &f16),
+        (Some(&f32), vec![&f32; 2], &f32),
+        (Some(&f32), vec![&f32; 1], &f32),
+        (Some(&bf16), vec![&bf16; 4], &bf16),
+        (None, vec![&bf16; 2], &bf16),
+        (Some(&bf16), vec![&f32, &f16], &bf16),
+        (Some(&e4m3), vec![&e4m3; 2], &e4m3),
+        (None, vec![&bf16], &f32),
+        (None, vec![&f32], &bf16),
+        (None, vec![&f16], &bf16),
+        (None, vec![&bf16], &e5m2),
+    ];
+    for (base, terms, to) in &shapes {
+        for device in Simd::levels() {
+            let inputs: Vec<_> = base.iter().chain(terms).map(|d| d.as_str()).collect();
+            let base_mark = if base.is_some() { "base " } else { "" };
+            let name = format!("{base_mark}{} -> {to}, {}", inputs.join(" "), device.name());
+            if name.contains(&filter) {
+                println!("{:6.1} GB/s  {name}", blend(&device, *base, terms, to));
+            }
+        }
+    }
+}
+
+/// GB/s of the fastest of several rounds.
+fn blend(device: &Simd, base: Option<&Dtype>, terms: &[&Dtype], to: &Dtype) -> f64 {
+    let size = |dtype: &Dtype| usize::try_from(dtype.bytes().unwrap()).unwrap();
+    let widest = base.into_iter().chain(terms.iter().copied()).chain([to]);
+    let elements = TILE / widest.map(size).max().unwrap();
+    let base = base.map(|dtype| (dtype, weights(dtype, elements, 1)));
+    let terms: Vec<_> = (2..)
+        .zip(terms)
+        .map(|(seed, d)| (*d, weights(d, elements, seed)))
+        .collect();
+    let operand = |dtype, bytes| Operand { dtype, bytes };
+    let operands: Vec<_> = terms
+        .iter()
+        .map(|(d, bytes)| (operand(*d, bytes), 0.7))
+        .collect();
+    let tile = BlendTile {
+        base: base.as_ref().map(|(d, bytes)| operand(*d, bytes)),
+        terms: &operands,
+        lambda: 0.3,
+        dtype: to,
+    };
+    let mut out = vec![0; elements * size(to)];
+    let read: usize = terms.iter().map(|(_, b)| b.len()).sum();
+    let bytes = read + base.as_ref().map_or(0, |(_, b)| b.len()) + out.len();
+    fastest(bytes, || {
+        device.blend(black_box(&tile), black_box(&mut out)).unwrap();
+    })
+}
+
+/// GB/s of the fastest of 20 rounds of about 5 ms.
+fn fastest(bytes: usize, mut work: impl FnMut()) -> f64 {
+    let started = Instant::now();
+    work();
+    let turns = (0.005 / started.elapsed().as_secs_f64()).ceil().max(1.0);
+    let round = || {
+        let started = Instant::now();
+        for _ in 0..turns as u64 {
+            work();
+        }
+        started.elapsed().as_secs_f64()
+    };
+    let seconds = std::iter::repeat_with(round)
+        .take(20)
+        .fold(f64::MAX, f64::min);
+    bytes as f64 * turns / seconds / 1e9
+}
+
+/// Values like a model's weights.
+fn weights(dtype: &Dtype, elements: usize, seed: u32) -> Vec<u8> {
+    let values = (0..elements as u32).map(|i| {
+        let mixed = (i ^ seed.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b);
+        (f64::from(mixed.rotate_left(13)) / f64::from(u32::MAX) - 0.5) / 8.0
+    });
+    let bytes: Vec<u8> = values.flat_map(|v| (v as f32).to_le_bytes()).collect();
+    let size = usize::try_from(dtype.bytes().unwrap()).unwrap();
+    let mut out = vec![0; elements * size];
+    let operand = Operand {
+        dtype: &Dtype::F32,
+        bytes: &bytes,
+    };
+    let tile = BlendTile {
+        base: None,
+        terms: &[(operand, 1.0)],
+        lambda: 1.0,
+        dtype,
+    };
+    Simd::new().blend(&tile, &mut out).unwrap();
+    out
+}

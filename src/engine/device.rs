@@ -1,0 +1,181 @@
+//! What computes: the trait every device implements, and the tile it is handed.
+//!
+//! A tile is one contiguous run of elements of a [`Blend`](crate::plan::Blend) with its operands' bytes in memory.
+//! Devices agree on every byte of the result; tests hold them to it.
+
+use super::float::Float;
+use crate::error::{Error, Result};
+use crate::format::Dtype;
+
+/// Elements in memory: little endian, at any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
+    /// Their type.
+    pub dtype: &'a Dtype,
+    /// Whole elements.
+    pub bytes: &'a [u8],
+}
+
+/// One run of elements of a [`Blend`](crate::plan::Blend).
+#[derive(Clone, Copy, Debug)]
+pub struct BlendTile<'a> {
+    /// What the weighted sum is added to.
+    pub base: Option<Operand<'a>>,
+    /// The operands and their weights, in the order of summation; at least one.
+    pub terms: &'a [(Operand<'a>, f64)],
+    /// Factor of the weighted sum.
+    pub lambda: f64,
+    /// Element type of the result.
+    pub dtype: &'a Dtype,
+}
+
+/// Counts of result elements that are not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// NaNs.
+    pub nan: u64,
+    /// Infinities.
+    pub infinite: u64,
+    /// NaNs and infinities whose every input was finite: overflow, or infinite minus infinite on the way.
+    pub broken: u64,
+}
+
+impl Health {
+    /// The counts of two runs together.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self {
+            nan: self.nan + other.nan,
+            infinite: self.infinite + other.infinite,
+            broken: self.broken + other.broken,
+        }
+    }
+}
+
+/// Something that computes tiles.
+///
+/// Every device gives the same bytes for the same tile: those of [`Reference`](super::Reference).
+pub trait Device: Send + Sync {
+    /// What to call it in reports: `reference`, `simd (avx2)`.
+    fn name(&self) -> String;
+
+    /// Computes `base + lambda * (w0*x0 + w1*x1 + ...)` with the arithmetic that [`Blend`](crate::plan::Blend)
+    /// prescribes, and writes it to `out`, as many elements of the tile's dtype as each operand has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Plan`] if a dtype is not a float of whole bytes, if there are no terms, or if the operands and `out`
+    /// do not hold the same number of elements.
+    fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health>;
+}
+
+/// An operand whose dtype is known to be a float.
+#[derive(Clone, Copy)]
+pub(super) struct Values<'a> {
+    pub(super) float: Float,
+    pub(super) bytes: &'a [u8],
+}
+
+impl<'a> Values<'a> {
+    fn new(operand: &Operand<'a>) -> Result<Self> {
+        let Operand { dtype, bytes } = *operand;
+        let float = Float::of(dtype).ok_or_else(|| not_a_float(dtype))?;
+        Ok(Self { float, bytes })
+    }
+
+    /// The element's value, exactly.
+    pub(super) fn at(&self, index: usize) -> f64 {
+        let size = self.float.size();
+        self.float.read(&self.bytes[index * size..][..size])
+    }
+
+    /// A run of elements.
+    pub(super) fn run(&self, start: usize, count: usize) -> Self {
+        let size = self.float.size();
+        let bytes = &self.bytes[start * size..][..count * size];
+        Self { bytes, ..*self }
+    }
+}
+
+/// A tile that was checked: every operand is a float and has as many elements as the output.
+pub(super) struct Checked<'a> {
+    pub(super) base: Option<Values<'a>>,
+    pub(super) terms: Vec<(Values<'a>, f64)>,
+    pub(super) lambda: f64,
+    pub(super) float: Float,
+    pub(super) elements: usize,
+}
+
+impl<'a> Checked<'a> {
+    pub(super) fn new(tile: &BlendTile<'a>, out: &[u8]) -> Result<Self> {
+        let float = Float::of(tile.dtype).ok_or_else(|| not_a_float(tile.dtype))?;
+        let elements = out.len() / float.size();
+        let base = tile.base.as_ref().map(Values::new).transpose()?;
+        let terms: Vec<_> = tile
+            .terms
+            .iter()
+            .map(|(operand, weight)| Ok((Values::new(operand)?, *weight)))
+            .collect::<Result<_>>()?;
+        if terms.is_empty() {
+            let problem = "a blend has no terms".into();
+            return Err(Error::Plan { problem });
+        }
+        let output = Values { float, bytes: out };
+        for values in base
+            .iter()
+            .chain(terms.iter().map(|(v, _)| v))
+            .chain([&output])
+        {
+            if values.bytes.len() != elements * values.float.size() {
+                let problem = format!(
+                    "a blend of {elements} elements has an operand of {} bytes",
+                    values.bytes.len()
+                );
+                return Err(Error::Plan { problem });
+            }
+        }
+        Ok(Self {
+            base,
+            terms,
+            lambda: tile.lambda,
+            float,
+            elements,
+        })
+    }
+
+    /// Base first.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = &Values<'a>> {
+        self.base
+            .iter()
+            .chain(self.terms.iter().map(|(values, _)| values))
+    }
+
+    /// Whether the arithmetic is f64's.
+    pub(super) fn is_double(&self) -> bool {
+        self.float == Float::F64 || self.inputs().any(|values| values.float == Float::F64)
+    }
+
+    /// Counts what is not finite in a run of the result.
+    pub(super) fn health(&self, out: &[u8], elements: std::ops::Range<usize>) -> Health {
+        let output = Values {
+            float: self.float,
+            bytes: out,
+        };
+        let mut health = Health::default();
+        for i in elements {
+            let value = output.at(i);
+            if value.is_finite() {
+                continue;
+            }
+            health.nan += u64::from(value.is_nan());
+            health.infinite += u64::from(value.is_infinite());
+            health.broken += u64::from(self.inputs().all(|values| values.at(i).is_finite()));
+        }
+        health
+    }
+}
+
+fn not_a_float(dtype: &Dtype) -> Error {
+    let problem = format!("a blend computes on floats, not on {dtype}");
+    Error::Plan { problem }
+}

@@ -1,0 +1,229 @@
+//! The fast device of every CPU: safe loops, compiled once for each instruction set, chosen once.
+//!
+//! The common shape (base and one or two terms, all of the output's dtype) is one loop that keeps everything in
+//! registers. Every other mix goes through blocks of f32 that stay in the L1 cache. f64 is left to the reference.
+
+#[cfg(target_arch = "x86_64")]
+mod f16c;
+mod format;
+mod level;
+
+use format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Factors, Format};
+use level::{Job, Level};
+
+use super::device::{BlendTile, Checked, Device, Health, Values};
+use super::float::Float;
+use super::reference;
+use crate::error::Result;
+
+/// Elements of a block: two of them as f32 fit the smallest L1 cache with room to spare.
+const BLOCK: usize = 1024;
+
+/// The device that uses the CPU's vector instructions.
+#[derive(Clone, Copy)]
+pub struct Simd {
+    level: Level,
+}
+
+impl Simd {
+    /// With the widest instruction set that this CPU has.
+    pub fn new() -> Self {
+        let level = Level::present().pop().unwrap_or(Level::BASELINE);
+        Self { level }
+    }
+
+    /// One for every instruction set that this CPU has, the baseline first.
+    pub fn levels() -> Vec<Self> {
+        Level::present()
+            .into_iter()
+            .map(|level| Self { level })
+            .collect()
+    }
+}
+
+impl Default for Simd {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Device for Simd {
+    fn name(&self) -> String {
+        format!("simd ({})", self.level.name())
+    }
+
+    fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health> {
+        let tile = Checked::new(tile, out)?;
+        if tile.is_double() {
+            return Ok(reference::blend(&tile, out));
+        }
+        Ok(self.level.run(Blend { tile: &tile, out }))
+    }
+}
+
+/// A tile of f32 arithmetic.
+struct Blend<'a> {
+    tile: &'a Checked<'a>,
+    out: &'a mut [u8],
+}
+
+impl Job for Blend<'_> {
+    type Output = Health;
+
+    #[inline(always)]
+    fn run<H: Format<Bits = [u8; 2]>>(self, half: H) -> Health {
+        let mut health = Health::default();
+        let size = self.tile.float.size();
+        for start in (0..self.tile.elements).step_by(BLOCK) {
+            let count = BLOCK.min(self.tile.elements - start);
+            let out = &mut self.out[start * size..][..count * size];
+            let special = fused_block(half, self.tile, start, out)
+                .unwrap_or_else(|| mixed_block(half, self.tile, start, out));
+            if special {
+                let end = start + count;
+                health = health.merge(self.tile.health(self.out, start..end));
+            }
+        }
+        health
+    }
+}
+
+/// Calls the body with the [`Format`] of a float; f64 never comes here.
+macro_rules! with_format {
+    ($float:expr, $half:expr, $format:ident => $body:expr) => {
+        match $float {
+            Float::F64 | Float::F32 => {
+                let $format = F32;
+                $body
+            }
+            Float::F16 => {
+                let $format = $half;
+                $body
+            }
+            Float::BF16 => {
+                let $format = BF16;
+                $body
+            }
+            Float::E4M3 => {
+                let $format = E4M3;
+                $body
+            }
+            Float::E5M2 => {
+                let $format = E5M2;
+                $body
+            }
+            Float::E4M3Fnuz => {
+                let $format = E4M3Fnuz;
+                $body
+            }
+            Float::E5M2Fnuz => {
+                let $format = E5M2Fnuz;
+                $body
+            }
+        }
+    };
+}
+
+/// The common shape in one loop; `None` for any other. Says whether any result is special.
+#[inline(always)]
+fn fused_block<H: Format<Bits = [u8; 2]>>(
+    half: H,
+    tile: &Checked<'_>,
+    start: usize,
+    out: &mut [u8],
+) -> Option<bool> {
+    let base = tile.base?;
+    if tile.inputs().any(|values| values.float != tile.float) {
+        return None;
+    }
+    match tile.float {
+        Float::F32 => fused_terms(F32, base, tile, start, out),
+        Float::F16 => fused_terms(half, base, tile, start, out),
+        Float::BF16 => fused_terms(BF16, base, tile, start, out),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn fused_terms<F: Format>(
+    format: F,
+    base: Values<'_>,
+    tile: &Checked<'_>,
+    start: usize,
+    out: &mut [u8],
+) -> Option<bool> {
+    let out = F::split_mut(out);
+    let count = out.len();
+    let base = F::split(base.run(start, count).bytes);
+    let lambda = to_f32(tile.lambda);
+    match tile.terms.as_slice() {
+        [(x, w)] => {
+            let weights = [to_f32(*w)];
+            let terms = [F::split(x.run(start, count).bytes)];
+            Some(format.fused(base, terms, &Factors { weights, lambda }, out))
+        }
+        [(x, w), (y, v)] => {
+            let weights = [to_f32(*w), to_f32(*v)];
+            let terms = [x, y].map(|values| F::split(values.run(start, count).bytes));
+            Some(format.fused(base, terms, &Factors { weights, lambda }, out))
+        }
+        _ => None,
+    }
+}
+
+/// Any mix, through f32 blocks. Says whether any result is special.
+#[inline(always)]
+fn mixed_block<H: Format<Bits = [u8; 2]>>(
+    half: H,
+    tile: &Checked<'_>,
+    start: usize,
+    out: &mut [u8],
+) -> bool {
+    let count = out.len() / tile.float.size();
+    let (mut sum, mut wide) = ([0.0; BLOCK], [0.0; BLOCK]);
+    let (sum, wide) = (&mut sum[..count], &mut wide[..count]);
+    let lambda = to_f32(tile.lambda);
+    let terms = tile
+        .terms
+        .iter()
+        .map(|(values, weight)| (values, Some(to_f32(*weight))));
+    let base = tile.base.iter().map(|values| (values, None));
+    for (n, (values, weight)) in terms.chain(base).enumerate() {
+        let bytes = values.run(start, count).bytes;
+        with_format!(values.float, half, format => widen(format, bytes, wide));
+        match weight {
+            Some(weight) if n == 0 => each(sum, wide, |_, x| weight * x),
+            Some(weight) => each(sum, wide, |sum, x| sum + weight * x),
+            None => each(sum, wide, |sum, x| x + lambda * sum),
+        }
+    }
+    if tile.base.is_none() {
+        each(sum, wide, |sum, _| lambda * sum);
+    }
+    with_format!(tile.float, half, format => round(format, sum, out))
+}
+
+#[inline(always)]
+fn widen<F: Format>(format: F, bytes: &[u8], wide: &mut [f32]) {
+    format.widen_all(F::split(bytes), wide);
+}
+
+#[inline(always)]
+fn round<F: Format>(format: F, values: &[f32], out: &mut [u8]) -> bool {
+    format.round_all(values, F::split_mut(out))
+}
+
+#[inline(always)]
+fn each(sum: &mut [f32], wide: &[f32], update: impl Fn(f32, f32) -> f32) {
+    for (sum, x) in sum.iter_mut().zip(wide) {
+        *sum = update(*sum, *x);
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "weights and lambda are rounded once, as the contract says"
+)]
+fn to_f32(factor: f64) -> f32 {
+    factor as f32
+}

@@ -1,0 +1,233 @@
+//! Filling one tile of an output file: copied, constant and computed bytes, whatever falls into it.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::device::{BlendTile, Device, Health, Operand};
+use super::extents::{Extents, What};
+use crate::error::{Error, Result};
+use crate::format::{SourceFile, Tile};
+use crate::plan::{Blend, Output, Part, Slice, SourceId};
+
+/// The sources that are open for a shard.
+pub(super) type Sources = HashMap<SourceId, Arc<SourceFile>>;
+
+/// Buffers of one worker, reused from tile to tile.
+#[derive(Default)]
+pub(super) struct Scratch {
+    out: Vec<u8>,
+    edge: Vec<u8>,
+    operands: Vec<Vec<u8>>,
+}
+
+/// What a tile's elements looked like, by tensor of the plan.
+pub(super) type Healths = Vec<(usize, Health)>;
+
+/// Makes tiles of one shard.
+pub(super) struct Filler<'a> {
+    pub(super) extents: &'a Extents<'a>,
+    pub(super) sources: &'a Sources,
+    pub(super) device: &'a dyn Device,
+    pub(super) allow_nonfinite: bool,
+}
+
+impl Filler<'_> {
+    /// Hands the bytes of `range` of the output file to `take`. Sources were unchanged when they had been read.
+    pub(super) fn fill<T>(
+        &self,
+        range: &Range<u64>,
+        scratch: &mut Scratch,
+        take: impl FnOnce(&[u8]) -> Result<T>,
+    ) -> Result<(T, Healths)> {
+        if let Some(slice) = self.copied_whole(range) {
+            let source = self.source(slice.source)?;
+            let tile = source.tile(slice.bytes.clone(), &mut scratch.out)?;
+            let taken = take(&tile)?;
+            source.check_unchanged(self.tensor_at(range).as_deref())?;
+            return Ok((taken, Vec::new()));
+        }
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let mut out = std::mem::take(&mut scratch.out);
+        out.resize(len, 0);
+        let filled = self.fill_pieces(range, &mut out, scratch);
+        let result = filled.and_then(|healths| Ok((take(&out)?, healths)));
+        scratch.out = out;
+        result
+    }
+
+    /// The slice that alone makes up the range, byte for byte.
+    fn copied_whole(&self, range: &Range<u64>) -> Option<Slice> {
+        let extent = self.extents.within(range).next()?;
+        let (_, Part::Copy(slice)) = self.extents.part(extent)? else {
+            return None;
+        };
+        if extent.out.start > range.start || extent.out.end < range.end {
+            return None;
+        }
+        let start = slice.bytes.start + (range.start - extent.out.start);
+        Some(Slice {
+            bytes: start..start + (range.end - range.start),
+            ..slice.clone()
+        })
+    }
+
+    /// The source and offset of a range that is one stretch of one file.
+    pub(super) fn copied_from(
+        &self,
+        range: &Range<u64>,
+    ) -> Result<Option<(&Arc<SourceFile>, u64)>> {
+        match self.copied_whole(range) {
+            Some(slice) => Ok(Some((self.source(slice.source)?, slice.bytes.start))),
+            None => Ok(None),
+        }
+    }
+
+    fn tensor_at(&self, range: &Range<u64>) -> Option<String> {
+        let extent = self.extents.within(range).next()?;
+        self.extents
+            .part(extent)
+            .map(|(output, _)| output.name.clone())
+    }
+
+    fn source(&self, id: SourceId) -> Result<&Arc<SourceFile>> {
+        self.sources.get(&id).ok_or_else(|| Error::Plan {
+            problem: format!("source {} is not open", id.0),
+        })
+    }
+
+    fn fill_pieces(
+        &self,
+        range: &Range<u64>,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<Healths> {
+        let mut healths = Vec::new();
+        for extent in self.extents.within(range) {
+            let start = extent.out.start.max(range.start);
+            let end = extent.out.end.min(range.end);
+            let piece = &mut out[index(start - range.start)..index(end - range.start)];
+            let within = start - extent.out.start..end - extent.out.start;
+            match (self.extents.part(extent), extent.what) {
+                (Some((output, part)), What::Part { tensor, .. }) => {
+                    let health = self.fill_part(output, part, within, piece, scratch)?;
+                    if health != Health::default() {
+                        healths.push((tensor, health));
+                    }
+                    for slice in part.slices() {
+                        self.source(slice.source)?
+                            .check_unchanged(Some(&output.name))?;
+                    }
+                }
+                _ => piece.copy_from_slice(
+                    &self.extents.layout.header[index(within.start)..index(within.end)],
+                ),
+            }
+        }
+        Ok(healths)
+    }
+
+    /// Bytes `within` of a part, counted from its start in the output.
+    fn fill_part(
+        &self,
+        output: &Output,
+        part: &Part,
+        within: Range<u64>,
+        piece: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<Health> {
+        match part {
+            Part::Copy(slice) => {
+                let bytes = slice.bytes.start + within.start..slice.bytes.start + within.end;
+                piece.copy_from_slice(&self.source(slice.source)?.tile(bytes, &mut scratch.edge)?);
+                Ok(Health::default())
+            }
+            Part::Fill { bits, .. } => {
+                let width = output.dtype.bytes().unwrap_or(1);
+                let pattern = bits.to_le_bytes();
+                for (byte, at) in piece.iter_mut().zip(within.start..) {
+                    *byte = pattern[index(at % width)];
+                }
+                Ok(Health::default())
+            }
+            Part::Blend(blend) => self.fill_blend(output, blend, &within, piece, scratch),
+        }
+    }
+
+    fn fill_blend(
+        &self,
+        output: &Output,
+        blend: &Blend,
+        within: &Range<u64>,
+        piece: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<Health> {
+        let width = output.dtype.bytes().unwrap_or(1);
+        let elements = within.start / width..within.end.div_ceil(width);
+        let whole = elements.start * width == within.start && elements.end * width == within.end;
+        let health = if whole {
+            self.compute(output, blend, &elements, piece, &mut scratch.operands)?
+        } else {
+            // An element across the seam of two tiles: compute it whole, keep this tile's bytes.
+            let mut edge = std::mem::take(&mut scratch.edge);
+            edge.resize(index((elements.end - elements.start) * width), 0);
+            let health = self.compute(output, blend, &elements, &mut edge, &mut scratch.operands);
+            let skip = index(within.start - elements.start * width);
+            piece.copy_from_slice(&edge[skip..skip + piece.len()]);
+            scratch.edge = edge;
+            health?
+        };
+        if health.broken > 0 && !self.allow_nonfinite {
+            return Err(Error::NonFinite {
+                tensor: output.name.clone(),
+                count: health.broken,
+                dtype: output.dtype.to_string(),
+            });
+        }
+        Ok(health)
+    }
+
+    fn compute(
+        &self,
+        output: &Output,
+        blend: &Blend,
+        elements: &Range<u64>,
+        out: &mut [u8],
+        buffers: &mut Vec<Vec<u8>>,
+    ) -> Result<Health> {
+        let slices: Vec<&Slice> = blend.slices().collect();
+        buffers.resize_with(buffers.len().max(slices.len()), Vec::new);
+        let mut tiles: Vec<Tile<'_>> = Vec::with_capacity(slices.len());
+        for (slice, buffer) in slices.iter().zip(buffers.iter_mut()) {
+            let width = slice.dtype.bytes().unwrap_or(1);
+            let start = slice.bytes.start;
+            let bytes = start + elements.start * width..start + elements.end * width;
+            tiles.push(self.source(slice.source)?.tile(bytes, buffer)?);
+        }
+        let mut operands = slices.iter().zip(&tiles).map(|(slice, tile)| Operand {
+            dtype: &slice.dtype,
+            bytes: tile,
+        });
+        let base = if blend.base.is_some() {
+            operands.next()
+        } else {
+            None
+        };
+        let terms: Vec<(Operand<'_>, f64)> = operands
+            .zip(&blend.terms)
+            .map(|(operand, term)| (operand, term.weight))
+            .collect();
+        let tile = BlendTile {
+            base,
+            terms: &terms,
+            lambda: blend.lambda,
+            dtype: &output.dtype,
+        };
+        self.device.blend(&tile, out)
+    }
+}
+
+/// Offsets inside a tile fit memory.
+fn index(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
