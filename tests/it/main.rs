@@ -6,4 +6,5 @@ mod floors;
 mod golden;
 #[cfg(feature = "cli")]
 mod hostile;
+mod props;
 mod support;
