@@ -8,3 +8,9 @@
 
 mod conformance;
 mod floors;
+#[cfg(feature = "cli")]
+mod golden;
+#[cfg(feature = "cli")]
+mod hostile;
+mod props;
+mod support;
