@@ -19,7 +19,10 @@ macro_rules! fixture {
 }
 
 fn object(value: Value) -> Map<String, Value> {
-    value.as_object().unwrap().clone()
+    match value {
+        Value::Object(map) => map,
+        other => panic!("not an object: {other}"),
+    }
 }
 
 fn keep(config: &Map<String, Value>, kept: &[u64]) -> Result<Kept, ConfigProblem> {
