@@ -44,7 +44,7 @@ CASES = [
     ("gemma3n", "gemma3n_text", 6, dict(WINDOW, num_kv_shared_layers=0)),
     ("gemma4", "gemma4_text", 12, dict(WINDOW, hidden_size_per_layer_input=0, global_head_dim=8)),
     ("gemma4 sharing", "gemma4_text", 12, dict(WINDOW, hidden_size_per_layer_input=0, global_head_dim=8,
-                                              num_kv_shared_layers=2)),
+                                              num_kv_shared_layers=2, output_hidden_states=True)),
     ("cohere2", "cohere2", 9, WINDOW),
     ("cohere2 pattern 3", "cohere2", 8, dict(WINDOW, sliding_window_pattern=3)),
     ("cohere2 moe", "cohere2_moe", 9, dict(WINDOW, num_experts=4, num_experts_per_tok=2, first_k_dense_replace=2,

@@ -142,11 +142,18 @@ fn shared_caches(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
         return Err(cut.refuse(key, "layers that share must come last"));
     };
     if cut.kept.iter().any(|layer| *layer >= own) {
+        // Without the list nobody here knows which layers are of one type.
+        if !cut.has("layer_types") {
+            return Err(cut.refuse(key, "the config does not list `layer_types`"));
+        }
         let donors_stay = donors(cut, own)
             .into_iter()
             .all(|donor| cut.kept.contains(&donor));
-        if !donors_stay {
-            return Err(cut.refuse(key, "a layer that lends its keys and values is not kept"));
+        if !donors_stay || !cut.kept.is_sorted() {
+            return Err(cut.refuse(
+                key,
+                "a layer that lends its keys and values loses its place",
+            ));
         }
     }
     let kept = cut.kept.len() as u64;
@@ -192,27 +199,24 @@ fn expanded_attention(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
         return Ok(());
     };
     let wrong = || cut.wrong(key, "a list of pairs: a list of attention types, how often");
-    let mut expanded: Vec<&Value> = Vec::new();
+    // Ranges of layers and the types they cycle through; never expanded, the counts may be hostile.
+    let mut spans: Vec<(u64, &[Value])> = Vec::new();
+    let mut end = 0_u64;
     for pair in value.as_array().ok_or_else(wrong)? {
         let types = pair.get(0).and_then(Value::as_array).ok_or_else(wrong)?;
         let times = pair.get(1).and_then(Value::as_u64).ok_or_else(wrong)?;
-        // Nothing beyond the stack is ever read, so a hostile count costs nothing.
-        for _ in 0..times.min(cut.layers) {
-            expanded.extend(types.iter().take(1024));
-            if expanded.len() as u64 >= cut.layers {
-                break;
-            }
-        }
+        spans.push((end, types));
+        end = end.saturating_add(times.saturating_mul(types.len() as u64));
     }
     let at = |layer: &u64| {
-        expanded
-            .get(usize::try_from(*layer).ok()?)
-            .map(|kind| (*kind).clone())
+        let (start, types) = spans.iter().rfind(|(start, _)| start <= layer)?;
+        let within = (layer - start).checked_rem(types.len() as u64)?;
+        (*layer < end).then(|| types[usize::try_from(within).unwrap_or(0)].clone())
     };
     let kept: Option<Vec<Value>> = cut.kept.iter().map(at).collect();
     let kept = kept.ok_or_else(|| ConfigProblem::TooShort {
         key: cut.scope.key(key),
-        entries: expanded.len() as u64,
+        entries: end,
         layers: cut.layers,
     })?;
     cut.set(key, serde_json::json!([[kept, 1]]));
