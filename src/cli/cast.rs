@@ -47,7 +47,6 @@ impl Surgical for Cast {
         session: &Session,
         origins: &mut Origins,
     ) -> Result<(Plan, Option<PathBuf>), Failure> {
-        origins.flag("", &self.model);
         origin_of(origins, "--out", self.how.out.as_ref());
         let request = ops::Cast {
             dtype: self.dtype.clone(),

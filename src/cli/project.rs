@@ -92,7 +92,6 @@ pub(super) fn model_or(
     full_form: &str,
 ) -> Result<PathBuf, Failure> {
     if let Some(model) = given {
-        origins.flag("", model);
         return Ok(model.clone());
     }
     match project.and_then(|p| Some((p, p.model.as_ref()?))) {

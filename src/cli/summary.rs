@@ -11,7 +11,7 @@ use super::surgery::Budget;
 use super::units::{counted, size};
 use crate::engine::Report;
 use crate::error::printable;
-use crate::plan::{Plan, SidecarContent};
+use crate::plan::{Part, Plan, SidecarContent, Slice};
 
 /// The plan in lines for people. Its notes are not among them.
 pub(super) fn lines(plan: &Plan) -> Vec<String> {
@@ -93,6 +93,45 @@ pub(super) fn dry_run(
             out.display()
         ));
     }
+    session.say("nothing was written (dry run)");
+    Ok(())
+}
+
+/// Shows what a change in place would do.
+pub(super) fn dry_run_in_place(
+    plan: &Plan,
+    root: &Path,
+    budget: Budget,
+    session: &Session,
+) -> Result<(), Failure> {
+    let own = |slice: &Slice| {
+        let source = usize::try_from(slice.source.0).ok();
+        let source = source.and_then(|id| plan.sources.get(id));
+        source.is_some_and(|source| source.role == "into")
+    };
+    let parts = plan.tensors.iter().flat_map(|tensor| {
+        let foreign = |part: &&Part| !part.slices().into_iter().all(own);
+        let parts = tensor.parts.iter().filter(foreign);
+        parts.map(|part| tensor.part_len(part))
+    });
+    let rewritten: u64 = parts.sum();
+    if session.json {
+        return session.print_json(&json!({
+            "command": plan.operation.verb,
+            "dry_run": true,
+            "in_place": root.to_string_lossy(),
+            "rewritten": rewritten,
+            "memory": budget,
+            "notes": plan.notes,
+            "plan": plan.digest(),
+        }));
+    }
+    let (root, bytes) = (root.display(), size(rewritten));
+    session.print(&format!(
+        "{} into `{root}` in place\n  rewrites {bytes}\n  undo     {bytes} while it runs\n",
+        plan.operation.verb
+    ))?;
+    notes(&plan.notes, session);
     session.say("nothing was written (dry run)");
     Ok(())
 }
