@@ -48,6 +48,37 @@ fn main() {
         }
     }
     statistics(&filter);
+    damaged(&filter);
+}
+
+/// The common shape with an infinity in every block, which asks for a second look at the block.
+fn damaged(filter: &str) {
+    let dtype = &Dtype::BF16;
+    let mut base = weights(dtype, TILE / 2, 1);
+    for element in base.as_chunks_mut().0.iter_mut().step_by(1000) {
+        *element = 0x7f80_u16.to_le_bytes();
+    }
+    let term = weights(dtype, TILE / 2, 2);
+    let operand = |bytes| Operand { dtype, bytes };
+    let tile = BlendTile {
+        base: Some(operand(&base)),
+        terms: &[(operand(&term), 1.0), (operand(&term), -0.5)],
+        lambda: 1.0,
+        dtype,
+    };
+    let mut out = vec![0; TILE];
+    for device in Simd::levels() {
+        let name = format!(
+            "base BF16 BF16 BF16 -> BF16 with infinities, {}",
+            device.name()
+        );
+        if name.contains(filter) {
+            let speed = fastest(4 * TILE, || {
+                device.blend(black_box(&tile), &mut out).unwrap();
+            });
+            println!("{speed:6.1} GB/s  {name}");
+        }
+    }
 }
 
 /// The statistics run on the best instruction set.

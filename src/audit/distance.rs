@@ -194,9 +194,10 @@ impl Pair<'_> {
             },
         );
         let found = compare(a, b);
-        match self.a.dtype.is_float() {
-            true => Distance::Measured(found),
-            false => Distance::Counted(found),
+        if self.a.dtype.is_float() {
+            Distance::Measured(found)
+        } else {
+            Distance::Counted(found)
         }
     }
 }

@@ -9,10 +9,13 @@ use serde_json::{Value, json};
 use crate::checkpoint::Checkpoint;
 use crate::format::{Dtype, Header, Shape, TensorEntry};
 
+/// A tensor to be written: name, dtype, shape, bytes.
+type Written = (String, Dtype, Shape, Vec<u8>);
+
 /// A checkpoint under construction: shards of tensors, and a config.
 pub(super) struct Fixture {
     pub(super) dir: tempfile::TempDir,
-    shards: Vec<Vec<(String, Dtype, Shape, Vec<u8>)>>,
+    shards: Vec<Vec<Written>>,
     config: Value,
 }
 

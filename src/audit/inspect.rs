@@ -1,6 +1,7 @@
 //! What a checkpoint is made of, from its headers and config alone.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Serialize;
 
@@ -185,6 +186,20 @@ impl GroupKind {
             Role::MultiToken => Self::MultiToken,
             Role::Other => Self::Other,
         }
+    }
+}
+
+impl fmt::Display for GroupKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Layer(layer) => return write!(f, "layer {layer}"),
+            Self::Embedding => "embedding",
+            Self::PositionEmbedding => "position embedding",
+            Self::FinalNorm => "final norm",
+            Self::Head => "head",
+            Self::MultiToken => "multi-token prediction",
+            Self::Other => "other",
+        })
     }
 }
 

@@ -41,10 +41,10 @@ impl<F: Fn(u64) + Sync> ReadObserver for F {
 /// Reports a tile, and stops if it was told to.
 pub(super) fn advance(observer: &dyn ReadObserver, bytes: u64) -> Result<()> {
     observer.advance(bytes);
-    match observer.is_interrupted() {
-        true => Err(Error::Interrupted { resumable: false }),
-        false => Ok(()),
+    if observer.is_interrupted() {
+        return Err(Error::Interrupted { resumable: false });
     }
+    Ok(())
 }
 
 /// Runs `work` on so many threads; `None` is one for each core.
@@ -87,7 +87,7 @@ pub(super) struct FileFindings {
     pub(super) digest: Option<Digest>,
 }
 
-/// What one tile says: tensors it holds elements of, with their counts, and its BLAKE3 subtree.
+/// What one tile says: tensors it holds elements of, with their counts, and its part of the BLAKE3 tree.
 struct TileFindings {
     counts: Vec<(usize, u64, u64)>,
     subtree: Option<ChainingValue>,
@@ -113,7 +113,7 @@ impl FileScan<'_> {
         };
         let hex = match self.digest {
             None => None,
-            Some(DigestAlgorithm::Blake3) => Some(self.root(&found)?),
+            Some(DigestAlgorithm::Blake3) => Some(Self::root(&found)),
             Some(DigestAlgorithm::Sha256) => Some(hex(&chain.finalize())),
         };
         let mut non_finite = vec![(0, 0); self.tensors.len()];
@@ -144,13 +144,7 @@ impl FileScan<'_> {
             if let Some(chain) = chain {
                 chain.update(own);
             }
-            let subtree =
-                (self.digest == Some(DigestAlgorithm::Blake3) && size > TILE).then(|| {
-                    let mut hasher = blake3::Hasher::new();
-                    hasher.set_input_offset(here.start).update(own);
-                    hasher.finalize_non_root()
-                });
-            (self.count(&here, &bytes), subtree)
+            (self.count(&here, &bytes), self.subtree(here.start, own))
         };
         self.source.check_unchanged(None)?;
         advance(observer, here.end - here.start)?;
@@ -183,29 +177,40 @@ impl FileScan<'_> {
         counts
     }
 
-    /// The BLAKE3 digest of the file from the subtrees of its tiles.
-    fn root(&self, found: &[TileFindings]) -> Result<String> {
+    /// The BLAKE3 digest of the file from those of its tiles.
+    fn root(found: &[TileFindings]) -> String {
         let subtrees: Vec<ChainingValue> = found.iter().filter_map(|tile| tile.subtree).collect();
-        if subtrees.len() < 2 {
-            // A file of one tile is its own root, which has no chaining value. It is read once more.
-            let mut bytes = vec![0; to_usize(self.source.identity().size)];
-            self.source.read_exact_at(&mut bytes, 0)?;
-            return Ok(blake3::hash(&bytes).to_hex().to_string());
+        match subtrees.as_slice() {
+            [] => blake3::hash(&[]).to_hex().to_string(),
+            [whole] => hex(whole),
+            several => {
+                let (left, right) = several.split_at(left_part(several.len()));
+                let root = hazmat::merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash);
+                root.to_hex().to_string()
+            }
         }
-        let (left, right) = subtrees.split_at(left_part(subtrees.len()));
-        let root = hazmat::merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash);
-        Ok(root.to_hex().to_string())
+    }
+
+    /// A tile's place in the BLAKE3 tree: a subtree, or the root where it is the whole file.
+    fn subtree(&self, start: u64, bytes: &[u8]) -> Option<ChainingValue> {
+        if self.digest != Some(DigestAlgorithm::Blake3) {
+            return None;
+        }
+        if self.source.identity().size <= TILE {
+            return Some(*blake3::hash(bytes).as_bytes());
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(start).update(bytes);
+        Some(hasher.finalize_non_root())
     }
 }
 
 fn subtree(tiles: &[ChainingValue]) -> ChainingValue {
-    match tiles {
-        [one] => *one,
-        _ => {
-            let (left, right) = tiles.split_at(left_part(tiles.len()));
-            hazmat::merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
-        }
+    if let [one] = tiles {
+        return *one;
     }
+    let (left, right) = tiles.split_at(left_part(tiles.len()));
+    hazmat::merge_subtrees_non_root(&subtree(left), &subtree(right), Mode::Hash)
 }
 
 /// BLAKE3's tree: the left side is the largest power of two that leaves something for the right.
@@ -261,7 +266,7 @@ mod tests {
             2 * tile + 5,
             5 * tile + 1,
         ] {
-            let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let bytes: Vec<u8> = (0..=250).cycle().take(len).collect();
             let expected = blake3::hash(&bytes).to_hex().to_string();
             assert_eq!(
                 scan(&bytes, DigestAlgorithm::Blake3, Reading::Mapped),

@@ -198,14 +198,10 @@ fn groups(inspection: &Inspection, options: TreeOptions) -> String {
 
 fn label(run: &Run) -> String {
     match run.kind {
-        GroupKind::Embedding => "embedding".to_owned(),
-        GroupKind::PositionEmbedding => "position embedding".to_owned(),
-        GroupKind::Layer(layer) if run.count == 1 => format!("layer {layer}"),
-        GroupKind::Layer(first) => format!("layers {first}-{}", first + run.count - 1),
-        GroupKind::FinalNorm => "final norm".to_owned(),
-        GroupKind::Head => "head".to_owned(),
-        GroupKind::MultiToken => "multi-token prediction".to_owned(),
-        GroupKind::Other => "other".to_owned(),
+        GroupKind::Layer(first) if run.count > 1 => {
+            format!("layers {first}-{}", first + run.count - 1)
+        }
+        kind => kind.to_string(),
     }
 }
 

@@ -50,11 +50,31 @@ impl fmt::Display for Grouped {
         let digits = self.0.to_string();
         let mut text = String::with_capacity(digits.len() * 4 / 3);
         for (i, digit) in digits.chars().enumerate() {
-            if i > 0 && (digits.len() - i) % 3 == 0 {
+            if i > 0 && (digits.len() - i).is_multiple_of(3) {
                 text.push(',');
             }
             text.push(digit);
         }
+        f.pad(&text)
+    }
+}
+
+/// A ratio in percent, with as many digits as tell something: `37.5 %`, `1.63 %`, `0.0042 %`, `3.1e-7`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio(pub f64);
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = self.0 * 100.0;
+        let text = match percent.abs() {
+            p if p.is_nan() => "-".to_owned(),
+            p if p.is_infinite() => "infinite".to_owned(),
+            0.0 => "0".to_owned(),
+            p if p >= 10.0 => format!("{percent:.1} %"),
+            p if p >= 0.1 => format!("{percent:.2} %"),
+            p if p >= 0.001 => format!("{percent:.4} %"),
+            _ => format!("{:.1e}", self.0),
+        };
         f.pad(&text)
     }
 }
@@ -82,6 +102,17 @@ mod tests {
         assert_eq!(shown(416 << 20), "416.0 MiB");
         assert_eq!(shown((1 << 30) - 1), "1.00 GiB");
         assert_eq!(shown(1 << 40), "1.00 TiB");
+    }
+
+    #[test]
+    fn ratios() {
+        let shown = |ratio: f64| Ratio(ratio).to_string();
+        assert_eq!(shown(0.375), "37.5 %");
+        assert_eq!(shown(0.0163), "1.63 %");
+        assert_eq!(shown(0.000_042), "0.0042 %");
+        assert_eq!(shown(3.1e-7), "3.1e-7");
+        assert_eq!([shown(0.0), shown(f64::NAN)], ["0", "-"]);
+        assert_eq!(shown(f64::INFINITY), "infinite");
     }
 
     #[test]

@@ -429,6 +429,7 @@ fn floats<'a>((checkpoint, shard): (&'a Checkpoint, &'a ShardFile)) -> Vec<Count
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
     use crate::audit::fixture::Fixture;
@@ -448,14 +449,13 @@ mod tests {
         fs::write(fixture.path("tokenizer.json"), "{}").unwrap();
         let file = |name: &str, digest: Option<&str>| {
             let bytes = fs::read(fixture.path(name)).unwrap();
-            let digest = digest.map(|algorithm| match algorithm {
-                "blake3" => format!("blake3:{}", blake3::hash(&bytes).to_hex()),
-                _ => {
-                    use sha2::Digest as _;
-                    let sum = sha2::Sha256::digest(&bytes);
-                    let hex: Vec<String> = sum.iter().map(|b| format!("{b:02x}")).collect();
-                    format!("sha256:{}", hex.concat())
+            let digest = digest.map(|algorithm| {
+                if algorithm == "blake3" {
+                    return format!("blake3:{}", blake3::hash(&bytes).to_hex());
                 }
+                let sum = Sha256::digest(&bytes);
+                let hex: Vec<String> = sum.iter().map(|b| format!("{b:02x}")).collect();
+                format!("sha256:{}", hex.concat())
             });
             match digest {
                 Some(digest) => json!({"file": name, "size": bytes.len(), "digest": digest}),

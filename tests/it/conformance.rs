@@ -148,6 +148,10 @@ fn patterns(dtype: &Dtype) -> Vec<u8> {
                 let neighbours = [value.next_down(), value, value.next_up()];
                 bytes.extend(neighbours.iter().flat_map(|v| v.to_le_bytes()));
             }
+            // Every sign, exponent and leading fraction, with whatever follows.
+            let tops = (0..=u16::MAX).map(u32::from);
+            let all = tops.map(|top| top << 16 | top.wrapping_mul(0x9e37) & 0xffff);
+            bytes.extend(all.flat_map(u32::to_le_bytes));
             bytes
         }
         Dtype::F16 | Dtype::BF16 => (0..=u16::MAX).flat_map(u16::to_le_bytes).collect(),

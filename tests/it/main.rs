@@ -1,4 +1,16 @@
 //! The integration tests: one binary, one module a subject.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failing test should say where"
+)]
+
 mod conformance;
 mod floors;
+#[cfg(feature = "cli")]
+mod golden;
+#[cfg(feature = "cli")]
+mod hostile;
+mod props;
+mod support;

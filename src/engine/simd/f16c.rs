@@ -126,8 +126,12 @@ fn fused<const N: usize>(
     let mut special = _mm_setzero_si128();
     for i in 0..out.len() {
         let mut sum = _mm256_mul_ps(_mm256_set1_ps(factors.weights[0]), load(&whole[0][i]));
-        for (term, weight) in whole.iter().zip(&factors.weights).skip(1) {
-            let product = _mm256_mul_ps(_mm256_set1_ps(*weight), load(&term[i]));
+        #[expect(
+            clippy::needless_range_loop,
+            reason = "it indexes the weights as well, and unrolls"
+        )]
+        for n in 1..N {
+            let product = _mm256_mul_ps(_mm256_set1_ps(factors.weights[n]), load(&whole[n][i]));
             sum = _mm256_add_ps(sum, product);
         }
         let value = _mm256_add_ps(load(&base[i]), _mm256_mul_ps(lambda, sum));

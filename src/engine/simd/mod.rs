@@ -86,8 +86,8 @@ impl Job for Blend<'_> {
             let special = fused_block(half, self.tile, start, out)
                 .unwrap_or_else(|| mixed_block(half, self.tile, start, out));
             if special {
-                let end = start + count;
-                health = health.merge(self.tile.health(self.out, start..end));
+                let (tile, float) = (self.tile, self.tile.float);
+                with_format!(float, half, format => count_special(format, tile, start, out, &mut health));
             }
         }
         health
@@ -171,6 +171,21 @@ fn mixed_block<H: Format<Bits = [u8; 2]>>(
         each(sum, wide, |sum, _| lambda * sum);
     }
     with_format!(tile.float, half, format => round(format, sum, out))
+}
+
+/// Not part of the fast loops: blocks with a NaN or an infinity are rare.
+fn count_special<F: Format>(
+    format: F,
+    tile: &Checked<'_>,
+    start: usize,
+    out: &[u8],
+    health: &mut Health,
+) {
+    for (i, bits) in F::split(out).iter().enumerate() {
+        if format.is_special(*bits) {
+            tile.count(health, start + i, format.widen(*bits).is_nan());
+        }
+    }
 }
 
 #[inline(always)]

@@ -1,0 +1,23 @@
+//! What the tests share: running the binary, models made from a seed, independent readers.
+
+pub(crate) mod checkpoint;
+pub(crate) mod process;
+pub(crate) mod random;
+pub(crate) mod tree;
+
+use std::path::{Path, PathBuf};
+
+/// A file or folder of `fixtures/`.
+pub(crate) fn fixture(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(relative)
+}
+
+/// Prints why a test, or a part of one, did not run. Skipping in silence is not allowed.
+pub(crate) fn skipped(what: &str, why: &str) {
+    println!("SKIPPED {what}: {why}");
+    // The harness swallows the output of tests that pass, so say it past the capture too.
+    let note = format!("SKIPPED {what}: {why}\n");
+    let _shown = std::io::Write::write_all(&mut std::io::stderr().lock(), note.as_bytes());
+}
