@@ -22,7 +22,7 @@ use crate::plan::Plan;
 pub(super) struct Cast {
     /// Model directory or `.safetensors` file
     model: PathBuf,
-    /// bf16, f16, f32, f64, f8_e4m3 or f8_e5m2
+    /// `bf16`, `f16`, `f32`, `f64`, `f8_e4m3` or `f8_e5m2`
     #[arg(long, value_name = "DTYPE", value_parser = parse_dtype)]
     dtype: Dtype,
     #[command(flatten)]

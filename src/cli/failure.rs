@@ -110,10 +110,10 @@ impl Origins {
 
     /// The same failure with the value that it is about.
     pub(super) fn explain(&self, mut failure: Failure) -> Failure {
-        if let Failure::Refused { error, from, .. } = &mut failure {
-            if from.is_none() {
-                *from = self.behind(error).map(|origin| origin.shown.clone());
-            }
+        if let Failure::Refused { error, from, .. } = &mut failure
+            && from.is_none()
+        {
+            *from = self.behind(error).map(|origin| origin.shown.clone());
         }
         failure
     }

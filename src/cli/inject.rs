@@ -194,14 +194,13 @@ impl Inject {
         };
         let extract = project.result(Stage::Extract);
         let extract = extract.and_then(|path| Checkpoint::open(path).ok());
-        if let Some(layers) = extract.as_ref().and_then(recorded) {
-            if layers.len() as u64 == part.layers() {
-                let layers = LayerSelector::of_layers(layers);
-                session.detail(&format!(
-                    "layers {layers}: as the project's extract records"
-                ));
-                return Ok(Some(layers));
-            }
+        let fits = |layers: &&[u64]| layers.len() as u64 == part.layers();
+        if let Some(layers) = extract.as_ref().and_then(recorded).filter(fits) {
+            let layers = LayerSelector::of_layers(layers);
+            session.detail(&format!(
+                "layers {layers}: as the project's extract records"
+            ));
+            return Ok(Some(layers));
         }
         Ok(project
             .layers(origins)

@@ -1,5 +1,6 @@
 //! What a plan will do, and what a run did, in a few lines or one JSON object.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -77,14 +78,15 @@ pub(super) fn dry_run(
     }
     let mut text = format!("{} to `{}`\n", plan.operation.verb, out.display());
     for line in lines(plan) {
-        text.push_str(&format!("  {line}\n"));
+        let _ = writeln!(text, "  {line}");
     }
-    text.push_str(&format!(
-        "  memory   {} ({} x {} tiles)\n",
+    let _ = writeln!(
+        text,
+        "  memory   {} ({} x {} tiles)",
         size(budget.bytes),
         counted(budget.threads as u64, "thread"),
         size(budget.tile)
-    ));
+    );
     session.print(&text)?;
     notes(&plan.notes, session);
     if exists && !replaces {
@@ -164,20 +166,22 @@ pub(super) fn done(
         size(bytes),
     );
     if let Some(rate) = rate(bytes, seconds) {
-        line.push_str(&format!(" ({}/s)", size(rate)));
+        let _ = write!(line, " ({}/s)", size(rate));
     }
     if report.shared > 0 {
-        line.push_str(&format!(
+        let _ = write!(
+            line,
             ", {} of it shared with the source",
             size(report.shared)
-        ));
+        );
     }
     if report.resumed > 0 {
-        line.push_str(&format!(
+        let _ = write!(
+            line,
             ", {} of {} from the interrupted run",
             report.resumed,
             counted(report.shards, "shard")
-        ));
+        );
     }
     session.say(&line);
     notes(&plan.notes, session);
