@@ -190,10 +190,7 @@ pub(super) fn done(
             "`{}` holds {} and {}",
             printable(tensor),
             counted(*nans, "NaN"),
-            format!(
-                "{infinities} infinite value{}",
-                if *infinities == 1 { "" } else { "s" }
-            )
+            counted(*infinities, "infinite value")
         ));
     }
     Ok(())
