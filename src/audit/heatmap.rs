@@ -8,6 +8,7 @@ use std::path::Path;
 use ndarray::Array2;
 
 use super::diff::Diff;
+use super::scale::{Scale, round_amount};
 use super::units::Ratio;
 use super::viridis;
 use crate::error::printable;
@@ -80,12 +81,8 @@ impl Heatmap {
         self.column_labels(&mut svg, &frame);
         self.cells(&mut svg, &frame, &scale);
         self.outside_row(&mut svg, &frame, &scale);
-        scale.legend(
-            &mut svg,
-            frame.legend_x(),
-            frame.top,
-            frame.grid_height.clamp(150.0, 260.0),
-        );
+        let height = frame.grid_height.clamp(150.0, 260.0);
+        legend(&mut svg, &scale, (frame.legend_x(), frame.top), height);
         svg.push_str("</svg>\n");
         svg
     }
@@ -221,97 +218,39 @@ impl Frame {
     }
 }
 
-/// How values become colours: evenly from 0, or by magnitude where they span more than two decades.
-struct Scale {
-    low: f64,
-    high: f64,
-    is_logarithmic: bool,
-}
-
-impl Scale {
-    fn over<'a>(values: impl Iterator<Item = &'a f64>) -> Self {
-        let (mut low, mut high) = (f64::INFINITY, 0.0_f64);
-        for value in values.filter(|v| v.is_finite() && **v > 0.0) {
-            (low, high) = (low.min(*value), high.max(*value));
-        }
-        let is_logarithmic = high > 100.0 * low;
-        Self {
-            low: if is_logarithmic { low } else { 0.0 },
-            high: if high > 0.0 { high } else { 1.0 },
-            is_logarithmic,
-        }
+fn legend(svg: &mut String, scale: &Scale, (x, top): (f64, f64), height: f64) {
+    svg.push_str("<defs><linearGradient id=\"elo-viridis\" x1=\"0\" y1=\"1\" x2=\"0\" y2=\"0\">");
+    for stop in 0..=16 {
+        let place = f64::from(stop) / 16.0;
+        let colour = viridis::colour(place);
+        let _ = write!(svg, "<stop offset=\"{place:.4}\" stop-color=\"{colour}\"/>");
     }
-
-    /// From 0 to 1.
-    fn place(&self, value: f64) -> f64 {
-        if value.is_infinite() {
-            return 1.0;
-        }
-        if self.is_logarithmic {
-            (value / self.low).ln() / (self.high / self.low).ln()
-        } else {
-            value / self.high
-        }
-    }
-
-    /// Round values within the scale, three to eight of them.
-    fn ticks(&self) -> Vec<f64> {
-        if self.is_logarithmic {
-            let decades = self.low.log10().ceil()..=self.high.log10().floor();
-            let (first, last) = decades.into_inner();
-            let step = ((last - first) / 6.0).ceil().max(1.0);
-            return (0..=7)
-                .map(|i| first + f64::from(i) * step)
-                .take_while(|exponent| *exponent <= last)
-                .map(|exponent| 10.0_f64.powf(exponent))
-                .collect();
-        }
-        let rough = self.high / 3.0;
-        let power = 10.0_f64.powf(rough.log10().floor());
-        let nice = [1.0, 2.0, 2.5, 5.0, 10.0].map(|m| m * power);
-        let step = nice.into_iter().rfind(|s| *s <= rough).unwrap_or(rough);
-        (0..=8)
-            .map(|i| f64::from(i) * step)
-            .take_while(|v| *v <= self.high)
-            .collect()
-    }
-
-    fn legend(&self, svg: &mut String, x: f64, top: f64, height: f64) {
-        svg.push_str(
-            "<defs><linearGradient id=\"elo-viridis\" x1=\"0\" y1=\"1\" x2=\"0\" y2=\"0\">",
-        );
-        for stop in 0..=16 {
-            let place = f64::from(stop) / 16.0;
-            let colour = viridis::colour(place);
-            let _ = write!(svg, "<stop offset=\"{place:.4}\" stop-color=\"{colour}\"/>");
-        }
-        svg.push_str("</linearGradient></defs>\n");
+    svg.push_str("</linearGradient></defs>\n");
+    let _ = writeln!(
+        svg,
+        "<rect x=\"{x:.1}\" y=\"{top:.1}\" width=\"14\" height=\"{height:.1}\" rx=\"2\" fill=\"url(#elo-viridis)\"/>"
+    );
+    for tick in scale.ticks() {
+        let y = top + height * (1.0 - scale.place(tick));
         let _ = writeln!(
             svg,
-            "<rect x=\"{x:.1}\" y=\"{top:.1}\" width=\"14\" height=\"{height:.1}\" rx=\"2\" fill=\"url(#elo-viridis)\"/>"
+            "<path class=\"tick\" d=\"M{:.1} {y:.1}h5\"/>",
+            x + 14.0
         );
-        for tick in self.ticks() {
-            let y = top + height * (1.0 - self.place(tick));
-            let _ = writeln!(
-                svg,
-                "<path class=\"tick\" d=\"M{:.1} {y:.1}h5\"/>",
-                x + 14.0
-            );
-            text(
-                svg,
-                "small",
-                (x + 23.0, y + 4.0),
-                "start",
-                &round_amount(tick),
-            );
-        }
-        let below = top + height + 14.0;
-        let _ = writeln!(
+        text(
             svg,
-            "<rect class=\"equal\" x=\"{x:.1}\" y=\"{below:.1}\" width=\"14\" height=\"12\" rx=\"2\"/>"
+            "small",
+            (x + 23.0, y + 4.0),
+            "start",
+            &round_amount(tick),
         );
-        text(svg, "small", (x + 23.0, below + 10.0), "start", "equal");
     }
+    let below = top + height + 14.0;
+    let _ = writeln!(
+        svg,
+        "<rect class=\"equal\" x=\"{x:.1}\" y=\"{below:.1}\" width=\"14\" height=\"12\" rx=\"2\"/>"
+    );
+    text(svg, "small", (x + 23.0, below + 10.0), "start", "equal");
 }
 
 fn cell(
@@ -359,16 +298,6 @@ fn says(value: f64) -> String {
         0.0 => "equal".to_owned(),
         v => Ratio(v).to_string(),
     }
-}
-
-/// A tick's value: round, so without the zeros that measurements keep.
-fn round_amount(value: f64) -> String {
-    let percent = value * 100.0;
-    if percent == 0.0 || percent > 0.000_09 {
-        let digits = format!("{percent:.6}");
-        return format!("{} %", digits.trim_end_matches('0').trim_end_matches('.'));
-    }
-    format!("{value:.0e}")
 }
 
 /// The last part of a path, cut to a length a title can bear.
@@ -456,22 +385,5 @@ mod tests {
         map.title = "a\"b\u{7}".into();
         let svg = map.render();
         assert!(!svg.contains("<script>") && !svg.contains('\u{7}'), "{svg}");
-    }
-
-    #[test]
-    fn scales_are_even_or_by_magnitude() {
-        let even = Scale::over([0.0, 0.01, 0.04].iter());
-        assert!((even.place(0.02) - 0.5).abs() < 1e-12);
-        assert_eq!(even.ticks().len(), 5);
-        let wide = Scale::over([1e-6, 1e-2, f64::INFINITY, f64::NAN].iter());
-        assert!((wide.place(1e-4) - 0.5).abs() < 1e-12);
-        assert_eq!(wide.ticks().len(), 5);
-        assert!(Scale::over([].iter()).place(0.0).abs() < 1e-12);
-    }
-
-    #[test]
-    fn ticks_read_well() {
-        let shown = [0.0, 0.005, 0.01, 0.025, 1e-5, 1e-8].map(round_amount);
-        assert_eq!(shown, ["0 %", "0.5 %", "1 %", "2.5 %", "0.001 %", "1e-8"]);
     }
 }

@@ -11,11 +11,13 @@ mod grid;
 mod heatmap;
 mod inspect;
 mod ledger;
+mod scale;
 mod scan;
 mod structure;
 mod table;
 mod tree;
 mod units;
+mod verdict;
 mod verify;
 mod viridis;
 
@@ -30,6 +32,5 @@ pub use ledger::{DiffView, render_diff};
 pub use scan::ReadObserver;
 pub use tree::{TreeOptions, render_tensors, render_tree};
 pub use units::{Bytes, Elements, Grouped, Ratio};
-pub use verify::{
-    FileCheck, FileState, NonFiniteTensor, Verification, VerifyOptions, examine, verify,
-};
+pub use verdict::{FileCheck, FileState, NonFiniteTensor, Verification};
+pub use verify::{VerifyOptions, examine, verify};

@@ -7,31 +7,47 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{Checkpoint, Role, is_tied, vocab_size};
 use crate::error::printable;
 
-/// Config keys that say that layers differ from each other.
-const LAYERS_DIFFER: [&str; 22] = [
-    "layer_types",
+/// Config keys that give layers different tensors, unless they are empty or 0.
+const LAYERS_DIFFER: [&str; 26] = [
     "layers_block_type",
     "block_types",
     "block_configs",
+    "per_layer_config",
     "hybrid_override_pattern",
+    "hybrid_layer_pattern",
     "hybrid_layer_ids",
-    "attention_layers",
+    "attn_type_list",
     "attn_layer_indices",
-    "attn_layer_period",
     "full_attn_idxs",
+    "linear_attn_config",
     "cross_attention_layers",
     "cross_attn_layers",
+    "mlp_layer_types",
     "mlp_only_layers",
-    "decoder_sparse_step",
-    "expert_layer_period",
+    "num_experts_per_layer",
+    "ffn_multipliers",
     "first_k_dense_replace",
     "first_k_dense",
-    "interleave_moe_layer_step",
     "moe_layers",
-    "moe_layer_freq",
+    "moe_layers_enum",
     "moe_layer_start_index",
+    "num_dense_layers",
     "num_kv_shared_layers",
+    "kv_source_layers",
+    "ple_layer_ids",
 ];
+/// Config keys that say every how many layers something comes: 1 is every layer.
+const PERIODS: [&str; 7] = [
+    "attn_layer_period",
+    "expert_layer_period",
+    "cross_attn_every_n_layers",
+    "decoder_sparse_step",
+    "full_attention_interval",
+    "interleave_moe_layer_step",
+    "moe_layer_freq",
+];
+/// Kinds of layers that have the tensors of any attention layer.
+const ATTENTION: [&str; 3] = ["full_attention", "sliding_attention", "chunked_attention"];
 const NAMES_SHOWN: usize = 3;
 
 /// Everything doubtful about the structure, one sentence each, opening's own warnings first.
@@ -168,12 +184,19 @@ fn difference(parts: &BTreeSet<&str>, usual: &BTreeSet<&str>) -> String {
 
 /// Whether a config says that its layers are of several kinds, at the top or in a nested text config.
 fn explains_differences(config: &Map<String, Value>) -> bool {
-    let says = |config: &Map<String, Value>| {
-        LAYERS_DIFFER
-            .iter()
-            .any(|key| config.get(*key).is_some_and(|v| !v.is_null()))
-    };
-    says(config) || config.values().filter_map(Value::as_object).any(says)
+    let nested = config.values().filter_map(Value::as_object);
+    std::iter::once(config).chain(nested).any(|config| {
+        let is_said = |key: &str, nothing: u64| match config.get(key) {
+            None | Some(Value::Null) => false,
+            Some(Value::Array(items)) => !items.is_empty(),
+            Some(value) => value.as_u64().is_none_or(|n| n > nothing),
+        };
+        let kinds = config.get("layer_types").and_then(Value::as_array);
+        let is_attention = |kind: &Value| kind.as_str().is_some_and(|k| ATTENTION.contains(&k));
+        LAYERS_DIFFER.iter().any(|key| is_said(key, 0))
+            || PERIODS.iter().any(|key| is_said(key, 1))
+            || kinds.is_some_and(|kinds| !kinds.iter().all(is_attention))
+    })
 }
 
 /// Ascending numbers as ranges: `1-3, 7`.
@@ -232,6 +255,23 @@ mod tests {
             .f32("model.layers.1.mlp.gate.weight", &[1], &[0.0])
             .config(json!({"text_config": {"first_k_dense_replace": 1}}));
         assert_eq!(doubts(&fixture.open()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_a_config_explains() {
+        let explains = |config: Value| explains_differences(config.as_object().unwrap());
+        assert!(!explains(
+            json!({"decoder_sparse_step": 1, "mlp_only_layers": []})
+        ));
+        assert!(explains(json!({"decoder_sparse_step": 2})));
+        assert!(!explains(json!({"first_k_dense_replace": 0})));
+        assert!(!explains(
+            json!({"layer_types": ["full_attention", "sliding_attention"]})
+        ));
+        assert!(explains(
+            json!({"layer_types": ["full_attention", "linear_attention"]})
+        ));
+        assert!(explains(json!({"text_config": {"moe_layers": [1]}})));
     }
 
     #[test]

@@ -41,7 +41,6 @@ impl Surgical for Apply {
         _session: &Session,
         origins: &mut Origins,
     ) -> Result<(Plan, Option<PathBuf>), Failure> {
-        origins.flag("", &self.plan);
         origin_of(origins, "--out", self.how.out.as_ref());
         let plan: Plan = serde_json::from_slice(&read(&self.plan)?).map_err(|e| Error::Json {
             path: self.plan.clone(),

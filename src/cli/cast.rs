@@ -22,7 +22,7 @@ use crate::plan::Plan;
 pub(super) struct Cast {
     /// Model directory or `.safetensors` file
     model: PathBuf,
-    /// bf16, f16, f32, f64, f8_e4m3 or f8_e5m2
+    /// `bf16`, `f16`, `f32`, `f64`, `f8_e4m3` or `f8_e5m2`
     #[arg(long, value_name = "DTYPE", value_parser = parse_dtype)]
     dtype: Dtype,
     #[command(flatten)]
@@ -47,7 +47,6 @@ impl Surgical for Cast {
         session: &Session,
         origins: &mut Origins,
     ) -> Result<(Plan, Option<PathBuf>), Failure> {
-        origins.flag("", &self.model);
         origin_of(origins, "--out", self.how.out.as_ref());
         let request = ops::Cast {
             dtype: self.dtype.clone(),

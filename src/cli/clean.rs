@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::failure::{Failure, Origins};
+use super::failure::Failure;
 use super::session::Session;
 use super::units::size;
 use crate::engine::{LeftOver, remove_staging, stagings};
@@ -27,17 +27,13 @@ pub(super) struct Clean {
 
 /// Lists and removes.
 pub(super) fn run(arguments: &Clean, session: &Session) -> Result<(), Failure> {
-    let mut origins = Origins::default();
     let dirs = match &arguments.dir {
-        Some(dir) => {
-            origins.flag("", dir);
-            vec![dir.clone()]
-        }
+        Some(dir) => vec![dir.clone()],
         None => here(session)?,
     };
     let mut found = Vec::new();
     for dir in &dirs {
-        found.extend(stagings(dir).map_err(|error| origins.explain(error.into()))?);
+        found.extend(stagings(dir)?);
     }
     let mut removed = Vec::new();
     for left in found.iter().filter(|left| arguments.yes && !left.locked) {

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, absolute};
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -94,11 +94,10 @@ struct Origin {
 }
 
 impl Origins {
-    /// A value given by a flag or a positional argument (`name` is then empty).
+    /// A value given by a flag. Positional arguments need none: messages name them already.
     pub(super) fn flag(&mut self, name: &str, value: impl AsRef<OsStr>) {
         let value = value.as_ref().to_owned();
-        let text = printable(&value.to_string_lossy());
-        let shown = format!("`{}`", format!("{name} {text}").trim_start());
+        let shown = format!("`{name} {}`", printable(&value.to_string_lossy()));
         self.0.push(Origin { value, shown });
     }
 
@@ -111,10 +110,10 @@ impl Origins {
 
     /// The same failure with the value that it is about.
     pub(super) fn explain(&self, mut failure: Failure) -> Failure {
-        if let Failure::Refused { error, from, .. } = &mut failure {
-            if from.is_none() {
-                *from = self.behind(error).map(|origin| origin.shown.clone());
-            }
+        if let Failure::Refused { error, from, .. } = &mut failure
+            && from.is_none()
+        {
+            *from = self.behind(error).map(|origin| origin.shown.clone());
         }
         failure
     }
@@ -147,10 +146,12 @@ impl Origins {
             | Error::OutputIsInput { output: path, .. }
             | Error::Io { path, .. }
             | Error::NotACheckpoint { path, .. }
-            | Error::PickleOnly { path, .. } => self
-                .0
-                .iter()
-                .find(|origin| origin.value == path.as_os_str()),
+            | Error::PickleOnly { path, .. } => {
+                // The engine names outputs by their absolute paths.
+                let is_path = |value: &OsString| absolute(value).is_ok_and(|v| v == *path);
+                let mut origins = self.0.iter();
+                origins.find(|origin| origin.value == path.as_os_str() || is_path(&origin.value))
+            }
             Error::Device { device, .. } => whole(device),
             _ => None,
         }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::failure::{Failure, Origins};
 use super::project::PROJECT_FILE;
 use super::session::Session;
-use crate::checkpoint::LayerSelector;
+use crate::checkpoint::{Checkpoint, LayerSelector};
 use crate::error::{Error, IoContext as _};
 
 /// Start a project: write a commented `elo.yaml`
@@ -44,12 +44,12 @@ pub(super) struct Init {
 pub(super) fn run(arguments: &Init, session: &Session) -> Result<(), Failure> {
     let mut origins = Origins::default();
     origins.flag("--layers", &arguments.layers);
-    arguments
-        .layers
-        .parse::<LayerSelector>()
-        .map_err(|error| origins.explain(error.into()))?;
+    check_layers(arguments, session).map_err(|error| origins.explain(error.into()))?;
     create_dir_all(&arguments.dir).at("create", &arguments.dir)?;
-    let path = arguments.dir.join(PROJECT_FILE);
+    let path = match arguments.dir.as_path() {
+        dir if dir == Path::new(".") => PathBuf::from(PROJECT_FILE),
+        dir => dir.join(PROJECT_FILE),
+    };
     let text = content(arguments)?;
     match OpenOptions::new().write(true).create_new(true).open(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -72,6 +72,21 @@ pub(super) fn run(arguments: &Init, session: &Session) -> Result<(), Failure> {
         session.note("it names no model yet: set `model`");
     }
     Ok(())
+}
+
+/// Catches a slip in the layers while it is cheap. A model that is not there yet is no reason to wait.
+fn check_layers(arguments: &Init, session: &Session) -> Result<(), Error> {
+    let layers: LayerSelector = arguments.layers.parse()?;
+    let Some(path) = &arguments.model else {
+        return Ok(());
+    };
+    match Checkpoint::open(path) {
+        Ok(model) => layers.resolve(model.layers(), model.name()).map(drop),
+        Err(error) => {
+            session.warn(&format!("the model cannot be read yet: {error}"));
+            Ok(())
+        }
+    }
 }
 
 fn content(arguments: &Init) -> Result<String, Failure> {

@@ -89,7 +89,7 @@ fn in_place(verb: &Inject, root: &Path, session: &Session) -> Result<(), Failure
     let Planned { plan, origins, .. } = verb.planned(session)?;
     let budget = verb.how.budget(&plan)?;
     if verb.how.dry_run {
-        return summary::dry_run(&plan, root, true, budget, session);
+        return summary::dry_run_in_place(&plan, root, budget, session);
     }
     let execution = verb.how.execution(root.to_owned(), budget);
     watch(&plan, &origins, session, |watcher| {
@@ -111,7 +111,7 @@ impl Surgical for Inject {
     ) -> Result<(Plan, Option<PathBuf>), Failure> {
         let project = session.project()?;
         let project = project.as_ref();
-        let part = self.part(project, origins)?;
+        let part = self.part(project)?;
         let into = self.into(project, origins)?;
         let out = Stage::Inject.output(self.how.out.as_ref(), project, origins);
         let part = session.open(&part, &self.opening)?;
@@ -129,9 +129,8 @@ impl Surgical for Inject {
 }
 
 impl Inject {
-    fn part(&self, project: Option<&Project>, origins: &mut Origins) -> Result<PathBuf, Failure> {
+    fn part(&self, project: Option<&Project>) -> Result<PathBuf, Failure> {
         if let Some(part) = &self.part {
-            origins.flag("", part);
             return Ok(part.clone());
         }
         let Some(project) = project else {
@@ -185,25 +184,33 @@ impl Inject {
             origins.flag("--layers", layers);
             return Ok(Some(layers.parse()?));
         }
-        let (None, Some(project)) = (recorded(part), project) else {
+        // What the project says of its model means nothing for another one.
+        let ours = |project: &&Project| match (&self.into, &project.model) {
+            (Some(into), Some(model)) => same_place(into, model),
+            (into, _) => into.is_none(),
+        };
+        let (None, Some(project)) = (recorded(part), project.filter(ours)) else {
             return Ok(None);
         };
         let extract = project.result(Stage::Extract);
         let extract = extract.and_then(|path| Checkpoint::open(path).ok());
-        if let Some(layers) = extract.as_ref().and_then(recorded) {
-            if layers.len() as u64 == part.layers() {
-                let layers = LayerSelector::of_layers(layers);
-                session.detail(&format!(
-                    "layers {layers}: as the project's extract records"
-                ));
-                return Ok(Some(layers));
-            }
+        let fits = |layers: &&[u64]| layers.len() as u64 == part.layers();
+        if let Some(layers) = extract.as_ref().and_then(recorded).filter(fits) {
+            let layers = LayerSelector::of_layers(layers);
+            session.detail(&format!(
+                "layers {layers}: as the project's extract records"
+            ));
+            return Ok(Some(layers));
         }
         Ok(project
             .layers(origins)
             .map(|layers| layers.parse())
             .transpose()?)
     }
+}
+
+fn same_place(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 fn recorded(part: &Checkpoint) -> Option<&[u64]> {

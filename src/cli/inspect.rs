@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::arguments::Opening;
-use super::failure::{Failure, Origins};
+use super::failure::Failure;
 use super::session::Session;
 use crate::audit::{TreeOptions, inspect, render_tensors, render_tree};
 use crate::error::Error;
@@ -30,11 +30,7 @@ pub(super) struct Inspect {
 
 /// Opens the model and shows it.
 pub(super) fn run(arguments: &Inspect, session: &Session) -> Result<(), Failure> {
-    let mut origins = Origins::default();
-    origins.flag("", &arguments.model);
-    let model = session
-        .open(&arguments.model, &arguments.opening)
-        .map_err(|failure| origins.explain(failure))?;
+    let model = session.open(&arguments.model, &arguments.opening)?;
     let inspection = inspect(&model);
     if session.json {
         let mut object = serde_json::to_value(&inspection).map_err(|e| Error::Json {

@@ -9,6 +9,7 @@ mod cast;
 mod chat_vector;
 mod clean;
 mod completions;
+mod diff;
 mod extract;
 mod failure;
 mod init;
@@ -90,6 +91,7 @@ enum Command {
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
+    Diff(diff::Diff),
     Plan(plan::Plan),
     Apply(apply::Apply),
     Init(init::Init),
@@ -133,6 +135,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),
         Command::Verify(verb) => verify::run(verb, session),
+        Command::Diff(verb) => diff::run(verb, session),
         Command::Plan(verb) => plan::run(verb, session),
         Command::Apply(verb) => verb.run(session),
         Command::Init(verb) => init::run(verb, session),

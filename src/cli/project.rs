@@ -92,7 +92,6 @@ pub(super) fn model_or(
     full_form: &str,
 ) -> Result<PathBuf, Failure> {
     if let Some(model) = given {
-        origins.flag("", model);
         return Ok(model.clone());
     }
     match project.and_then(|p| Some((p, p.model.as_ref()?))) {
@@ -180,7 +179,10 @@ impl Project {
                 )),
             }
         };
-        let layers = keys.get("layers").map(|spanned| {
+        let given = keys
+            .get("layers")
+            .filter(|spanned| !spanned.value.is_null());
+        let layers = given.map(|spanned| {
             layers(&spanned.value).ok_or_else(|| {
                 wrong(
                     file,
@@ -196,7 +198,7 @@ impl Project {
             model: path("model")?,
             instruct: path("instruct")?,
             out: path("out")?.unwrap_or_else(|| root.join(OUT)),
-            layers: layers.transpose()?.flatten(),
+            layers: layers.transpose()?,
             file: file.to_owned(),
         })
     }
@@ -226,20 +228,19 @@ impl Project {
     }
 }
 
-/// `1,32`, `[1, 32]`, `[first, last]` or `1`. The inner `None` is an empty value.
-fn layers(value: &Value) -> Option<Option<String>> {
+/// `1,32`, `[1, 32]`, `[first, last]` or `1`.
+fn layers(value: &Value) -> Option<String> {
     let item = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) if number.is_i64() => Some(number.to_string()),
         _ => None,
     };
     match value {
-        Value::Null => Some(None),
         Value::Array(items) => {
             let items: Vec<String> = items.iter().map(item).collect::<Option<_>>()?;
-            Some(Some(items.join(",")))
+            Some(items.join(","))
         }
-        one => item(one).map(Some),
+        one => item(one),
     }
 }
 

@@ -43,7 +43,6 @@ impl Surgical for Reshard {
         session: &Session,
         origins: &mut Origins,
     ) -> Result<(Plan, Option<PathBuf>), Failure> {
-        origins.flag("", &self.model);
         origin_of(origins, "--out", self.how.out.as_ref());
         let model = session.open(&self.model, &self.opening)?;
         Ok((ops::reshard(&model, self.shard_size)?, self.how.out.clone()))

@@ -48,6 +48,7 @@ impl Session {
     }
 
     /// Data, as it is.
+    #[expect(clippy::unused_self, reason = "who has a session may write")]
     pub(super) fn print(&self, text: &str) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         let written = stdout.write_all(text.as_bytes());
@@ -138,7 +139,7 @@ impl Session {
     }
 
     /// Opens a checkpoint that the user named.
-    #[expect(clippy::unused_self, reason = "opening is what a session does")]
+    #[expect(clippy::unused_self, reason = "as for printing")]
     pub(super) fn open(&self, path: &Path, opening: &Opening) -> Result<Checkpoint, Failure> {
         Self::open_with(opening.options(), path)
     }
@@ -169,13 +170,11 @@ fn missing_model(path: &Path, error: Error) -> Failure {
         && !text.starts_with('.')
         && !path.parent().is_some_and(Path::exists);
     let mut failure = Failure::from(error);
-    if let Failure::Refused { hint, .. } = &mut failure {
-        if missing && is_hub_id {
-            *hint = Some(format!(
-                "models are given as directories; to fetch one from the Hub: `hf download {}`, which prints its directory",
-                printable(&text)
-            ));
-        }
+    if let (true, Failure::Refused { hint, .. }) = (missing && is_hub_id, &mut failure) {
+        *hint = Some(format!(
+            "models are given as directories; to fetch one from the Hub: `hf download {}`, which prints its directory",
+            printable(&text)
+        ));
     }
     failure
 }

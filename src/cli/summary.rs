@@ -1,5 +1,6 @@
 //! What a plan will do, and what a run did, in a few lines or one JSON object.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::surgery::Budget;
 use super::units::{counted, size};
 use crate::engine::Report;
 use crate::error::printable;
-use crate::plan::{Plan, SidecarContent};
+use crate::plan::{Part, Plan, SidecarContent, Slice};
 
 /// The plan in lines for people. Its notes are not among them.
 pub(super) fn lines(plan: &Plan) -> Vec<String> {
@@ -77,14 +78,15 @@ pub(super) fn dry_run(
     }
     let mut text = format!("{} to `{}`\n", plan.operation.verb, out.display());
     for line in lines(plan) {
-        text.push_str(&format!("  {line}\n"));
+        let _ = writeln!(text, "  {line}");
     }
-    text.push_str(&format!(
-        "  memory   {} ({} x {} tiles)\n",
+    let _ = writeln!(
+        text,
+        "  memory   {} ({} x {} tiles)",
         size(budget.bytes),
         counted(budget.threads as u64, "thread"),
         size(budget.tile)
-    ));
+    );
     session.print(&text)?;
     notes(&plan.notes, session);
     if exists && !replaces {
@@ -93,6 +95,45 @@ pub(super) fn dry_run(
             out.display()
         ));
     }
+    session.say("nothing was written (dry run)");
+    Ok(())
+}
+
+/// Shows what a change in place would do.
+pub(super) fn dry_run_in_place(
+    plan: &Plan,
+    root: &Path,
+    budget: Budget,
+    session: &Session,
+) -> Result<(), Failure> {
+    let own = |slice: &Slice| {
+        let source = usize::try_from(slice.source.0).ok();
+        let source = source.and_then(|id| plan.sources.get(id));
+        source.is_some_and(|source| source.role == "into")
+    };
+    let parts = plan.tensors.iter().flat_map(|tensor| {
+        let foreign = |part: &&Part| !part.slices().into_iter().all(own);
+        let parts = tensor.parts.iter().filter(foreign);
+        parts.map(|part| tensor.part_len(part))
+    });
+    let rewritten: u64 = parts.sum();
+    if session.json {
+        return session.print_json(&json!({
+            "command": plan.operation.verb,
+            "dry_run": true,
+            "in_place": root.to_string_lossy(),
+            "rewritten": rewritten,
+            "memory": budget,
+            "notes": plan.notes,
+            "plan": plan.digest(),
+        }));
+    }
+    let (root, bytes) = (root.display(), size(rewritten));
+    session.print(&format!(
+        "{} into `{root}` in place\n  rewrites {bytes}\n  undo     {bytes} while it runs\n",
+        plan.operation.verb
+    ))?;
+    notes(&plan.notes, session);
     session.say("nothing was written (dry run)");
     Ok(())
 }
@@ -125,20 +166,22 @@ pub(super) fn done(
         size(bytes),
     );
     if let Some(rate) = rate(bytes, seconds) {
-        line.push_str(&format!(" ({}/s)", size(rate)));
+        let _ = write!(line, " ({}/s)", size(rate));
     }
     if report.shared > 0 {
-        line.push_str(&format!(
+        let _ = write!(
+            line,
             ", {} of it shared with the source",
             size(report.shared)
-        ));
+        );
     }
     if report.resumed > 0 {
-        line.push_str(&format!(
+        let _ = write!(
+            line,
             ", {} of {} from the interrupted run",
             report.resumed,
             counted(report.shards, "shard")
-        ));
+        );
     }
     session.say(&line);
     notes(&plan.notes, session);
@@ -147,10 +190,7 @@ pub(super) fn done(
             "`{}` holds {} and {}",
             printable(tensor),
             counted(*nans, "NaN"),
-            format!(
-                "{infinities} infinite value{}",
-                if *infinities == 1 { "" } else { "s" }
-            )
+            counted(*infinities, "infinite value")
         ));
     }
     Ok(())

@@ -157,7 +157,7 @@ impl How {
                 Err(origins.explain(error.into()))
             }
             DeviceChoice::Auto => {
-                session.detail("device: cpu (this build has no CUDA support)");
+                session.detail("device: auto is the CPU (this build has no CUDA support)");
                 Ok(())
             }
             DeviceChoice::Cpu => Ok(()),
@@ -191,8 +191,8 @@ impl How {
             }
             if bytes(threads, tile) > limit {
                 return Err(Failure::usage(
-                    format!("`--memory {limit}` is too little for one thread"),
-                    format!("one thread needs {}", size(bytes(1, tile))),
+                    format!("{} of memory are too little for one thread", size(limit)),
+                    format!("use `--memory {}B` or more", bytes(1, tile)),
                 ));
             }
         }
@@ -247,9 +247,8 @@ pub(super) fn carry_out(
 ) -> Result<(), Failure> {
     let Planned { plan, out, origins } = planned;
     let Some(out) = out else {
-        let verb = &plan.operation.verb;
         return Err(Failure::usage(
-            format!("`{verb}` does not know where to write"),
+            "no `--out DIR` is given",
             format!("the full form: `{full_form}`"),
         ));
     };

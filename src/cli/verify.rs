@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::arguments::{IoChoice, Opening};
-use super::failure::{Failure, Origins};
+use super::failure::Failure;
 use super::process;
 use super::progress::Watcher;
 use super::session::Session;
@@ -38,9 +38,7 @@ pub(super) struct Verify {
 
 /// Examines the model and reports.
 pub(super) fn run(arguments: &Verify, session: &Session) -> Result<(), Failure> {
-    let mut origins = Origins::default();
-    origins.flag("", &arguments.model);
-    let found = examined(arguments, session).map_err(|failure| origins.explain(failure))?;
+    let found = examined(arguments, session)?;
     let damaged = !found.problems.is_empty();
     if session.json {
         session.print_json(&found)?;

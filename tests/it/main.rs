@@ -6,6 +6,8 @@
     reason = "a failing test should say where"
 )]
 
+#[cfg(feature = "cli")]
+mod cli;
 mod conformance;
 mod floors;
 #[cfg(feature = "cli")]
