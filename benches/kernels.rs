@@ -2,11 +2,13 @@
 //!
 //! `cargo bench --bench kernels [FILTER]` prints GB/s, counted as bytes read and written.
 
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_precision_loss)]
 
 use std::hint::black_box;
 use std::time::Instant;
 
+use elo_surgery::engine::statistics::{compare, non_finite};
 use elo_surgery::engine::{BlendTile, Device, Operand, Simd};
 use elo_surgery::format::Dtype;
 
@@ -41,14 +43,79 @@ fn main() {
             let base_mark = if base.is_some() { "base " } else { "" };
             let name = format!("{base_mark}{} -> {to}, {}", inputs.join(" "), device.name());
             if name.contains(&filter) {
-                println!("{:6.1} GB/s  {name}", blend(&device, *base, terms, to));
+                println!("{:6.1} GB/s  {name}", blend(device, *base, terms, to));
             }
+        }
+    }
+    statistics(&filter);
+    damaged(&filter);
+}
+
+/// The common shape with an infinity in every block, which asks for a second look at the block.
+fn damaged(filter: &str) {
+    let dtype = &Dtype::BF16;
+    let mut base = weights(dtype, TILE / 2, 1);
+    for element in base.as_chunks_mut().0.iter_mut().step_by(1000) {
+        *element = 0x7f80_u16.to_le_bytes();
+    }
+    let term = weights(dtype, TILE / 2, 2);
+    let operand = |bytes| Operand { dtype, bytes };
+    let tile = BlendTile {
+        base: Some(operand(&base)),
+        terms: &[(operand(&term), 1.0), (operand(&term), -0.5)],
+        lambda: 1.0,
+        dtype,
+    };
+    let mut out = vec![0; TILE];
+    for device in Simd::levels() {
+        let name = format!(
+            "base BF16 BF16 BF16 -> BF16 with infinities, {}",
+            device.name()
+        );
+        if name.contains(filter) {
+            let speed = fastest(4 * TILE, || {
+                device.blend(black_box(&tile), &mut out).unwrap();
+            });
+            println!("{speed:6.1} GB/s  {name}");
+        }
+    }
+}
+
+/// The statistics run on the best instruction set.
+fn statistics(filter: &str) {
+    for dtype in [
+        Dtype::BF16,
+        Dtype::F16,
+        Dtype::F32,
+        Dtype::F64,
+        Dtype::F8E4M3,
+    ] {
+        let elements = TILE / usize::try_from(dtype.bytes().unwrap()).unwrap();
+        let (a, b) = (weights(&dtype, elements, 1), weights(&dtype, elements, 2));
+        let operand = |bytes| Operand {
+            dtype: &dtype,
+            bytes,
+        };
+        let (a, b) = (operand(a.as_slice()), operand(b.as_slice()));
+        let name = format!("non_finite {dtype}");
+        if name.contains(filter) {
+            let speed = fastest(TILE, || {
+                black_box(non_finite(black_box(a)));
+            });
+            println!("{speed:6.1} GB/s  {name}");
+        }
+        let name = format!("compare {dtype} {dtype}");
+        if name.contains(filter) {
+            let speed = fastest(2 * TILE, || {
+                black_box(compare(black_box(a), b));
+            });
+            println!("{speed:6.1} GB/s  {name}");
         }
     }
 }
 
 /// GB/s of the fastest of several rounds.
-fn blend(device: &Simd, base: Option<&Dtype>, terms: &[&Dtype], to: &Dtype) -> f64 {
+fn blend(device: Simd, base: Option<&Dtype>, terms: &[&Dtype], to: &Dtype) -> f64 {
     let size = |dtype: &Dtype| usize::try_from(dtype.bytes().unwrap()).unwrap();
     let widest = base.into_iter().chain(terms.iter().copied()).chain([to]);
     let elements = TILE / widest.map(size).max().unwrap();

@@ -282,10 +282,10 @@ impl Error {
             Self::NoSpace { .. } => {
                 "free some space, then run the same command again: finished shards are kept".into()
             }
-            Self::Header { problem, .. } => return problem.hint(),
-            Self::Index { problem, .. } => return problem.hint(),
+            Self::Header { problem, .. } => problem.hint(),
+            Self::Index { problem, .. } => problem.hint(),
             Self::Config { problem, .. } => return problem.hint(),
-            Self::Selector { problem } => return problem.hint(),
+            Self::Selector { problem } => problem.hint(),
             Self::NotACheckpoint { .. } => {
                 "give a directory with `model.safetensors` or `model.safetensors.index.json`, or one `.safetensors` file".into()
             }

@@ -98,7 +98,7 @@ impl OpenOptions {
         }
         opened.config = read_config(path, self.follow_symlinks)?;
         opened.provenance = read_provenance(path)?;
-        opened.sidecars = listing.sidecars()?;
+        opened.sidecars = listing.sidecars();
         opened.finish()
     }
 
@@ -343,7 +343,8 @@ impl Listing {
             let path = Path::new(&name);
             if name.starts_with('.') {
                 continue;
-            } else if name.ends_with(".safetensors") {
+            }
+            if name.ends_with(".safetensors") {
                 listing.safetensors.push(name);
             } else if name.ends_with(".safetensors.index.json") {
                 listing.indexes.push(name);
@@ -370,7 +371,7 @@ impl Listing {
         }
     }
 
-    fn sidecars(&self) -> Result<Vec<SidecarFile>> {
+    fn sidecars(&self) -> Vec<SidecarFile> {
         let ours = [
             "config.json",
             "README.md",
@@ -396,7 +397,7 @@ impl Listing {
                 });
             }
         }
-        Ok(found)
+        found
     }
 }
 

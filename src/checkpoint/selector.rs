@@ -97,8 +97,8 @@ impl fmt::Display for Count {
 }
 
 impl SelectorProblem {
-    pub(crate) fn hint(&self) -> Option<String> {
-        Some(match self {
+    pub(crate) fn hint(&self) -> String {
+        match self {
             Self::NoSuchLayer { count: 0, .. } => {
                 "`elo-surgery inspect` lists the tensors; layers are numbered groups like `model.layers.0.`".into()
             }
@@ -107,7 +107,7 @@ impl SelectorProblem {
                 "patterns match whole tensor names, for example `*.mlp.*`; `elo-surgery inspect --tensors` lists them".into()
             }
             _ => "examples: `1,32`, `first,last`, `-1`, `1-4`, `all`; layers count from 1".into(),
-        })
+        }
     }
 }
 

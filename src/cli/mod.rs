@@ -1,1 +1,160 @@
-//! Placeholder.
+//! The command line: one file a command, each arguments -> request -> library call -> rendering.
+//!
+//! stdout is data, stderr is talk; only [`Session`] writes to either. Errors of the library are rendered with the
+//! flag or the line of `elo.yaml` they come from. What a command does is decided in `ops`, `engine` and `audit`.
+
+mod apply;
+mod arguments;
+mod cast;
+mod chat_vector;
+mod clean;
+mod completions;
+mod extract;
+mod failure;
+mod init;
+mod inject;
+mod inspect;
+mod man;
+mod plan;
+mod process;
+mod progress;
+mod project;
+mod reshard;
+mod session;
+mod summary;
+mod surgery;
+mod units;
+mod verify;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use failure::Failure;
+use session::Session;
+use surgery::Surgical;
+
+/// Checkpoint surgery for large language models, without loading them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "elo-surgery",
+    bin_name = "elo-surgery",
+    version,
+    max_term_width = 100,
+    propagate_version = false,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Layers count from 1. Results appear whole or not at all; an interrupted command continues when it is run again.\n\n\
+                  `elo-surgery COMMAND --help` shows a command's options and examples."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// Print one JSON object on stdout, and progress and errors as JSON lines on stderr
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more about decisions
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+    /// Say nothing but errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// When to use colour
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    #[arg(help = "Use colour: auto, always or never")]
+    color: ColorChoice,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Extract(Box<extract::Extract>),
+    Inject(Box<inject::Inject>),
+    ChatVector(Box<chat_vector::ChatVector>),
+    Reshard(Box<reshard::Reshard>),
+    Cast(Box<cast::Cast>),
+    Inspect(inspect::Inspect),
+    Verify(verify::Verify),
+    Plan(plan::Plan),
+    Apply(apply::Apply),
+    Init(init::Init),
+    Clean(clean::Clean),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+/// Runs the program on its arguments and gives its exit status.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let json = arguments.iter().any(|a| a == "--json");
+    process::prepare(json);
+    let parsed = command(&arguments)
+        .try_get_matches_from(&arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(refusal) => return failure::refuse(&refusal, json),
+    };
+    let Global {
+        json,
+        verbose,
+        quiet,
+        color,
+    } = cli.global;
+    let session = Session::new(color, json, verbose, quiet);
+    let outcome = process::guarded(|| dispatch(&cli.command, &session));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => session.fail(&failure),
+    }
+}
+
+fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
+    match command {
+        Command::Extract(verb) => verb.run(session),
+        Command::Inject(verb) => inject::run(verb, session),
+        Command::ChatVector(verb) => verb.run(session),
+        Command::Reshard(verb) => verb.run(session),
+        Command::Cast(verb) => verb.run(session),
+        Command::Inspect(verb) => inspect::run(verb, session),
+        Command::Verify(verb) => verify::run(verb, session),
+        Command::Plan(verb) => plan::run(verb, session),
+        Command::Apply(verb) => verb.run(session),
+        Command::Init(verb) => init::run(verb, session),
+        Command::Clean(verb) => clean::run(verb, session),
+        Command::Completions(verb) => completions::run(verb, session),
+        Command::Man(verb) => man::run(verb, session),
+    }
+}
+
+/// The parser. Help is printed while parsing, so `--color` must be known before.
+fn command(arguments: &[OsString]) -> clap::Command {
+    let mut asked = None;
+    for (i, argument) in arguments.iter().enumerate() {
+        let argument = argument.to_string_lossy();
+        if argument == "--color" {
+            asked = arguments
+                .get(i + 1)
+                .map(|value| value.to_string_lossy().into_owned());
+        } else if let Some(value) = argument.strip_prefix("--color=") {
+            asked = Some(value.to_owned());
+        }
+    }
+    let choice = asked.and_then(|value| value.parse().ok());
+    Cli::command().color(choice.unwrap_or(ColorChoice::Auto))
+}

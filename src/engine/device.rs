@@ -77,7 +77,7 @@ pub(super) struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    fn new(operand: &Operand<'a>) -> Result<Self> {
+    pub(super) fn new(operand: &Operand<'a>) -> Result<Self> {
         let Operand { dtype, bytes } = *operand;
         let float = Float::of(dtype).ok_or_else(|| not_a_float(dtype))?;
         Ok(Self { float, bytes })
@@ -155,23 +155,12 @@ impl<'a> Checked<'a> {
         self.float == Float::F64 || self.inputs().any(|values| values.float == Float::F64)
     }
 
-    /// Counts what is not finite in a run of the result.
-    pub(super) fn health(&self, out: &[u8], elements: std::ops::Range<usize>) -> Health {
-        let output = Values {
-            float: self.float,
-            bytes: out,
-        };
-        let mut health = Health::default();
-        for i in elements {
-            let value = output.at(i);
-            if value.is_finite() {
-                continue;
-            }
-            health.nan += u64::from(value.is_nan());
-            health.infinite += u64::from(value.is_infinite());
-            health.broken += u64::from(self.inputs().all(|values| values.at(i).is_finite()));
-        }
-        health
+    /// Counts an element of the result that is not finite.
+    pub(super) fn count(&self, health: &mut Health, index: usize, is_nan: bool) {
+        health.nan += u64::from(is_nan);
+        health.infinite += u64::from(!is_nan);
+        let finite = self.inputs().all(|values| values.at(index).is_finite());
+        health.broken += u64::from(finite);
     }
 }
 

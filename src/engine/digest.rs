@@ -1,5 +1,6 @@
 //! Digests of output files: BLAKE3 from tiles hashed in any order, SHA-256 from a pass over the file.
 
+use std::fmt::Write;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -118,9 +119,19 @@ pub fn digest_file(
     }
     let hex = match algorithm {
         DigestAlgorithm::Blake3 => blake.finalize().to_hex().to_string(),
-        DigestAlgorithm::Sha256 => sha.finalize().iter().map(|b| format!("{b:02x}")).collect(),
+        DigestAlgorithm::Sha256 => hex(&sha.finalize()),
     };
     Ok(Digest { algorithm, hex })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]

@@ -6,6 +6,17 @@
 //! for `F8_E4M3` as PyTorch did it before it began to saturate, which would hide the loss. Every NaN written is
 //! the one PyTorch writes for a positive quiet NaN, without the sign.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "bit patterns and exponents: the values fit, and the rounding casts are the ones meant"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
+)]
+
 use crate::format::Dtype;
 
 /// A float format the engine computes on.
@@ -93,7 +104,6 @@ impl Float {
     }
 
     /// The value of a bit pattern.
-    #[expect(clippy::cast_possible_truncation, reason = "the low half is the f32")]
     const fn value(self, bits: u64) -> f64 {
         match self.narrow() {
             Some(narrow) => narrow.value(bits as u32),
@@ -103,10 +113,6 @@ impl Float {
     }
 
     /// The bit pattern nearest to a value.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "this is the one rounding, to nearest even"
-    )]
     fn nearest(self, value: f64) -> u64 {
         match self {
             Self::F64 if value.is_nan() => 0x7ff8_0000_0000_0000,
@@ -120,7 +126,7 @@ impl Float {
 
 impl Narrow {
     const fn new(
-        bits: u32,
+        width: u32,
         mantissa_bits: u32,
         bias: i32,
         largest: u32,
@@ -128,7 +134,7 @@ impl Narrow {
         nan: u32,
     ) -> Self {
         Self {
-            sign: 1 << (bits - 1),
+            sign: 1 << (width - 1),
             mantissa_bits,
             bias,
             largest,

@@ -62,10 +62,9 @@ impl Begun {
             ));
         }
         for (old, new) in self.sources.iter().zip(&now.sources) {
-            if old.path == new.path {
-                if let Some(what) = old.identity.difference(&new.identity) {
-                    return Some(format!("source `{}` changed: {what}", old.path.display()));
-                }
+            let changed = old.identity.difference(&new.identity);
+            if let Some(what) = changed.filter(|_| old.path == new.path) {
+                return Some(format!("source `{}` changed: {what}", old.path.display()));
             }
         }
         if self.plan != now.plan {

@@ -18,6 +18,7 @@ mod reference;
 mod run;
 mod simd;
 mod staging;
+pub mod statistics;
 mod tile;
 
 pub use device::{BlendTile, Device, Health, Operand};

@@ -21,10 +21,15 @@ impl Device for Reference {
 /// Computes a tile of any mix of dtypes.
 pub(super) fn blend(tile: &Checked<'_>, out: &mut [u8]) -> Health {
     let element = if tile.is_double() { in_f64 } else { in_f32 };
+    let mut health = Health::default();
     for (i, bytes) in out.chunks_exact_mut(tile.float.size()).enumerate() {
         tile.float.write(element(tile, i), bytes);
+        let written = tile.float.read(bytes);
+        if !written.is_finite() {
+            tile.count(&mut health, i, written.is_nan());
+        }
     }
-    tile.health(out, 0..tile.elements)
+    health
 }
 
 #[expect(

@@ -206,7 +206,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let hashed = self.options.digest == Some(DigestAlgorithm::Blake3);
-        if !hashed && self.copy_in_kernel(&filler, output, range)? {
+        if !hashed && copy_in_kernel(&filler, output, range)? {
             return Ok(());
         }
         let (value, healths) = filler.fill(range, scratch, |bytes| {
@@ -218,23 +218,6 @@ impl<'a> Run<'a> {
         }
         shard.count(healths);
         Ok(())
-    }
-
-    /// Lets the kernel copy a range that is one stretch of one source, where it can.
-    fn copy_in_kernel(
-        &self,
-        filler: &Filler<'_>,
-        output: &OutputFile,
-        range: &Range<u64>,
-    ) -> Result<bool> {
-        let Some((source, from)) = filler.copied_from(range)? else {
-            return Ok(false);
-        };
-        let copied = output.copy_from(source.file(), from, range.start, range.end - range.start)?;
-        if copied {
-            source.check_unchanged(None)?;
-        }
-        Ok(copied)
     }
 
     /// The shard's files, opened by whichever worker comes first.
@@ -383,6 +366,18 @@ impl OpenShard {
             *sum = sum.merge(health);
         }
     }
+}
+
+/// Lets the kernel copy a range that is one stretch of one source, where it can.
+fn copy_in_kernel(filler: &Filler<'_>, output: &OutputFile, range: &Range<u64>) -> Result<bool> {
+    let Some((source, from)) = filler.copied_from(range)? else {
+        return Ok(false);
+    };
+    let copied = output.copy_from(source.file(), from, range.start, range.end - range.start)?;
+    if copied {
+        source.check_unchanged(None)?;
+    }
+    Ok(copied)
 }
 
 fn has_header(source: &SourceFile, header: &[u8]) -> Result<bool> {

@@ -390,14 +390,14 @@ pub fn stagings(dir: &Path) -> Result<Vec<LeftOver>> {
         let lock = path.join("lock");
         let locked = File::open(&lock)
             .is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
-        let bytes = fs::read_dir(path.join("tree"))
-            .map(|list| {
-                list.flatten()
-                    .filter_map(|e| e.metadata().ok())
-                    .map(|m| m.len())
-                    .sum()
-            })
-            .unwrap_or(0);
+        let files = fs::read_dir(path.join("tree"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let bytes = files
+            .filter_map(|entry| entry.metadata().ok())
+            .map(|meta| meta.len())
+            .sum();
         found.push(LeftOver {
             out: dir.join(out),
             path,

@@ -4,7 +4,7 @@
 //! not start with `{`. With [`UnknownDtypes::Opaque`] it also accepts dtypes it does not know.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::fmt::{self, Write};
 use std::ops::Range;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -138,7 +138,7 @@ pub enum HeaderProblem {
 }
 
 impl HeaderProblem {
-    pub(crate) fn hint(&self) -> Option<String> {
+    pub(crate) fn hint(&self) -> String {
         let text = match self {
             Self::LfsPointer => "run `git lfs pull` in the repository, or download the file again",
             Self::HtmlPage | Self::Truncated { .. } | Self::PastEnd { .. } => {
@@ -152,7 +152,7 @@ impl HeaderProblem {
                 "the file is damaged or was written by a faulty tool: get it again from its source"
             }
         };
-        Some(text.to_owned())
+        text.to_owned()
     }
 }
 
@@ -250,21 +250,21 @@ impl Header {
                 .iter()
                 .map(|(k, v)| format!("{}:{}", quote(k), quote(v)))
                 .collect();
-            json.push_str(&format!("\"{METADATA}\":{{{}}}", pairs.join(",")));
+            json.extend(["\"", METADATA, "\":{", &pairs.join(","), "}"]);
         }
         for tensor in &self.tensors {
             if json.len() > 1 {
                 json.push(',');
             }
             let dims: Vec<String> = tensor.shape.0.iter().map(u64::to_string).collect();
-            json.push_str(&format!(
-                "{}:{{\"dtype\":{},\"shape\":[{}],\"data_offsets\":[{},{}]}}",
-                quote(&tensor.name),
-                quote(tensor.dtype.as_str()),
+            let (name, dtype) = (quote(&tensor.name), quote(tensor.dtype.as_str()));
+            let (start, end) = (tensor.range.start, tensor.range.end);
+            // Writing to a string cannot fail.
+            let _ = write!(
+                json,
+                "{name}:{{\"dtype\":{dtype},\"shape\":[{}],\"data_offsets\":[{start},{end}]}}",
                 dims.join(","),
-                tensor.range.start,
-                tensor.range.end,
-            ));
+            );
         }
         json.push('}');
         let unpadded = 8 + json.len() as u64;

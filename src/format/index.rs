@@ -87,20 +87,18 @@ pub enum IndexProblem {
 }
 
 impl IndexProblem {
-    pub(crate) fn hint(&self) -> Option<String> {
-        Some(
-            match self {
-                Self::Outside { .. } => {
-                    "the index is hostile or damaged: a shard must lie beside its index"
-                }
-                Self::MissingShard { .. } => {
-                    "download the missing shard; compare with the model's file list"
-                }
-                Self::NotSafetensors { .. } => "convert pickle shards to safetensors first",
-                _ => "download the index again, or make a new one with `elo-surgery reshard`",
+    pub(crate) fn hint(&self) -> String {
+        match self {
+            Self::Outside { .. } => {
+                "the index is hostile or damaged: a shard must lie beside its index"
             }
-            .to_owned(),
-        )
+            Self::MissingShard { .. } => {
+                "download the missing shard; compare with the model's file list"
+            }
+            Self::NotSafetensors { .. } => "convert pickle shards to safetensors first",
+            _ => "download the index again, or make a new one with `elo-surgery reshard`",
+        }
+        .to_owned()
     }
 }
 
@@ -186,7 +184,7 @@ fn number(value: &serde_json::Value) -> Option<u64> {
             clippy::cast_sign_loss,
             reason = "checked to be whole and in range"
         )]
-        (float >= 0.0 && float < 1.8e19 && float.fract() == 0.0).then_some(float as u64)
+        ((0.0..1.8e19).contains(&float) && float.fract() == 0.0).then_some(float as u64)
     })
 }
 

@@ -176,7 +176,7 @@ pub fn save_vector(
     if let Some(rows) = base.vocabulary_rows() {
         metadata.insert(BASE_ROWS.to_owned(), rows.to_string());
     }
-    draft.finish(Derived {
+    draft.finish(&Derived {
         shard_size,
         metadata,
         ..Derived::from(inst, "inst")
@@ -278,7 +278,7 @@ fn plan(vector: Vector<'_>, into: &Checkpoint, request: &ChatVector) -> Result<P
     if rows.is_some() {
         draft.note("the vocabulary was extended: the tokenizer files are the instruct model's");
     }
-    draft.finish(Derived {
+    draft.finish(&Derived {
         sidecars: &sidecars,
         ..derived
     })

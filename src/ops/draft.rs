@@ -147,15 +147,15 @@ impl Draft {
     }
 
     /// Lays the output out and adds its config, index and sidecars.
-    pub(super) fn finish(mut self, derived: Derived<'_>) -> Result<Plan> {
+    pub(super) fn finish(mut self, derived: &Derived<'_>) -> Result<Plan> {
         self.plan.shards = match derived.shard_size {
-            Some(limit) => self.relaid(&derived, limit),
-            None => self.kept_layout(&derived),
+            Some(limit) => self.relaid(derived, limit),
+            None => self.kept_layout(derived),
         };
         for shard in &mut self.plan.shards {
             shard.metadata.extend(derived.metadata.clone());
         }
-        self.add_config(&derived);
+        self.add_config(derived);
         self.add_index(derived.base);
         for SidecarFile { file, path, size } in derived.sidecars {
             let content = SidecarContent::Copy {

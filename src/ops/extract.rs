@@ -79,7 +79,7 @@ pub fn extract(model: &Checkpoint, request: &Extract) -> Result<Plan> {
         }
         derived.config = Some(kept.config);
     }
-    draft.finish(derived)
+    draft.finish(&derived)
 }
 
 /// "The last layer" means nothing while config and tensors disagree.

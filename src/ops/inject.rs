@@ -9,6 +9,7 @@ use super::extract::check_layer_count;
 use super::operand::counterpart;
 use crate::checkpoint::{Checkpoint, LayerSelector, Role, locate};
 use crate::error::{Error, Result};
+use crate::format::Dtype;
 use crate::plan::{Part, Plan};
 
 /// What to inject.
@@ -80,17 +81,18 @@ pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<
             }
             Some((name, Some((_, stretches)))) => {
                 let slices = draft.slices("part", &stretches);
-                if let Some(odd) = slices.iter().find(|s| s.dtype != entry.dtype) {
-                    if !odd.dtype.is_float() || !entry.dtype.is_float() || scaled(part, into, &name)
-                    {
-                        problems.push(format!(
-                            "tensor `{name}` is {}, `{}` needs {}",
-                            odd.dtype,
-                            into.name(),
-                            entry.dtype
-                        ));
-                        continue;
-                    }
+                let quantised = || scaled(part, into, &name);
+                let odd = slices
+                    .iter()
+                    .find(|s| !converts(&s.dtype, &entry.dtype, quantised));
+                if let Some(odd) = odd {
+                    problems.push(format!(
+                        "tensor `{name}` is {}, `{}` needs {}",
+                        odd.dtype,
+                        into.name(),
+                        entry.dtype
+                    ));
+                    continue;
                 }
                 slices
                     .into_iter()
@@ -114,10 +116,15 @@ pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<
             hint: "inject the part into the model it was extracted from; `elo-surgery inspect` shows both".into(),
         });
     }
-    draft.finish(Derived {
+    draft.finish(&Derived {
         shard_size: request.shard_size,
         ..Derived::from(into, "into")
     })
+}
+
+/// Whether values can become another dtype by rounding alone.
+fn converts(from: &Dtype, to: &Dtype, quantised: impl Fn() -> bool) -> bool {
+    from == to || (from.is_float() && to.is_float() && !quantised())
 }
 
 /// A quantised weight means nothing without its scale: its codes must not be converted alone.

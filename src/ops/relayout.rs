@@ -31,7 +31,7 @@ pub fn reshard(model: &Checkpoint, shard_size: u64) -> Result<Plan> {
             parts,
         );
     }
-    draft.finish(Derived {
+    draft.finish(&Derived {
         shard_size: Some(shard_size),
         ..Derived::from(model, "model")
     })
@@ -66,10 +66,9 @@ pub fn cast(model: &Checkpoint, request: &Cast) -> Result<Plan> {
             .unwrap_or_default();
         let slices = draft.slices("model", &stretches);
         let chosen = request.filter.selects(&entry.name) && entry.dtype.is_float();
-        if chosen && entry.dtype != request.dtype {
-            if let Some(scale) = scale_of(model, &entry.name) {
-                return Err(quantised(&entry.name, &scale));
-            }
+        let changes = chosen && entry.dtype != request.dtype;
+        if let Some(scale) = scale_of(model, &entry.name).filter(|_| changes) {
+            return Err(quantised(&entry.name, &scale));
         }
         let dtype = if chosen {
             request.dtype.clone()
@@ -95,7 +94,7 @@ pub fn cast(model: &Checkpoint, request: &Cast) -> Result<Plan> {
     if let Some(config) = &mut derived.config {
         set_dtype(config, &request.dtype);
     }
-    draft.finish(derived)
+    draft.finish(&derived)
 }
 
 /// Refuses arithmetic on codes.

@@ -212,12 +212,8 @@ impl Part {
 
 impl Blend {
     /// How often its inputs are read. Methods that need norms or ranks first will say more than one.
-    #[expect(
-        clippy::unused_self,
-        reason = "every blend of today is one sweep; the method is the contract"
-    )]
     pub fn sweeps(&self) -> u32 {
-        1
+        u32::from(!self.terms.is_empty())
     }
 
     /// Base and operands.

@@ -2,6 +2,14 @@
 //!
 //! A new device joins by one test that calls [`conforms`].
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::float_cmp,
+    reason = "a test: it fails loudly, and rounds where it says so"
+)]
+
 use elo_surgery::engine::{BlendTile, Device, Health, Operand, Reference, Simd};
 use elo_surgery::format::Dtype;
 use float8::{F8E4M3, F8E5M2};
@@ -58,7 +66,7 @@ impl Random {
             if tame {
                 let value = ((draw >> 40) as f64 / f64::from(1 << 24) - 0.5) * 4.0;
                 bytes.extend(cast(&Dtype::F64, &value.to_le_bytes(), dtype));
-            } else if draw % 8 == 0 {
+            } else if draw.is_multiple_of(8) {
                 let at = self.below(specials.len() / size(dtype)) * size(dtype);
                 bytes.extend(&specials[at..at + size(dtype)]);
             } else {
@@ -140,6 +148,10 @@ fn patterns(dtype: &Dtype) -> Vec<u8> {
                 let neighbours = [value.next_down(), value, value.next_up()];
                 bytes.extend(neighbours.iter().flat_map(|v| v.to_le_bytes()));
             }
+            // Every sign, exponent and leading fraction, with whatever follows.
+            let tops = (0..=u16::MAX).map(u32::from);
+            let all = tops.map(|top| top << 16 | top.wrapping_mul(0x9e37) & 0xffff);
+            bytes.extend(all.flat_map(u32::to_le_bytes));
             bytes
         }
         Dtype::F16 | Dtype::BF16 => (0..=u16::MAX).flat_map(u16::to_le_bytes).collect(),
@@ -219,7 +231,7 @@ fn check(device: &dyn Device, case: &Case) {
 }
 
 /// The suite: panics unless the device gives the reference's bytes and counts.
-pub fn conforms(device: &dyn Device) {
+fn conforms(device: &dyn Device) {
     every_pattern_converts_to_every_dtype(device);
     shapes_of_one_dtype(device);
     mixes_of_dtypes(device);
@@ -270,7 +282,7 @@ fn mixes_of_dtypes(device: &dyn Device) {
                 turn += 1;
                 let second = &FLOATS[random.below(FLOATS.len())];
                 let dtypes = [term.clone(), second.clone(), term.clone()];
-                let dtypes = &dtypes[..1 + turn % 3];
+                let dtypes = &dtypes[..=turn % 3];
                 let lambda = LAMBDAS[turn % LAMBDAS.len()];
                 let elements = random.below(68);
                 for tame in [false, true] {

@@ -1,5 +1,11 @@
 //! The integration tests: one binary, one module a subject.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failing test should say where"
+)]
+
 mod conformance;
 #[cfg(feature = "cli")]
 mod crash;

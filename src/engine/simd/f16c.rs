@@ -1,6 +1,10 @@
 //! f16 by the processor's own conversions, eight lanes at a time: the one format where the compiler needs a hand.
 
 #![expect(
+    clippy::inline_always,
+    reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
+)]
+#![expect(
     unsafe_code,
     reason = "intrinsics, behind a token that proves the CPU has them"
 )]
@@ -122,6 +126,10 @@ fn fused<const N: usize>(
     let mut special = _mm_setzero_si128();
     for i in 0..out.len() {
         let mut sum = _mm256_mul_ps(_mm256_set1_ps(factors.weights[0]), load(&whole[0][i]));
+        #[expect(
+            clippy::needless_range_loop,
+            reason = "it indexes the weights as well, and unrolls"
+        )]
         for n in 1..N {
             let product = _mm256_mul_ps(_mm256_set1_ps(factors.weights[n]), load(&whole[n][i]));
             sum = _mm256_add_ps(sum, product);
@@ -136,6 +144,7 @@ fn fused<const N: usize>(
 #[inline]
 #[target_feature(enable = "avx,f16c")]
 fn load(bits: &Eight) -> __m256 {
+    #[expect(clippy::cast_ptr_alignment, reason = "the load is the unaligned one")]
     // SAFETY: the reference is to 16 readable bytes; the load needs no alignment.
     let bits = unsafe { _mm_loadu_si128(bits.as_ptr().cast::<__m128i>()) };
     _mm256_cvtph_ps(bits)
@@ -149,8 +158,11 @@ fn store(value: __m256, bits: &mut Eight) -> __m128i {
     let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(value, value);
     let value = _mm256_blendv_ps(value, _mm256_set1_ps(f32::from_bits(0x7fc0_0000)), nan);
     let rounded = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
+    #[expect(clippy::cast_ptr_alignment, reason = "the store is the unaligned one")]
     // SAFETY: the reference is to 16 writable bytes; the store needs no alignment.
-    unsafe { _mm_storeu_si128(bits.as_mut_ptr().cast::<__m128i>(), rounded) };
+    unsafe {
+        _mm_storeu_si128(bits.as_mut_ptr().cast::<__m128i>(), rounded);
+    }
     let exponent = _mm_set1_epi16(0x7c00);
     _mm_cmpeq_epi16(_mm_and_si128(rounded, exponent), exponent)
 }

@@ -2,6 +2,11 @@
 //!
 //! A format may replace whole loops where the compiler cannot find the instruction by itself (`f16c`).
 
+#![expect(
+    clippy::inline_always,
+    reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
+)]
+
 use crate::engine::float::{
     Float, bf16_from_f32, bf16_to_f32, f8_from_f32, f8_table, f16_from_f32, f16_to_f32,
 };
@@ -61,8 +66,8 @@ pub(super) trait Format: Copy {
         let mut special = false;
         for i in 0..count {
             let mut sum = factors.weights[0] * self.widen(terms[0][i]);
-            for n in 1..N {
-                sum += factors.weights[n] * self.widen(terms[n][i]);
+            for (term, weight) in terms.iter().zip(&factors.weights).skip(1) {
+                sum += weight * self.widen(term[i]);
             }
             let bits = self.round(self.widen(base[i]) + factors.lambda * sum);
             special |= self.is_special(bits);
@@ -196,3 +201,41 @@ eight_bits!(E4M3, |bits| bits & 0x7f == 0x7f);
 eight_bits!(E5M2, |bits| bits & 0x7c == 0x7c);
 eight_bits!(E4M3Fnuz, |bits| bits == 0x80);
 eight_bits!(E5M2Fnuz, |bits| bits == 0x80);
+
+/// Calls the body with the [`Format`] of a float; f64 never comes here.
+macro_rules! with_format {
+    ($float:expr, $half:expr, $format:ident => $body:expr) => {
+        match $float {
+            Float::F64 | Float::F32 => {
+                let $format = F32;
+                $body
+            }
+            Float::F16 => {
+                let $format = $half;
+                $body
+            }
+            Float::BF16 => {
+                let $format = BF16;
+                $body
+            }
+            Float::E4M3 => {
+                let $format = E4M3;
+                $body
+            }
+            Float::E5M2 => {
+                let $format = E5M2;
+                $body
+            }
+            Float::E4M3Fnuz => {
+                let $format = E4M3Fnuz;
+                $body
+            }
+            Float::E5M2Fnuz => {
+                let $format = E5M2Fnuz;
+                $body
+            }
+        }
+    };
+}
+
+pub(super) use with_format;

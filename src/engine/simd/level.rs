@@ -1,8 +1,11 @@
 //! Instruction sets: the same loops compiled for each, and the proof that the CPU has one before it is used.
 
-#![expect(
-    unsafe_code,
-    reason = "calls of functions compiled for a CPU feature, behind a value that proves the feature"
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        unsafe_code,
+        reason = "calls of functions compiled for a CPU feature, behind a value that proves the feature"
+    )
 )]
 
 #[cfg(target_arch = "x86_64")]

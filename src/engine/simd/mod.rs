@@ -3,12 +3,18 @@
 //! The common shape (base and one or two terms, all of the output's dtype) is one loop that keeps everything in
 //! registers. Every other mix goes through blocks of f32 that stay in the L1 cache. f64 is left to the reference.
 
+#![expect(
+    clippy::inline_always,
+    reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
+)]
+
 #[cfg(target_arch = "x86_64")]
 mod f16c;
 mod format;
 mod level;
+mod sums;
 
-use format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Factors, Format};
+use format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Factors, Format, with_format};
 use level::{Job, Level};
 
 use super::device::{BlendTile, Checked, Device, Health, Values};
@@ -17,7 +23,7 @@ use super::reference;
 use crate::error::Result;
 
 /// Elements of a block: two of them as f32 fit the smallest L1 cache with room to spare.
-const BLOCK: usize = 1024;
+pub(super) const BLOCK: usize = 1024;
 
 /// The device that uses the CPU's vector instructions.
 #[derive(Clone, Copy)]
@@ -80,48 +86,12 @@ impl Job for Blend<'_> {
             let special = fused_block(half, self.tile, start, out)
                 .unwrap_or_else(|| mixed_block(half, self.tile, start, out));
             if special {
-                let end = start + count;
-                health = health.merge(self.tile.health(self.out, start..end));
+                let (tile, float) = (self.tile, self.tile.float);
+                with_format!(float, half, format => count_special(format, tile, start, out, &mut health));
             }
         }
         health
     }
-}
-
-/// Calls the body with the [`Format`] of a float; f64 never comes here.
-macro_rules! with_format {
-    ($float:expr, $half:expr, $format:ident => $body:expr) => {
-        match $float {
-            Float::F64 | Float::F32 => {
-                let $format = F32;
-                $body
-            }
-            Float::F16 => {
-                let $format = $half;
-                $body
-            }
-            Float::BF16 => {
-                let $format = BF16;
-                $body
-            }
-            Float::E4M3 => {
-                let $format = E4M3;
-                $body
-            }
-            Float::E5M2 => {
-                let $format = E5M2;
-                $body
-            }
-            Float::E4M3Fnuz => {
-                let $format = E4M3Fnuz;
-                $body
-            }
-            Float::E5M2Fnuz => {
-                let $format = E5M2Fnuz;
-                $body
-            }
-        }
-    };
 }
 
 /// The common shape in one loop; `None` for any other. Says whether any result is special.
@@ -201,6 +171,21 @@ fn mixed_block<H: Format<Bits = [u8; 2]>>(
         each(sum, wide, |sum, _| lambda * sum);
     }
     with_format!(tile.float, half, format => round(format, sum, out))
+}
+
+/// Not part of the fast loops: blocks with a NaN or an infinity are rare.
+fn count_special<F: Format>(
+    format: F,
+    tile: &Checked<'_>,
+    start: usize,
+    out: &[u8],
+    health: &mut Health,
+) {
+    for (i, bits) in F::split(out).iter().enumerate() {
+        if format.is_special(*bits) {
+            tile.count(health, start + i, format.widen(*bits).is_nan());
+        }
+    }
 }
 
 #[inline(always)]

@@ -1,0 +1,591 @@
+//! Is a checkpoint sound? Structure, NaN and infinities, and the digests of `elo-surgery.json`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Component, Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::scan::{Counted, FileScan, ReadObserver, on_threads};
+use super::structure;
+use super::table::{Align, Table};
+use super::units::{Bytes, Grouped, counted};
+use crate::checkpoint::{Checkpoint, ShardFile};
+use crate::error::{Error, IoContext, Result, printable};
+use crate::format::{Digest, FileRecord, Reading, SourceFile};
+
+/// How thoroughly to look.
+#[derive(Clone, Copy, Debug)]
+pub struct VerifyOptions {
+    /// Look at every value for NaN and infinities.
+    pub read_data: bool,
+    /// Compare files with the digests recorded in `elo-surgery.json`.
+    pub digests: bool,
+    /// How many threads; `None` is one for each core.
+    pub threads: Option<NonZeroUsize>,
+    /// How bytes are brought in.
+    pub reading: Reading,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        Self {
+            read_data: true,
+            digests: true,
+            threads: None,
+            reading: Reading::default(),
+        }
+    }
+}
+
+/// What was looked at and found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verification {
+    /// How the user named the checkpoint.
+    pub name: String,
+    /// The checkpoint's directory.
+    #[serde(skip)]
+    pub root: PathBuf,
+    /// Damage: what the record of `elo-surgery.json` does not allow.
+    pub problems: Vec<String>,
+    /// Doubts: structure that does not agree, values that are not finite.
+    pub warnings: Vec<String>,
+    /// Tensors with NaN or infinite values. Empty also when no data was read.
+    pub non_finite: Vec<NonFiniteTensor>,
+    /// Every shard and every recorded file.
+    pub files: Vec<FileCheck>,
+    /// Whether every value was looked at.
+    pub data_was_read: bool,
+}
+
+/// A tensor with NaN or infinite values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NonFiniteTensor {
+    /// Its name.
+    pub tensor: String,
+    /// The file that holds it.
+    pub shard: String,
+    /// How many values are NaN.
+    pub nan: u64,
+    /// How many are infinite.
+    pub infinite: u64,
+}
+
+/// One file against its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FileCheck {
+    /// Path inside the checkpoint.
+    pub file: String,
+    /// Its size in bytes, 0 when it is missing.
+    pub size: u64,
+    /// The outcome.
+    #[serde(flatten)]
+    pub state: FileState,
+}
+
+/// How a file agrees with its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum FileState {
+    /// Size and digest are as recorded.
+    Verified {
+        /// The digest.
+        digest: Digest,
+    },
+    /// There is no digest to compare with, or none was asked for; a recorded size agrees.
+    NotHashed,
+    /// The bytes are not those recorded.
+    Changed {
+        /// The recorded digest.
+        recorded: Digest,
+        /// The digest of the bytes.
+        found: Digest,
+    },
+    /// The size is not the one recorded.
+    Resized {
+        /// The recorded size in bytes.
+        recorded: u64,
+    },
+    /// Recorded, but not there.
+    Missing,
+    /// A shard that is not recorded.
+    Extra,
+    /// The recorded path leads out of the checkpoint: not read.
+    Outside,
+}
+
+impl FileState {
+    /// The problem in words; `None` for a sound file.
+    fn problem(&self, file: &str, size: u64) -> Option<String> {
+        let file = printable(file);
+        Some(match self {
+            Self::Verified { .. } | Self::NotHashed => return None,
+            Self::Changed { recorded, found } => {
+                format!("`{file}` has changed: its digest is {found}, recorded was {recorded}")
+            }
+            Self::Resized { recorded } => {
+                format!("`{file}` has {size} bytes, recorded were {recorded}")
+            }
+            Self::Missing => format!("`{file}` is missing"),
+            Self::Extra => format!("`{file}` is an extra shard that was not recorded"),
+            Self::Outside => format!("`{file}` is recorded but leads out of the checkpoint"),
+        })
+    }
+}
+
+impl Verification {
+    /// The report if there is no damage, otherwise [`Error::Verification`] with every problem.
+    pub fn into_result(self) -> Result<Self> {
+        if self.problems.is_empty() {
+            return Ok(self);
+        }
+        Err(Error::Verification {
+            path: self.root,
+            problems: self.problems,
+        })
+    }
+
+    /// The report for people.
+    pub fn render(&self) -> String {
+        let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]);
+        for check in &self.files {
+            let state = match &check.state {
+                FileState::Verified { digest } => {
+                    format!("{} agrees", digest.algorithm.as_str())
+                }
+                FileState::NotHashed => "not hashed".to_owned(),
+                FileState::Changed { .. } => "CHANGED".to_owned(),
+                FileState::Resized { .. } => "WRONG SIZE".to_owned(),
+                FileState::Missing => "MISSING".to_owned(),
+                FileState::Extra => "EXTRA".to_owned(),
+                FileState::Outside => "OUTSIDE".to_owned(),
+            };
+            let size = Bytes(check.size).to_string();
+            table.row([printable(&check.file), size, state]);
+        }
+        let mut text = format!("{}\n\n{}\n", printable(&self.name), table.render());
+        for warning in &self.warnings {
+            let _ = writeln!(text, "warning: {}", printable(warning));
+        }
+        for problem in &self.problems {
+            let _ = writeln!(text, "problem: {}", printable(problem));
+        }
+        let _ = writeln!(text, "{}", self.verdict());
+        text
+    }
+
+    fn verdict(&self) -> String {
+        let hashed = |check: &&FileCheck| matches!(check.state, FileState::Verified { .. });
+        let verified = self.files.iter().filter(hashed).count() as u64;
+        let values = match (self.data_was_read, self.non_finite.len() as u64) {
+            (false, _) => "values not read".to_owned(),
+            (true, 0) => "every value finite".to_owned(),
+            (true, n) => format!("{} with NaN or infinite values", counted(n, "tensor")),
+        };
+        let sound = match self.problems.len() as u64 {
+            0 => "no damage found".to_owned(),
+            n => counted(n, "problem"),
+        };
+        let files = format!(
+            "{verified} of {} verified by digest",
+            counted(self.files.len() as u64, "file")
+        );
+        format!("{sound} · {files} · {values}")
+    }
+}
+
+/// Examines a checkpoint; damage is an error of exit code 7 that lists the files.
+pub fn verify(
+    checkpoint: &Checkpoint,
+    options: &VerifyOptions,
+    observer: &dyn ReadObserver,
+) -> Result<Verification> {
+    examine(checkpoint, options, observer)?.into_result()
+}
+
+/// Examines a checkpoint and reports damage in [`Verification::problems`] beside everything else.
+///
+/// Reads each file at most once, in tiles: memory is a few MiB a thread. An error means that the
+/// examination itself failed: a file could not be read, or changed meanwhile.
+pub fn examine(
+    checkpoint: &Checkpoint,
+    options: &VerifyOptions,
+    observer: &dyn ReadObserver,
+) -> Result<Verification> {
+    let mut files = file_states(checkpoint)?;
+    let jobs = jobs(checkpoint, options, &files);
+    observer.begin(jobs.iter().map(|job| job.size).sum());
+    let found = on_threads(options.threads, || {
+        let outcomes = jobs
+            .par_iter()
+            .map(|job| job.run(options.reading, observer));
+        outcomes.collect::<Result<Vec<_>>>()
+    })?;
+    let mut non_finite = Vec::new();
+    for (job, outcome) in jobs.iter().zip(found) {
+        non_finite.extend(outcome.non_finite);
+        if let (Some(recorded), Some(found)) = (&job.digest, outcome.digest) {
+            let state = if *recorded == found {
+                FileState::Verified { digest: found }
+            } else {
+                let recorded = recorded.clone();
+                FileState::Changed { recorded, found }
+            };
+            files.insert(job.file.clone(), (job.size, state));
+        }
+    }
+    let mut warnings = structure::doubts(checkpoint);
+    warnings.extend(non_finite.iter().map(describe));
+    let files: Vec<FileCheck> = files
+        .into_iter()
+        .map(|(file, (size, state))| FileCheck { file, size, state })
+        .collect();
+    Ok(Verification {
+        name: checkpoint.name().to_owned(),
+        root: checkpoint.root().to_owned(),
+        problems: files
+            .iter()
+            .filter_map(|check| check.state.problem(&check.file, check.size))
+            .collect(),
+        warnings,
+        non_finite,
+        files,
+        data_was_read: options.read_data,
+    })
+}
+
+fn describe(found: &NonFiniteTensor) -> String {
+    let values = match (found.nan, found.infinite) {
+        (nan, 0) => format!("{} NaN", Grouped(nan)),
+        (0, infinite) => format!("{} infinite", Grouped(infinite)),
+        (nan, infinite) => format!("{} NaN and {} infinite", Grouped(nan), Grouped(infinite)),
+    };
+    format!(
+        "tensor `{}` in `{}` holds {values} value(s)",
+        printable(&found.tensor),
+        printable(&found.shard)
+    )
+}
+
+/// What can be said of every file without reading it: there or not, size as recorded or not.
+fn file_states(checkpoint: &Checkpoint) -> Result<BTreeMap<String, (u64, FileState)>> {
+    let mut states = BTreeMap::new();
+    for shard in checkpoint.shards() {
+        let state = (shard.identity.size, FileState::NotHashed);
+        states.insert(shard.file.clone(), state);
+    }
+    let Some(record) = checkpoint.provenance() else {
+        return Ok(states);
+    };
+    let recorded: BTreeSet<&str> = record.files.iter().map(|f| f.file.as_str()).collect();
+    for file in record.files.iter().map(|f| (f, is_inside(&f.file))) {
+        let (record, inside) = file;
+        let size = inside
+            .then(|| fs::metadata(checkpoint.root().join(&record.file)).ok())
+            .flatten()
+            .map(|meta| meta.len());
+        let state = match size {
+            _ if !inside => FileState::Outside,
+            None => FileState::Missing,
+            Some(size) if size != record.size => FileState::Resized {
+                recorded: record.size,
+            },
+            Some(_) => FileState::NotHashed,
+        };
+        states.insert(record.file.clone(), (size.unwrap_or(0), state));
+    }
+    for (file, size) in shards_present(checkpoint.root())? {
+        if !recorded.contains(file.as_str()) {
+            states.insert(file, (size, FileState::Extra));
+        }
+    }
+    Ok(states)
+}
+
+/// A record is data from elsewhere: only plain names below the checkpoint are followed.
+fn is_inside(file: &str) -> bool {
+    let plain = |component| matches!(component, Component::Normal(_));
+    !file.is_empty() && Path::new(file).components().all(plain)
+}
+
+/// Every safetensors file of the directory, also those that no index names.
+fn shards_present(root: &Path) -> Result<Vec<(String, u64)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root).at("list", root)? {
+        let entry = entry.at("list", root)?;
+        if let Ok(name) = entry.file_name().into_string()
+            && Path::new(&name)
+                .extension()
+                .is_some_and(|e| e == "safetensors")
+        {
+            let size = fs::metadata(entry.path()).map_or(0, |meta| meta.len());
+            found.push((name, size));
+        }
+    }
+    Ok(found)
+}
+
+/// One file to read, and why.
+struct Job<'a> {
+    file: String,
+    path: PathBuf,
+    size: u64,
+    /// Set where the values are to be looked at.
+    shard: Option<(&'a Checkpoint, &'a ShardFile)>,
+    /// The recorded digest, where it is to be compared.
+    digest: Option<Digest>,
+}
+
+struct Outcome {
+    non_finite: Vec<NonFiniteTensor>,
+    digest: Option<Digest>,
+}
+
+fn jobs<'a>(
+    checkpoint: &'a Checkpoint,
+    options: &VerifyOptions,
+    states: &BTreeMap<String, (u64, FileState)>,
+) -> Vec<Job<'a>> {
+    let records: &[FileRecord] = checkpoint.provenance().map_or(&[], |p| &p.files);
+    let wanted = |file: &str| {
+        let record = records.iter().find(|r| r.file == file);
+        let digest = record.and_then(|r| r.digest.clone());
+        let whole = matches!(states.get(file), Some((_, FileState::NotHashed)));
+        digest.filter(|_| options.digests && whole)
+    };
+    let shards = checkpoint.shards();
+    let mut jobs: Vec<Job> = shards
+        .iter()
+        .map(|shard| Job {
+            file: shard.file.clone(),
+            path: shard.path.clone(),
+            size: shard.identity.size,
+            shard: options.read_data.then_some((checkpoint, shard)),
+            digest: wanted(&shard.file),
+        })
+        .collect();
+    let known: BTreeSet<&str> = shards.iter().map(|s| s.file.as_str()).collect();
+    let others = records.iter().filter(|r| !known.contains(r.file.as_str()));
+    jobs.extend(others.map(|record| Job {
+        file: record.file.clone(),
+        path: checkpoint.root().join(&record.file),
+        size: record.size,
+        shard: None,
+        digest: wanted(&record.file),
+    }));
+    jobs.retain(|job| job.shard.is_some() || job.digest.is_some());
+    jobs
+}
+
+impl Job<'_> {
+    fn run(&self, reading: Reading, observer: &dyn ReadObserver) -> Result<Outcome> {
+        let source = match self.shard {
+            Some((_, shard)) => shard.source()?,
+            None => SourceFile::open(&self.path)?,
+        };
+        let scan = FileScan {
+            source: source.reading(reading),
+            tensors: self.shard.map_or_else(Vec::new, floats),
+            digest: self.digest.as_ref().map(|d| d.algorithm),
+        };
+        let found = scan.run(observer)?;
+        let tensors = scan.tensors.iter().zip(&found.non_finite);
+        let non_finite = tensors
+            .filter(|(_, (nan, infinite))| nan + infinite > 0)
+            .map(|(tensor, &(nan, infinite))| NonFiniteTensor {
+                tensor: tensor.name.to_owned(),
+                shard: self.file.clone(),
+                nan,
+                infinite,
+            })
+            .collect();
+        Ok(Outcome {
+            non_finite,
+            digest: found.digest,
+        })
+    }
+}
+
+/// The float tensors that the checkpoint takes from a shard. Duplicates that it ignores are left out.
+fn floats<'a>((checkpoint, shard): (&'a Checkpoint, &'a ShardFile)) -> Vec<Counted<'a>> {
+    let entries = shard.header.tensors.iter();
+    entries
+        .filter(|entry| entry.dtype.is_float() && entry.range.start < entry.range.end)
+        .filter(|entry| {
+            let owner = checkpoint.tensor(&entry.name);
+            owner.is_some_and(|(owner, _)| owner.file == shard.file)
+        })
+        .map(|entry| Counted {
+            name: &entry.name,
+            dtype: &entry.dtype,
+            bytes: shard.bytes(entry),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+    use crate::audit::fixture::Fixture;
+
+    fn options() -> VerifyOptions {
+        VerifyOptions::default()
+    }
+
+    fn check(fixture: &Fixture) -> Verification {
+        let opened = Checkpoint::open(fixture.dir.path()).unwrap();
+        examine(&opened, &options(), &|_: u64| {}).unwrap()
+    }
+
+    /// Writes the fixture and an `elo-surgery.json` that records all of it.
+    fn recorded(fixture: &Fixture) {
+        fixture.write(3);
+        fs::write(fixture.path("tokenizer.json"), "{}").unwrap();
+        let file = |name: &str, digest: Option<&str>| {
+            let bytes = fs::read(fixture.path(name)).unwrap();
+            let digest = digest.map(|algorithm| {
+                if algorithm == "blake3" {
+                    return format!("blake3:{}", blake3::hash(&bytes).to_hex());
+                }
+                let sum = Sha256::digest(&bytes);
+                let hex: Vec<String> = sum.iter().map(|b| format!("{b:02x}")).collect();
+                format!("sha256:{}", hex.concat())
+            });
+            match digest {
+                Some(digest) => json!({"file": name, "size": bytes.len(), "digest": digest}),
+                None => json!({"file": name, "size": bytes.len()}),
+            }
+        };
+        let files = [
+            file(&fixture.shard_name(0), Some("blake3")),
+            file("tokenizer.json", Some("sha256")),
+            file("config.json", None),
+        ];
+        write_record(fixture, &json!(files));
+    }
+
+    fn write_record(fixture: &Fixture, files: &serde_json::Value) {
+        let record = json!({
+            "tool": "elo-surgery", "version": "0.1.0",
+            "operation": {"verb": "extract", "parameters": {}},
+            "plan": "0", "parents": [], "files": files,
+        });
+        fs::write(fixture.path("elo-surgery.json"), record.to_string()).unwrap();
+    }
+
+    #[test]
+    fn a_sound_output_verifies() {
+        let fixture = Fixture::llama(2, |_, _| 0.5);
+        recorded(&fixture);
+        let found = check(&fixture);
+        assert_eq!(found.problems, Vec::<String>::new());
+        let states: Vec<(&str, bool)> = found
+            .files
+            .iter()
+            .map(|f| (f.file.as_str(), f.state == FileState::NotHashed))
+            .collect();
+        let expected = [
+            ("config.json", true),
+            ("model.safetensors", false),
+            ("tokenizer.json", false),
+        ];
+        assert_eq!(states, expected);
+        let text = found.render();
+        assert!(
+            text.contains("no damage found · 2 of 3 files verified by digest"),
+            "{text}"
+        );
+        assert!(text.contains("config.json"), "{text}");
+        assert!(text.contains("not hashed"), "{text}");
+    }
+
+    #[test]
+    fn one_flipped_bit_is_found_in_every_file() {
+        for (file, at) in [("model.safetensors", 700), ("tokenizer.json", 0)] {
+            let fixture = Fixture::llama(2, |_, _| 0.5);
+            recorded(&fixture);
+            let mut bytes = fs::read(fixture.path(file)).unwrap();
+            let at = if at == 0 { 0 } else { bytes.len() - 1 };
+            bytes[at] ^= 1;
+            fs::write(fixture.path(file), bytes).unwrap();
+            let opened = Checkpoint::open(fixture.dir.path()).unwrap();
+            let refused = verify(&opened, &options(), &|_: u64| {}).unwrap_err();
+            assert_eq!(refused.exit_code(), 7);
+            assert!(
+                refused
+                    .to_string()
+                    .contains(&format!("`{file}` has changed")),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn missing_extra_resized_and_outside_files_are_all_listed() {
+        let fixture = Fixture::llama(1, |_, _| 0.5);
+        recorded(&fixture);
+        fs::copy(
+            fixture.path("model.safetensors"),
+            fixture.path("stale.safetensors"),
+        )
+        .unwrap();
+        let files = json!([
+            {"file": "model.safetensors", "size": 1},
+            {"file": "gone.json", "size": 2},
+            {"file": "../outside", "size": 2, "digest": format!("blake3:{}", "0".repeat(64))},
+        ]);
+        write_record(&fixture, &files);
+        let problems = check(&fixture).problems.join("\n");
+        for expected in [
+            "`gone.json` is missing",
+            "bytes, recorded were 1",
+            "`stale.safetensors` is an extra shard",
+            "`../outside` is recorded but leads out",
+        ] {
+            assert!(problems.contains(expected), "{expected}: {problems}");
+        }
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_counted_by_tensor() {
+        let fixture = Fixture::llama(2, |t, e| match (t, e) {
+            (2, 1 | 3) => f32::NAN,
+            (2, 5) | (6, 0) => f32::INFINITY,
+            _ => 1.0,
+        });
+        // Odd headers move the data off every alignment.
+        for padding in 0..9 {
+            fixture.write(padding);
+            let found = check(&fixture);
+            let warnings = found.warnings.join("\n");
+            assert!(
+                warnings.contains("`model.layers.0.mlp.down_proj.weight` in `model.safetensors` holds 2 NaN and 1 infinite"),
+                "{warnings}"
+            );
+            assert_eq!(found.non_finite.len(), 2);
+            assert_eq!(found.problems, Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn structure_alone_reads_no_data() {
+        let fixture = Fixture::llama(2, |_, _| f32::NAN);
+        recorded(&fixture);
+        let opened = Checkpoint::open(fixture.dir.path()).unwrap();
+        let options = VerifyOptions {
+            read_data: false,
+            digests: false,
+            ..options()
+        };
+        let nothing = |_: u64| panic!("data was read");
+        let found = examine(&opened, &options, &nothing).unwrap();
+        assert!(found.non_finite.is_empty());
+        assert!(found.files.iter().all(|f| f.state == FileState::NotHashed));
+    }
+}

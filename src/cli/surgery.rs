@@ -1,0 +1,286 @@
+//! What every surgery verb has in common: from a plan to an output, a dry run, or a plan file.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::arguments::{DeviceChoice, DigestChoice, IoChoice, LinkChoice, parse_tile};
+use super::failure::{Failure, Origins};
+use super::progress::Watcher;
+use super::session::Session;
+use super::units::{parse_size, size};
+use super::{process, summary};
+use crate::engine::{Execution, Link, Observer, Report, execute};
+use crate::error::Error;
+use crate::plan::Plan;
+
+/// Smallest tile the engine takes.
+const SMALLEST_TILE: u64 = 64 << 10;
+
+/// Where the result goes and how it is made. Nothing here changes its bytes.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct How {
+    /// Write the result to this directory
+    #[arg(short, long, value_name = "DIR", help_heading = "Output options")]
+    pub(super) out: Option<PathBuf>,
+    /// Replace an existing output, in one step
+    #[arg(long, help_heading = "Output options")]
+    pub(super) overwrite: bool,
+    /// Discard an unfinished run instead of continuing it
+    #[arg(long, help_heading = "Output options")]
+    pub(super) restart: bool,
+    /// Show what would be done and write nothing
+    #[arg(short = 'n', long, help_heading = "Output options")]
+    pub(super) dry_run: bool,
+    /// Digest of the output files in `elo-surgery.json`; `sha256` is the Hub's
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        default_value_t,
+        help_heading = "Output options"
+    )]
+    pub(super) digest: DigestChoice,
+    /// Do not flush files to the disk: safe against kill -9, not against power loss
+    #[arg(long, help_heading = "Output options")]
+    pub(super) no_sync: bool,
+    /// How unchanged bytes get there: reflink or copy, hard link whole files, or copy
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value_t,
+        help_heading = "Output options"
+    )]
+    pub(super) link: LinkChoice,
+    /// Keep values that become NaN or infinite although every input was finite
+    #[arg(long, help_heading = "Output options")]
+    pub(super) allow_nonfinite: bool,
+    /// Compute on: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        default_value_t,
+        help_heading = "Execution options"
+    )]
+    pub(super) device: DeviceChoice,
+    /// Bound the memory of the work in flight (threads x tile x operands), such as `2GB`
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Execution options")]
+    pub(super) memory: Option<u64>,
+    /// Worker threads [default: one a core]
+    #[arg(
+        short = 'j',
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        help_heading = "Execution options"
+    )]
+    pub(super) threads: u16,
+    /// How sources are read; `read` suits network filesystems
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value_t,
+        help_heading = "Execution options"
+    )]
+    pub(super) io: IoChoice,
+    /// Bytes of output worked on at once by a thread
+    #[arg(long, value_name = "SIZE", value_parser = parse_tile, hide = true)]
+    pub(super) tile: Option<u64>,
+}
+
+/// A plan, and what is known about where it came from and where it goes.
+pub(super) struct Planned {
+    pub(super) plan: Plan,
+    /// The output directory, by flag, by project or by rule; none where only the user can say.
+    pub(super) out: Option<PathBuf>,
+    pub(super) origins: Origins,
+}
+
+/// A verb that makes a plan and carries it out.
+pub(super) trait Surgical {
+    /// The full form, for errors.
+    const FULL_FORM: &'static str;
+
+    /// How to carry the plan out.
+    fn how(&self) -> &How;
+
+    /// Reads headers and configs and makes the plan. Origins that are known are kept even when it fails.
+    fn draft(
+        &self,
+        session: &Session,
+        origins: &mut Origins,
+    ) -> Result<(Plan, Option<PathBuf>), Failure>;
+
+    /// The plan, or a failure that names the flag behind it.
+    fn planned(&self, session: &Session) -> Result<Planned, Failure> {
+        let mut origins = Origins::default();
+        match self.draft(session, &mut origins) {
+            Ok((plan, out)) => Ok(Planned { plan, out, origins }),
+            Err(failure) => Err(origins.explain(failure)),
+        }
+    }
+
+    /// Plans and carries out.
+    fn run(&self, session: &Session) -> Result<(), Failure> {
+        self.how().check_device(session)?;
+        let planned = self.planned(session)?;
+        carry_out(&planned, self.how(), Self::FULL_FORM, session)
+    }
+}
+
+/// Memory and threads of a run.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(super) struct Budget {
+    pub(super) threads: usize,
+    pub(super) tile: u64,
+    /// Bytes of the work in flight.
+    pub(super) bytes: u64,
+}
+
+impl How {
+    /// CUDA is named in the interface already; this build cannot serve it.
+    pub(super) fn check_device(&self, session: &Session) -> Result<(), Failure> {
+        match &self.device {
+            DeviceChoice::Cuda(_) => {
+                let mut origins = Origins::default();
+                origins.flag("--device", self.device.to_string());
+                let error = Error::Device {
+                    device: self.device.to_string(),
+                    reason: "this build has no CUDA support".into(),
+                };
+                Err(origins.explain(error.into()))
+            }
+            DeviceChoice::Auto => {
+                session.detail("device: cpu (this build has no CUDA support)");
+                Ok(())
+            }
+            DeviceChoice::Cpu => Ok(()),
+        }
+    }
+
+    /// Threads and tile within the bounds of `--memory`.
+    ///
+    /// A thread holds the output's tile, one more for its edges, and what each operand takes for a tile. Smaller tiles
+    /// are tried before fewer threads: they cost less speed.
+    pub(super) fn budget(&self, plan: &Plan) -> Result<Budget, Failure> {
+        let cores = available_parallelism().map_or(1, usize::from);
+        let mut threads = if self.threads == 0 {
+            cores
+        } else {
+            self.threads.into()
+        };
+        let mut tile = self.tile.unwrap_or(Execution::TILE);
+        let buffers = operands(plan) + 2;
+        let bytes = |threads: usize, tile: u64| {
+            (threads as u64)
+                .saturating_mul(tile)
+                .saturating_mul(buffers)
+        };
+        if let Some(limit) = self.memory {
+            while bytes(threads, tile) > limit && tile > SMALLEST_TILE && self.tile.is_none() {
+                tile /= 2;
+            }
+            while bytes(threads, tile) > limit && threads > 1 {
+                threads -= 1;
+            }
+            if bytes(threads, tile) > limit {
+                return Err(Failure::usage(
+                    format!("`--memory {limit}` is too little for one thread"),
+                    format!("one thread needs {}", size(bytes(1, tile))),
+                ));
+            }
+        }
+        Ok(Budget {
+            threads,
+            tile,
+            bytes: bytes(threads, tile),
+        })
+    }
+
+    /// The engine's options.
+    pub(super) fn execution(&self, out: PathBuf, budget: Budget) -> Execution {
+        Execution {
+            overwrite: self.overwrite,
+            restart: self.restart,
+            threads: budget.threads,
+            tile: budget.tile,
+            sync: !self.no_sync,
+            digest: self.digest.algorithm(),
+            link: match self.link {
+                LinkChoice::Auto => Link::Auto,
+                LinkChoice::Hard => Link::Hard,
+                LinkChoice::Never => Link::Never,
+            },
+            reading: self.io.into(),
+            allow_nonfinite: self.allow_nonfinite,
+            ..Execution::to(out)
+        }
+    }
+}
+
+/// The most that the operands of any output tile take, in tiles.
+fn operands(plan: &Plan) -> u64 {
+    let tensors = plan.tensors.iter();
+    let takes = tensors.flat_map(|tensor| {
+        let own = tensor.dtype.bytes().unwrap_or(1);
+        tensor.parts.iter().map(move |part| {
+            let slices = part.slices();
+            let widths = slices.iter().filter_map(|slice| slice.dtype.bytes());
+            widths.map(|width| width.div_ceil(own)).sum::<u64>()
+        })
+    });
+    takes.max().unwrap_or(0)
+}
+
+/// Carries a plan out, or shows it.
+pub(super) fn carry_out(
+    planned: &Planned,
+    how: &How,
+    full_form: &str,
+    session: &Session,
+) -> Result<(), Failure> {
+    let Planned { plan, out, origins } = planned;
+    let Some(out) = out else {
+        let verb = &plan.operation.verb;
+        return Err(Failure::usage(
+            format!("`{verb}` does not know where to write"),
+            format!("the full form: `{full_form}`"),
+        ));
+    };
+    let budget = how.budget(plan)?;
+    if how.dry_run {
+        return summary::dry_run(plan, out, how.overwrite, budget, session);
+    }
+    let execution = how.execution(out.clone(), budget);
+    watch(plan, origins, session, |watcher| {
+        execute(plan, &execution, watcher)
+    })
+}
+
+/// Watches the engine at work on a plan and tells what came of it.
+pub(super) fn watch(
+    plan: &Plan,
+    origins: &Origins,
+    session: &Session,
+    work: impl FnOnce(&dyn Observer) -> Result<Report, Error>,
+) -> Result<(), Failure> {
+    let watcher = Watcher::new(session, process::cancellation());
+    let started = Instant::now();
+    let report = work(&watcher);
+    watcher.finish();
+    let report = report.map_err(|error| origins.explain(error.into()))?;
+    summary::done(plan, &report, started.elapsed(), session)
+}
+
+/// Notes a flag's value where it was given.
+pub(super) fn origin_of(origins: &mut Origins, flag: &str, value: Option<&impl AsRef<OsStr>>) {
+    if let Some(value) = value {
+        origins.flag(flag, value);
+    }
+}
