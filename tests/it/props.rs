@@ -24,7 +24,9 @@ use crate::support::random::Random;
 use crate::support::tree::{assert_same, tree};
 
 fn cases(count: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok());
     ProptestConfig {
         cases: cases.unwrap_or(count),
         failure_persistence: None,
@@ -93,14 +95,18 @@ fn we_read(file: &[u8]) -> Result<Header, String> {
     let size = file.len() as u64;
     let length = Header::length(file, size).map_err(|e| e.to_string())?;
     let end = 8 + usize::try_from(length).unwrap();
-    Header::parse(&file[8..end], size - 8 - length, UnknownDtypes::Refuse).map_err(|e| e.to_string())
+    Header::parse(&file[8..end], size - 8 - length, UnknownDtypes::Refuse)
+        .map_err(|e| e.to_string())
 }
 
 fn entries(header: &Header) -> BTreeMap<String, (String, Vec<u64>, usize, usize)> {
     let place = |n: u64| usize::try_from(n).unwrap();
     let entry = |t: &TensorEntry| {
         let range = (place(t.range.start), place(t.range.end));
-        (t.name.clone(), (t.dtype.to_string(), t.shape.0.clone(), range.0, range.1))
+        (
+            t.name.clone(),
+            (t.dtype.to_string(), t.shape.0.clone(), range.0, range.1),
+        )
     };
     header.tensors.iter().map(entry).collect()
 }
@@ -108,11 +114,11 @@ fn entries(header: &Header) -> BTreeMap<String, (String, Vec<u64>, usize, usize)
 /// Files we refuse on purpose although the crate reads them. Each line is a decision, not an accident.
 fn refused_on_purpose(problem: &str) -> bool {
     [
-        "duplicate",                 // a name, or a field of an entry, twice: the crate lets the last win
-        "it starts with",            // white space before the `{`
-        "dimensions, the limit is",  // more than 64 dimensions
-        "its entry is an array",     // serde also reads structs from arrays
-        "`dtype` is {",              // and unit variants from `{\"F32\": null}`
+        "duplicate",      // a name, or a field of an entry, twice: the crate lets the last win
+        "it starts with", // white space before the `{`
+        "dimensions, the limit is", // more than 64 dimensions
+        "its entry is an array", // serde also reads structs from arrays
+        "`dtype` is {",   // and unit variants from `{\"F32\": null}`
     ]
     .iter()
     .any(|reason| problem.contains(reason))
@@ -134,7 +140,9 @@ fn names_a_tensor_twice(json: &[u8]) -> bool {
             Ok(twice)
         }
     }
-    serde_json::Deserializer::from_slice(json).deserialize_map(Names).unwrap_or(false)
+    serde_json::Deserializer::from_slice(json)
+        .deserialize_map(Names)
+        .unwrap_or(false)
 }
 
 /// Both readers agree: the same tensors, or both refuse, or the refusal is on the list.
@@ -145,7 +153,10 @@ fn agree(file: &[u8]) -> Result<(), String> {
         (Ok(ours), Some(theirs)) if entries(&ours) == theirs => Ok(()),
         (Err(problem), Some(_)) if refused_on_purpose(&problem) => Ok(()),
         (Err(_), Some(_)) if names_a_tensor_twice(&file[8..]) => Ok(()),
-        (ours, theirs) => Err(format!("ours {ours:?}\ntheirs {theirs:?}\nheader {}", text())),
+        (ours, theirs) => Err(format!(
+            "ours {ours:?}\ntheirs {theirs:?}\nheader {}",
+            text()
+        )),
     }
 }
 
@@ -159,9 +170,36 @@ fn file_of(json: &[u8], data: u64) -> Vec<u8> {
 /// Damage that keeps most of the structure, so that the depths of the parsers are reached.
 fn mutate(json: &[u8], random: &mut Random) -> Vec<u8> {
     const PIECES: [&str; 30] = [
-        "0", "1", "9", "-", "+", ".", "e", "\"", ",", ":", "{", "}", "[", "]", " ", "\n", "\\", "null", "true", "1.0",
-        "18446744073709551615", "18446744073709551616", "-0", "1e2", "\\u0061", "\"F32\"", "\"F4\"", "\"shape\":[]",
-        "\"x\":{\"y\":[1]}", "{\"F32\":null}",
+        "0",
+        "1",
+        "9",
+        "-",
+        "+",
+        ".",
+        "e",
+        "\"",
+        ",",
+        ":",
+        "{",
+        "}",
+        "[",
+        "]",
+        " ",
+        "\n",
+        "\\",
+        "null",
+        "true",
+        "1.0",
+        "18446744073709551615",
+        "18446744073709551616",
+        "-0",
+        "1e2",
+        "\\u0061",
+        "\"F32\"",
+        "\"F4\"",
+        "\"shape\":[]",
+        "\"x\":{\"y\":[1]}",
+        "{\"F32\":null}",
     ];
     let mut bytes = json.to_vec();
     for _ in 0..=random.below(3) {
@@ -179,7 +217,9 @@ fn mutate(json: &[u8], random: &mut Random) -> Vec<u8> {
                 let piece = bytes[at.min(to)..at.max(to)].to_vec();
                 bytes.splice(at..at, piece);
             }
-            3 if at < bytes.len() && bytes[at].is_ascii_digit() => bytes[at] = b'0' + random.bytes(1)[0] % 10,
+            3 if at < bytes.len() && bytes[at].is_ascii_digit() => {
+                bytes[at] = b'0' + random.bytes(1)[0] % 10
+            }
             _ => {
                 let piece = PIECES[usize::try_from(random.below(30)).unwrap()];
                 bytes.splice(at..at, piece.bytes());
@@ -273,7 +313,10 @@ fn every_difference_from_the_crate_is_real() {
         let problem = we_read(&file).expect_err(&json);
         assert!(refused_on_purpose(&problem), "{json}: {problem}");
     }
-    let differs = file_of(br#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,1]}}"#, 1);
+    let differs = file_of(
+        br#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,1]}}"#,
+        1,
+    );
     assert!(agree(&differs).is_ok() && we_read(&differs).is_err());
 }
 

@@ -21,7 +21,8 @@ pub(super) enum Verb {
 }
 
 impl Verb {
-    pub(super) const ALL: [Self; 4] = [Self::Extract, Self::Inject, Self::ChatVector, Self::Reshard];
+    pub(super) const ALL: [Self; 4] =
+        [Self::Extract, Self::Inject, Self::ChatVector, Self::Reshard];
 }
 
 /// What stands at the output's place.
@@ -45,11 +46,18 @@ pub(super) fn judge(out: &Path, old: Option<&Tree>, new: &Tree) -> Result<State,
         return Ok(State::Old);
     }
     let against = |name: &str, other: &Tree| {
-        format!("against the {name} one:\n  {}", differences(&now, other).join("\n  "))
+        format!(
+            "against the {name} one:\n  {}",
+            differences(&now, other).join("\n  ")
+        )
     };
     let mut says = vec![against("new", new)];
     says.extend(old.map(|old| against("old", old)));
-    Err(format!("`{}` is neither old nor new\n{}", out.display(), says.join("\n")))
+    Err(format!(
+        "`{}` is neither old nor new\n{}",
+        out.display(),
+        says.join("\n")
+    ))
 }
 
 /// Shards in a staging directory.
@@ -63,9 +71,15 @@ pub(super) fn journal(staging: &Path) -> Journal {
     let text = fs::read_to_string(staging.join("journal.jsonl")).unwrap_or_default();
     // A torn last line is no entry.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let finished = whole.lines().filter(|l| l.starts_with("{\"shard\"")).count() as u64;
+    let finished = whole
+        .lines()
+        .filter(|l| l.starts_with("{\"shard\""))
+        .count() as u64;
     let files = tree(&staging.join("tree"));
-    let started = files.keys().filter(|f| f.extension().is_some_and(|e| e == "safetensors")).count();
+    let started = files
+        .keys()
+        .filter(|f| f.extension().is_some_and(|e| e == "safetensors"))
+        .count();
     Journal {
         finished,
         started: started as u64,
@@ -88,11 +102,15 @@ impl Scene {
         for (family, seed) in [("old", 100), ("new", 200)] {
             for (i, role) in ["inst", "base", "into"].into_iter().enumerate() {
                 let seed = seed + model.seed + i as u64;
-                Model { seed, ..*model }.write(&temp.path().join("sources").join(family).join(role));
+                Model { seed, ..*model }
+                    .write(&temp.path().join("sources").join(family).join(role));
             }
             let part = temp.path().join("sources").join(family).join("part");
             let donor = temp.path().join("sources").join(family).join("inst");
-            elo("extract --no-sync --layers 2-").arg(donor).with("--out", part).ok();
+            elo("extract --no-sync --layers 2-")
+                .arg(donor)
+                .with("--out", part)
+                .ok();
         }
         for verb in Verb::ALL {
             let old = temp.path().join(format!("{verb:?}-old"));
@@ -128,7 +146,11 @@ impl Scene {
     }
 
     pub(super) fn assert_sources_unchanged(&self, what: &str) {
-        assert_same(&tree(&self.temp.path().join("sources")), &self.sources, what);
+        assert_same(
+            &tree(&self.temp.path().join("sources")),
+            &self.sources,
+            what,
+        );
     }
 }
 
@@ -136,7 +158,9 @@ fn command(root: &Path, family: &str, verb: Verb) -> Elo {
     let source = |role: &str| root.join("sources").join(family).join(role);
     let run = match verb {
         Verb::Extract => elo("extract --layers 2-").arg(source("into")),
-        Verb::Inject => elo("inject --all").arg(source("part")).with("--into", source("into")),
+        Verb::Inject => elo("inject --all")
+            .arg(source("part"))
+            .with("--into", source("into")),
         Verb::ChatVector => elo("chat-vector")
             .with("--inst", source("inst"))
             .with("--base", source("base"))
@@ -187,7 +211,10 @@ impl Place<'_> {
     /// Nothing but the output is left.
     pub(super) fn assert_alone(&self, what: &str) {
         let home = self.out.parent().unwrap();
-        let left: Vec<_> = fs::read_dir(home).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> = fs::read_dir(home)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(left, ["out"], "{what}");
     }
 }

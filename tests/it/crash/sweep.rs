@@ -29,7 +29,15 @@ const MOST: u32 = 3000;
 
 fn strace_works() -> bool {
     let run = Command::new("strace")
-        .args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=rename:signal=KILL:when=99", "true"])
+        .args([
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "inject=rename:signal=KILL:when=99",
+            "true",
+        ])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
@@ -55,13 +63,20 @@ fn dies_at(command: &Elo, calls: &str, k: u32) -> bool {
 
 /// How far apart the swept calls are: all of those that change something, some of the others.
 fn step(calls: &str, thorough: bool) -> usize {
-    if thorough || !calls.contains("open") { 1 } else { 9 }
+    if thorough || !calls.contains("open") {
+        1
+    } else {
+        9
+    }
 }
 
 #[test]
 fn no_call_is_a_bad_one_to_die_at() {
     if !strace_works() {
-        skipped("the system call sweep", "strace is missing or may not trace");
+        skipped(
+            "the system call sweep",
+            "strace is missing or may not trace",
+        );
         return;
     }
     let thorough = super::setting("ELO_KILL_ROUNDS", 24) >= 200;
@@ -86,11 +101,16 @@ fn no_call_is_a_bad_one_to_die_at() {
     }
     scene.assert_sources_unchanged("the sweep");
     println!("{points} points swept");
-    assert!(points > 100, "only {points} points: the sweep did not reach the program");
+    assert!(
+        points > 100,
+        "only {points} points: the sweep did not reach the program"
+    );
 }
 
 fn after(place: &Place<'_>, command: &Elo, died: bool, what: &str) {
-    let state = place.state().unwrap_or_else(|e| panic!("killed at {what}: {e}"));
+    let state = place
+        .state()
+        .unwrap_or_else(|e| panic!("killed at {what}: {e}"));
     if !died {
         assert_eq!(state, State::New, "not killed by {what}");
         return;
@@ -98,16 +118,26 @@ fn after(place: &Place<'_>, command: &Elo, died: bool, what: &str) {
     let outcome = command.run();
     // Killed in its last calls, the run was complete already.
     let complete = state == State::New && outcome.code() == Some(2);
-    assert!(complete || outcome.code() == Some(0), "rerun after {what} (found {state:?}): {outcome}");
+    assert!(
+        complete || outcome.code() == Some(0),
+        "rerun after {what} (found {state:?}): {outcome}"
+    );
     let end = place.state();
-    assert_eq!(end, Ok(State::New), "rerun after a kill at {what} (found {state:?}): {outcome}");
+    assert_eq!(
+        end,
+        Ok(State::New),
+        "rerun after a kill at {what} (found {state:?}): {outcome}"
+    );
     place.assert_alone(&format!("rerun after a kill at {what}"));
 }
 
 #[test]
 fn no_call_in_place_is_a_bad_one_to_die_at() {
     if !strace_works() {
-        skipped("the in-place system call sweep", "strace is missing or may not trace");
+        skipped(
+            "the in-place system call sweep",
+            "strace is missing or may not trace",
+        );
         return;
     }
     let temp = TempDir::new().unwrap();
@@ -118,10 +148,15 @@ fn no_call_in_place_is_a_bad_one_to_die_at() {
     };
     let donor = Model::tiny(2).at(temp.path(), "donor");
     let part = temp.path().join("part");
-    elo("extract --layers 1,4 --no-sync").arg(&donor).with("--out", &part).ok();
+    elo("extract --layers 1,4 --no-sync")
+        .arg(&donor)
+        .with("--out", &part)
+        .ok();
     fresh();
     let before = tree(&model);
-    let command = elo("inject --in-place --threads 1").arg(&part).with("--into", &model);
+    let command = elo("inject --in-place --threads 1")
+        .arg(&part)
+        .with("--into", &model);
     command.ok();
     let wanted = read(&model);
     let mut points = 0;
@@ -136,10 +171,16 @@ fn no_call_in_place_is_a_bad_one_to_die_at() {
                 elo("inject --undo").arg(&model).ok();
                 assert_eq!(tree(&model), before, "undone after a kill at {what}");
             } else {
-                assert!(unfinished || tree(&model) == before || read(&model) == wanted, "a mix after {what}");
+                assert!(
+                    unfinished || tree(&model) == before || read(&model) == wanted,
+                    "a mix after {what}"
+                );
                 command.ok();
                 assert_eq!(read(&model), wanted, "repeated after a kill at {what}");
-                assert!(!model.join("elo-surgery.undo").exists(), "repeated after a kill at {what}");
+                assert!(
+                    !model.join("elo-surgery.undo").exists(),
+                    "repeated after a kill at {what}"
+                );
             }
             if !died {
                 break;
@@ -147,5 +188,8 @@ fn no_call_in_place_is_a_bad_one_to_die_at() {
         }
     }
     println!("{points} points swept in place");
-    assert!(points > 40, "only {points} points: the sweep did not reach the program");
+    assert!(
+        points > 40,
+        "only {points} points: the sweep did not reach the program"
+    );
 }

@@ -47,7 +47,11 @@ pub(crate) fn read_raw(root: &Path) -> BTreeMap<String, (String, Vec<u64>, Vec<u
                 name.clone(),
                 (dtype, shape, view.data().to_vec(), file.clone()),
             );
-            assert!(old.is_none(), "`{name}` is in two shards of {}", root.display());
+            assert!(
+                old.is_none(),
+                "`{name}` is in two shards of {}",
+                root.display()
+            );
         }
     }
     found
@@ -76,7 +80,12 @@ fn check_index(root: &Path, raw: &BTreeMap<String, (String, Vec<u64>, Vec<u8>, S
     let files: std::collections::BTreeSet<&str> = raw.values().map(|t| t.3.as_str()).collect();
     let path = root.join("model.safetensors.index.json");
     if !path.exists() {
-        assert!(files.len() <= 1, "{} shards without an index in {}", files.len(), root.display());
+        assert!(
+            files.len() <= 1,
+            "{} shards without an index in {}",
+            files.len(),
+            root.display()
+        );
         return;
     }
     let index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -86,8 +95,16 @@ fn check_index(root: &Path, raw: &BTreeMap<String, (String, Vec<u64>, Vec<u8>, S
         .iter()
         .map(|(name, file)| (name.as_str(), file.as_str().unwrap()))
         .collect();
-    let has: BTreeMap<&str, &str> = raw.iter().map(|(n, t)| (n.as_str(), t.3.as_str())).collect();
-    assert_eq!(says, has, "the index of {} disagrees with its shards", root.display());
+    let has: BTreeMap<&str, &str> = raw
+        .iter()
+        .map(|(n, t)| (n.as_str(), t.3.as_str()))
+        .collect();
+    assert_eq!(
+        says,
+        has,
+        "the index of {} disagrees with its shards",
+        root.display()
+    );
     let total: usize = raw.values().map(|t| t.2.len()).sum();
     assert_eq!(
         index["metadata"]["total_size"].as_u64(),
@@ -237,7 +254,11 @@ impl Model {
         write_sharded(root, &tensors, self.shards);
         let config = serde_json::to_string_pretty(&self.config()).unwrap();
         fs::write(root.join("config.json"), config).unwrap();
-        fs::write(root.join("tokenizer.json"), format!("{{\"seed\": {}}}", self.seed)).unwrap();
+        fs::write(
+            root.join("tokenizer.json"),
+            format!("{{\"seed\": {}}}", self.seed),
+        )
+        .unwrap();
     }
 
     /// Writes it under `parent` and hands back the path.

@@ -248,9 +248,14 @@ impl Outcome {
     /// A panic, whatever the exit status.
     pub(crate) fn panicked(&self) -> bool {
         let text = self.text();
-        ["panicked at", "stack overflow", "RUST_BACKTRACE", "internal error"]
-            .iter()
-            .any(|sign| text.contains(sign))
+        [
+            "panicked at",
+            "stack overflow",
+            "RUST_BACKTRACE",
+            "internal error",
+        ]
+        .iter()
+        .any(|sign| text.contains(sign))
     }
 
     /// Fails unless it ended with this status and says all these words (case aside).
@@ -259,7 +264,10 @@ impl Outcome {
         assert_eq!(self.code(), Some(code), "{self}");
         let text = self.text().to_lowercase();
         for word in words {
-            assert!(text.contains(&word.to_lowercase()), "`{word}` is not in: {self}");
+            assert!(
+                text.contains(&word.to_lowercase()),
+                "`{word}` is not in: {self}"
+            );
         }
         assert!(!self.panicked(), "{self}");
         self
