@@ -131,7 +131,7 @@ fn converts(from: &Dtype, to: &Dtype, quantised: impl Fn() -> bool) -> bool {
 fn scaled(part: &Checkpoint, into: &Checkpoint, name: &str) -> bool {
     [part, into]
         .into_iter()
-        .any(|model| super::chat_vector::scale_of(model, name).is_some())
+        .any(|model| super::quantised::scale_of(model, name).is_some())
 }
 
 /// Which layer of the target gets which layer of the part, both from 0.
