@@ -1,12 +1,22 @@
 //! What the tensors of a checkpoint are for: decoder layer, embedding, head, and so on.
 //!
-//! A table of naming schemes ([`SCHEMES`]) and of families that use them ([`FAMILIES`]) is tried
-//! first; a family it does not know is inferred from the numbered group that looks like decoder
-//! layers. Reads names and `config.json` values only, never files.
+//! A table of families and their naming schemes ([`families`]) is tried first; a family it does not
+//! know is inferred from the numbered group that looks like decoder layers. Reads names and
+//! `config.json` values only, never files.
+
+mod families;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
+
+pub(super) use families::{COUNT_KEYS, MULTI_TOKEN_KEYS};
+use families::{
+    FAMILIES, LAYER_WORDS, LLAMA, MULTI_TOKEN_GROUPS, MULTI_TOKEN_SUFFIXES, SCHEMES, Scheme,
+    TOWERS, WRAPPERS,
+};
 
 use super::config::{ConfigProblem, Scope, text_scopes, whole_number};
 
@@ -35,289 +45,6 @@ impl Role {
         matches!(self, Self::Embedding | Self::Head)
     }
 }
-
-/// How one lineage of models names its tensors. `layers`, `embedding`, `position` and `norm` follow
-/// `root`; the root may be missing (files saved from the base model) and may be wrapped by one of
-/// [`WRAPPERS`]. `head` stands beside the root.
-struct Scheme {
-    root: &'static str,
-    layers: &'static str,
-    embedding: &'static [&'static str],
-    position: &'static [&'static str],
-    norm: &'static [&'static str],
-    head: &'static [&'static str],
-}
-
-/// Llama and nearly everything since.
-const LLAMA: Scheme = Scheme {
-    root: "model.",
-    layers: "layers.",
-    embedding: &["embed_tokens"],
-    position: &[],
-    norm: &["norm", "final_layernorm"],
-    head: &["lm_head"],
-};
-/// GPT-2 and its descendants (GPT-J, GPT-Neo, GPT-BigCode, Exaone 3).
-const GPT2: Scheme = Scheme {
-    root: "transformer.",
-    layers: "h.",
-    embedding: &["wte"],
-    position: &["wpe"],
-    norm: &["ln_f"],
-    head: &["lm_head"],
-};
-/// GPT-NeoX and Pythia.
-const NEOX: Scheme = Scheme {
-    root: "gpt_neox.",
-    layers: "layers.",
-    embedding: &["embed_in"],
-    position: &[],
-    norm: &["final_layer_norm"],
-    head: &["embed_out"],
-};
-/// Falcon and BLOOM.
-const FALCON: Scheme = Scheme {
-    root: "transformer.",
-    layers: "h.",
-    embedding: &["word_embeddings"],
-    position: &[],
-    norm: &["ln_f"],
-    head: &["lm_head"],
-};
-/// MPT and DBRX.
-const MPT: Scheme = Scheme {
-    root: "transformer.",
-    layers: "blocks.",
-    embedding: &["wte"],
-    position: &["wpe"],
-    norm: &["norm_f"],
-    head: &["lm_head"],
-};
-/// OPT.
-const OPT: Scheme = Scheme {
-    root: "model.decoder.",
-    layers: "layers.",
-    embedding: &["embed_tokens"],
-    position: &["embed_positions"],
-    norm: &["final_layer_norm"],
-    head: &["lm_head"],
-};
-/// InternLM2.
-const INTERNLM2: Scheme = Scheme {
-    root: "model.",
-    layers: "layers.",
-    embedding: &["tok_embeddings"],
-    position: &[],
-    norm: &["norm"],
-    head: &["output"],
-};
-/// ChatGLM 2 to 4 in their first layout.
-const CHATGLM: Scheme = Scheme {
-    root: "transformer.",
-    layers: "encoder.layers.",
-    embedding: &["embedding.word_embeddings"],
-    position: &[],
-    norm: &["encoder.final_layernorm"],
-    head: &["output_layer", "transformer.output_layer"],
-};
-/// Mamba, Nemotron-H and other state-space hybrids.
-const MAMBA: Scheme = Scheme {
-    root: "backbone.",
-    layers: "layers.",
-    embedding: &["embeddings", "embedding"],
-    position: &[],
-    norm: &["norm_f"],
-    head: &["lm_head"],
-};
-
-/// Every scheme, in the order in which a checkpoint without a known family tries them.
-const SCHEMES: &[&Scheme] = &[
-    &LLAMA, &GPT2, &NEOX, &FALCON, &MPT, &OPT, &INTERNLM2, &CHATGLM, &MAMBA,
-];
-
-/// One row a family: the `model_type`s of its text model, its scheme, and the config key that
-/// counts its layers when the config names none. Add a row to teach a family.
-const FAMILIES: &[(&[&str], &Scheme, &str)] = &[
-    (
-        &["llama", "mistral", "mixtral", "ministral", "mistral3"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["qwen2", "qwen2_moe", "qwen2_vl", "qwen2_vl_text"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["qwen3", "qwen3_moe", "qwen3_next"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["qwen3_vl_text", "qwen3_vl_moe_text"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["qwen3_5_text", "qwen3_5_moe_text"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["gemma", "gemma2", "gemma3", "gemma3_text"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["gemma3n_text", "gemma4_text", "vaultgemma"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (&["phi", "phi3", "phimoe"], &LLAMA, "num_hidden_layers"),
-    (
-        &["cohere", "cohere2", "cohere2_moe"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["olmo", "olmo2", "olmo3", "olmoe"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["stablelm", "starcoder2", "smollm3"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &[
-            "gpt_oss",
-            "glm",
-            "glm4",
-            "glm4_moe",
-            "granite",
-            "granitemoe",
-        ],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["exaone4", "exaone_moe", "llama4_text", "mllama_text_model"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &[
-            "minicpm",
-            "minicpm3",
-            "seed_oss",
-            "ernie4_5",
-            "ernie4_5_moe",
-        ],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (
-        &["afmoe", "dots1", "lfm2", "lfm2_moe", "jamba", "bamba"],
-        &LLAMA,
-        "num_hidden_layers",
-    ),
-    (&["gpt2", "gptj", "gpt_bigcode"], &GPT2, "n_layer"),
-    (&["gpt_neo", "exaone"], &GPT2, "num_layers"),
-    (
-        &["gpt_neox", "gpt_neox_japanese"],
-        &NEOX,
-        "num_hidden_layers",
-    ),
-    (
-        &["falcon", "RefinedWeb", "RefinedWebModel"],
-        &FALCON,
-        "num_hidden_layers",
-    ),
-    (&["bloom"], &FALCON, "n_layer"),
-    (&["mpt", "dbrx"], &MPT, "n_layers"),
-    (&["opt"], &OPT, "num_hidden_layers"),
-    (&["internlm2"], &INTERNLM2, "num_hidden_layers"),
-    (&["chatglm"], &CHATGLM, "num_layers"),
-    (
-        &["mamba", "mamba2", "nemotron_h"],
-        &MAMBA,
-        "num_hidden_layers",
-    ),
-];
-
-/// What multimodal and other compound models put before the text model's names.
-const WRAPPERS: &[&str] = &[
-    "",
-    "model.language_model.",
-    "language_model.",
-    "model.text_model.",
-    "text_model.",
-    "thinker.",
-    "model.llm.",
-    "llm.",
-    "model.",
-];
-
-/// Components that mark a group of layers as something other than the decoder.
-const TOWERS: &[&str] = &[
-    "vision",
-    "visual",
-    "audio",
-    "vit",
-    "image",
-    "speech",
-    "encoder",
-    "projector",
-    "talker",
-    "token2wav",
-    "code2wav",
-    "resampler",
-    "connector",
-    "experts",
-    "mtp",
-];
-
-/// Last components of a layer prefix that decoders use.
-const LAYER_WORDS: &[&str] = &["layers", "h", "blocks", "block", "layer"];
-
-/// Names that mark multi-token-prediction layers kept at the end of the decoder's numbering.
-const MULTI_TOKEN_SUFFIXES: &[&str] = &[
-    "eh_proj.",
-    "enorm.",
-    "hnorm.",
-    "shared_head.",
-    "embed_tokens.",
-];
-
-/// Components that hold multi-token-prediction layers of their own.
-const MULTI_TOKEN_GROUPS: &[&str] = &["mtp", "mtp_layers", "mtp_block"];
-
-/// The config keys that count multi-token-prediction layers.
-pub(super) const MULTI_TOKEN_KEYS: &[&str] = &[
-    "num_nextn_predict_layers",
-    "num_mtp_layers",
-    "mtp_num_hidden_layers",
-];
-
-/// The config keys that count decoder layers.
-pub(super) const COUNT_KEYS: &[&str] = &[
-    "num_hidden_layers",
-    "n_layer",
-    "num_layers",
-    "n_layers",
-    "num_transformer_layers",
-];
 
 /// How a checkpoint is built: where its decoder layers are and how many it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -363,16 +90,17 @@ impl Anatomy {
         let declared = Declared::read(config)?;
         let (groups, separate_multi_token) = numbered_groups(names);
         let family = declared.family.unwrap_or("unknown");
-        let row = FAMILIES.iter().find(|(types, ..)| types.contains(&family));
-        let found = row
-            .and_then(|(_, scheme, _)| match_scheme(scheme, &groups))
+        let known = FAMILIES.iter().find(|(name, _)| *name == family);
+        let scheme = known.map_or(&LLAMA, |(_, scheme)| *scheme);
+        let found = known
+            .and_then(|_| match_scheme(scheme, &groups))
             .or_else(|| infer(&groups))
-            .unwrap_or_else(|| without_layers(row.map_or(&LLAMA, |(_, scheme, _)| scheme)));
+            .unwrap_or_else(|| without_layers(scheme));
         let mut anatomy = Self {
             family: family.to_owned(),
             count_key: declared.key,
             declared: declared.layers,
-            count_word: row.map_or("num_hidden_layers", |(.., word)| word),
+            count_word: scheme.count,
             separate_multi_token,
             ..found
         };
@@ -476,7 +204,7 @@ impl Anatomy {
             declared: None,
             present: BTreeSet::new(),
             separate_multi_token: false,
-            count_word: "num_hidden_layers",
+            count_word: scheme.count,
             embedding: behind(scheme.embedding),
             position: behind(scheme.position),
             norm: behind(scheme.norm),
@@ -664,6 +392,3 @@ fn names_module(name: &str, stem: &str) -> bool {
 fn in_multi_token_group(name: &str) -> bool {
     name.split('.').any(|c| MULTI_TOKEN_GROUPS.contains(&c))
 }
-
-#[cfg(test)]
-mod tests;

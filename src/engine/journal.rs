@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Result};
-use crate::format::{Digest, DigestAlgorithm};
+use crate::format::{Digest, DigestAlgorithm, PROVENANCE_FILE};
 use crate::plan::{Plan, Source};
 
 /// First line: what the run is.
@@ -28,7 +29,31 @@ pub(super) enum Entry {
     /// A shard is complete.
     Shard(Finished),
     /// Everything is complete; the output is about to appear.
-    Publishing,
+    Publishing(Mark),
+}
+
+/// What tells a tree from every other one, however alike: its provenance file on the filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    ino: u64,
+    mtime_ns: i64,
+}
+
+impl Mark {
+    /// The mark of the tree in `root`, which must be whole.
+    pub(super) fn of(root: &Path) -> std::io::Result<Self> {
+        let meta = fs::symlink_metadata(root.join(PROVENANCE_FILE))?;
+        let seconds = meta.mtime().saturating_mul(1_000_000_000);
+        Ok(Self {
+            ino: meta.ino(),
+            mtime_ns: seconds.saturating_add(meta.mtime_nsec()),
+        })
+    }
+
+    /// Whether it is the same file, perhaps written again.
+    pub(super) fn is_same_file(self, other: Self) -> bool {
+        self.ino == other.ino
+    }
 }
 
 /// A finished shard.

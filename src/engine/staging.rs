@@ -13,10 +13,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
-use super::journal::{Begun, Entry, Finished, Journal};
+use super::journal::{Begun, Entry, Finished, Journal, Mark};
 use super::output::sync_directory;
 use crate::error::{Error, IoContext, Result};
-use crate::format::{PROVENANCE_FILE, Provenance};
 
 const SUFFIX: &str = ".elo-staging";
 
@@ -55,10 +54,16 @@ impl Staging {
         let lock = lock(&dir, &out)?;
         let journal_path = dir.join("journal.jsonl");
         let entries = Journal::read(&journal_path);
-        if entries.contains(&Entry::Publishing) && was_published(&out, &entries) {
+        if let Some(mark) = publishing(&entries) {
             let same = matches!(entries.first(), Some(Entry::Begun(old)) if old == begun);
-            clear(&dir)?;
-            if same {
+            let staged = dir.join("tree");
+            let published = Mark::of(&out).is_ok_and(|m| m == mark);
+            // After an exchange, what lies in `tree` is the old output.
+            let unpublished = Mark::of(&staged).is_ok_and(|m| m.is_same_file(mark));
+            if !unpublished {
+                clear(&dir)?;
+            }
+            if published && same {
                 remove(&dir)?;
                 return Ok(Opened::Done);
             }
@@ -120,7 +125,8 @@ impl Staging {
         if self.sync {
             sync_directory(&tree)?;
         }
-        self.journal.add(&Entry::Publishing)?;
+        let mark = Mark::of(&tree).at("examine", &tree)?;
+        self.journal.add(&Entry::Publishing(mark))?;
         if is_occupied(&self.out) {
             exchange(&tree, &self.out, &self.dir.join("old"))?;
         } else {
@@ -295,13 +301,12 @@ fn drop_torn_line(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the output is the one that the journal's run was about to publish.
-fn was_published(out: &Path, entries: &[Entry]) -> bool {
-    let Some(Entry::Begun(begun)) = entries.first() else {
-        return false;
-    };
-    let text = fs::read(out.join(PROVENANCE_FILE)).unwrap_or_default();
-    serde_json::from_slice::<Provenance>(&text).is_ok_and(|p| p.plan == begun.plan)
+/// The mark of the tree that the journal's run was about to publish. An old output of the same plan does not have it.
+fn publishing(entries: &[Entry]) -> Option<Mark> {
+    entries.iter().rev().find_map(|entry| match entry {
+        Entry::Publishing(mark) => Some(*mark),
+        _ => None,
+    })
 }
 
 /// Renames `tree` to a free place, never over something that came to be there meanwhile.

@@ -9,6 +9,8 @@
 #[cfg(feature = "cli")]
 mod cli;
 mod conformance;
+#[cfg(feature = "cli")]
+mod crash;
 mod floors;
 #[cfg(feature = "cli")]
 mod golden;

@@ -2,7 +2,7 @@
 //!
 //! Case counts are small enough for every merge; `PROPTEST_CASES` raises them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use elo_surgery::ops::{ChatVector, Extract, chat_vector, extract, reshard};
 use elo_surgery::plan::Plan;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use tempfile::TempDir;
 
 use crate::support::checkpoint::{Model, read};
@@ -123,6 +124,27 @@ fn refused_on_purpose(problem: &str) -> bool {
     .any(|reason| problem.contains(reason))
 }
 
+/// Whether a tensor name occurs twice: the crate forgets the first, whatever is wrong with it.
+fn names_a_tensor_twice(json: &[u8]) -> bool {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = bool;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+            let (mut seen, mut twice) = (BTreeSet::new(), false);
+            while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+                twice |= !seen.insert(name);
+            }
+            Ok(twice)
+        }
+    }
+    serde_json::Deserializer::from_slice(json)
+        .deserialize_map(Names)
+        .unwrap_or(false)
+}
+
 /// Both readers agree: the same tensors, or both refuse, or the refusal is on the list.
 fn agree(file: &[u8]) -> Result<(), String> {
     let text = || String::from_utf8_lossy(&file[8.min(file.len())..]).into_owned();
@@ -130,6 +152,7 @@ fn agree(file: &[u8]) -> Result<(), String> {
         (Err(_), None) => Ok(()),
         (Ok(ours), Some(theirs)) if entries(&ours) == theirs => Ok(()),
         (Err(problem), Some(_)) if refused_on_purpose(&problem) => Ok(()),
+        (Err(_), Some(_)) if names_a_tensor_twice(&file[8..]) => Ok(()),
         (ours, theirs) => Err(format!(
             "ours {ours:?}\ntheirs {theirs:?}\nheader {}",
             text()
@@ -195,7 +218,7 @@ fn mutate(json: &[u8], random: &mut Random) -> Vec<u8> {
                 bytes.splice(at..at, piece);
             }
             3 if at < bytes.len() && bytes[at].is_ascii_digit() => {
-                bytes[at] = b'0' + (random.below(10) as u8)
+                bytes[at] = b'0' + random.bytes(1)[0] % 10
             }
             _ => {
                 let piece = PIECES[usize::try_from(random.below(30)).unwrap()];

@@ -41,7 +41,10 @@ CASES = [
     ("vaultgemma", "vaultgemma", 5, WINDOW),
     ("gemma3", "gemma3_text", 13, WINDOW),
     ("gemma3 pattern 3", "gemma3_text", 8, dict(WINDOW, sliding_window_pattern=3)),
-    ("gemma3n", "gemma3n_text", 6, WINDOW),
+    ("gemma3n", "gemma3n_text", 6, dict(WINDOW, num_kv_shared_layers=0)),
+    ("gemma4", "gemma4_text", 12, dict(WINDOW, hidden_size_per_layer_input=0, global_head_dim=8)),
+    ("gemma4 sharing", "gemma4_text", 12, dict(WINDOW, hidden_size_per_layer_input=0, global_head_dim=8,
+                                              num_kv_shared_layers=2, output_hidden_states=True)),
     ("cohere2", "cohere2", 9, WINDOW),
     ("cohere2 pattern 3", "cohere2", 8, dict(WINDOW, sliding_window_pattern=3)),
     ("cohere2 moe", "cohere2_moe", 9, dict(WINDOW, num_experts=4, num_experts_per_tok=2, first_k_dense_replace=2,
@@ -221,12 +224,14 @@ def forms(model_type, layers, settings):
 def selections(layers):
     last = layers - 1
     chosen = [[0, last], [1, 2], [0, 1], [last], [1, 3], list(range(layers - 1)), list(range(1, layers))]
+    chosen += [[i for i in range(layers) if i % 6 > 2]]
     chosen += [list(range(0, layers, 2)), list(range(1, layers, 2)), [0, 2, 3]]
     return [list(keep) for keep in dict.fromkeys(map(tuple, chosen)) if keep]
 
 
 def main():
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bridge", default="cargo run --quiet --example keep_layers", help="the bridge's command")

@@ -30,8 +30,8 @@ const USES_INDEX: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// Families whose layers compute with their index relative to the number of layers.
-const USES_DEPTH: &[(&[&str], &str)] = &[(
+/// Families whose last layer is built differently, and how.
+const LAST_DIFFERS: &[(&[&str], &str)] = &[(
     &["gpt_neox_japanese"],
     "only the last layer has a bias after its attention",
 )];
@@ -48,11 +48,14 @@ const PER_LAYER_INPUTS: &[&str] = &[
 /// Refuses selections under which the kept layers would no longer compute what they did.
 pub(super) fn check(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
     per_layer_inputs(cut)?;
-    if let Some((_, reason)) = USES_DEPTH
+    if let Some((_, reason)) = LAST_DIFFERS
         .iter()
         .find(|(families, _)| cut.is_family(families))
     {
-        return Err(depends(cut, reason));
+        let last = cut.layers.saturating_sub(1);
+        if cut.kept.iter().position(|layer| *layer == last) != Some(cut.kept.len() - 1) {
+            return Err(depends(cut, reason));
+        }
     }
     linear_decay(cut)?;
     if cut.keeps_numbers() {

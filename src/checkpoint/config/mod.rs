@@ -1,11 +1,12 @@
 //! What `config.json` says of the layers, and how it reads once some of them are gone.
 //!
 //! Pure functions on the JSON object: key order and the text of numbers stay as they are, and only
-//! what must change changes. [`fields`] lists what is cut entry by entry, [`rules`] what follows a
-//! rule (periods, prefixes, patterns hidden in a model class), [`depth`] what depends on the number
-//! of layers. Vision and audio sub-configs are never touched.
+//! what must change changes. [`fields`] lists what is cut entry by entry; [`cycles`], [`rules`] and
+//! [`experts`] what follows a rule, often one hidden in a model class; [`depth`] what depends on the
+//! number of layers. Vision and audio sub-configs are never touched.
 
 mod access;
+mod cycles;
 mod depth;
 mod experts;
 mod fields;

@@ -93,15 +93,16 @@ impl ConfigProblem {
                 format!("give `{key}` one entry for each of the {layers} layers, or remove it")
             }
             Self::NoLayersKept => "choose at least one layer".to_owned(),
-            Self::NoSuchLayer { layers: 0, .. } => return None,
-            Self::NoSuchLayer { layers, .. } => format!("layers are numbered 1 to {layers}"),
+            Self::NoSuchLayer { layers, .. } if *layers > 0 => {
+                format!("layers are numbered 1 to {layers}")
+            }
             Self::NotExpressible { .. } => {
                 "choose other layers, or keep the layers in their order".to_owned()
             }
             Self::DependsOnDepth { .. } => {
                 "keep the first layers, in order and without gaps, if that serves you".to_owned()
             }
-            Self::SizedByDepth { .. } | Self::EncoderDecoder { .. } => return None,
+            _ => return None,
         };
         Some(text)
     }

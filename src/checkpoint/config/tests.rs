@@ -19,7 +19,10 @@ macro_rules! fixture {
 }
 
 fn object(value: Value) -> Map<String, Value> {
-    value.as_object().unwrap().clone()
+    match value {
+        Value::Object(map) => map,
+        other => panic!("not an object: {other}"),
+    }
 }
 
 fn keep(config: &Map<String, Value>, kept: &[u64]) -> Result<Kept, ConfigProblem> {
@@ -438,7 +441,8 @@ fn layers_that_borrow_keys_and_values_need_their_donors() {
                         "layer_types": ["s", "f", "s", "f", "s", "f"]});
     assert_eq!(cut(config.clone(), &[0, 3, 5])["num_kv_shared_layers"], 1);
     assert_eq!(cut(config.clone(), &[0, 1])["num_kv_shared_layers"], 0);
-    assert!(refusal(config.clone(), &[0, 1, 5]).contains("lends"));
+    assert!(refusal(config.clone(), &[0, 1, 5]).contains("loses its place"));
+    assert!(refusal(config.clone(), &[3, 1, 5]).contains("loses its place"));
     assert!(refusal(config, &[5, 3]).contains("must come last"));
 }
 
@@ -447,6 +451,9 @@ fn mathematics_of_depth() {
     let gpt2 = json!({"model_type": "gpt2", "n_layer": 4, "scale_attn_by_inverse_layer_idx": true});
     assert!(refusal(gpt2.clone(), &[0, 2]).contains("divides attention"));
     assert_eq!(cut(gpt2, &[0, 1])["n_layer"], 2);
+    let japanese = json!({"model_type": "gpt_neox_japanese", "num_hidden_layers": 4});
+    assert!(refusal(japanese.clone(), &[0, 2]).contains("last layer"));
+    assert_eq!(cut(japanese, &[0, 3])["num_hidden_layers"], 2);
     let minicpm = json!({"model_type": "minicpm3", "num_hidden_layers": 8, "scale_depth": 1.5});
     assert_eq!(cut(minicpm, &[0, 7])["scale_depth"], json!(0.75));
     let gemma = json!({"model_type": "gemma3n_text", "num_hidden_layers": 4});
@@ -573,6 +580,26 @@ fn hostile_values_are_named_and_never_panic() {
                 let _ = (is_tied(&config), quantization(&config));
             }
         }
+    }
+}
+
+#[test]
+fn hostile_counts_cost_nothing() {
+    let config = json!({"num_hidden_layers": u64::MAX, "attention_types": [[[], u64::MAX], [["g", "l"], u64::MAX]]});
+    assert_eq!(
+        cut(config, &[0, 3])["attention_types"],
+        json!([[["g", "l"], 1]])
+    );
+    for key in [
+        "num_kv_shared_layers",
+        "first_k_dense_replace",
+        "moe_layer_end_index",
+        "num_nextn_predict_layers",
+    ] {
+        let _ = keep(
+            &object(json!({"num_hidden_layers": u64::MAX, key: u64::MAX})),
+            &[0, 3],
+        );
     }
 }
 

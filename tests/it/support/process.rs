@@ -75,6 +75,16 @@ impl Elo {
         self
     }
 
+    /// Takes a flag back.
+    pub(crate) fn without(mut self, flag: &str) -> Self {
+        self.args.retain(|arg| arg != flag);
+        self
+    }
+
+    pub(crate) fn arguments(&self) -> &[OsString] {
+        &self.args
+    }
+
     fn command(&self) -> Command {
         let mut command = if self.shell.is_empty() {
             Command::new(PROGRAM)
