@@ -1,6 +1,7 @@
 //! The command line as its users meet it: help, errors, projects, streams, exit codes.
 
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::symlink;
@@ -120,11 +121,8 @@ fn the_reference_is_current() {
     for command in COMMANDS {
         let title = format!("elo-surgery {command}");
         let help = help(command);
-        expected.push_str(&format!(
-            "\n### `{}`\n\n```text\n{}\n```\n",
-            title.trim(),
-            help.trim_end()
-        ));
+        let (title, help) = (title.trim(), help.trim_end());
+        writeln!(expected, "\n### `{title}`\n\n```text\n{help}\n```").unwrap();
     }
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, &expected).unwrap();
@@ -200,7 +198,7 @@ fn project_files_are_strict() {
         ("", "init"),
     ] {
         fs::write(dir.path().join("elo.yaml"), yaml).unwrap();
-        told.push_str(&format!("{yaml}{}\n", transcript(&dir, words)));
+        writeln!(told, "{yaml}{}", transcript(&dir, words)).unwrap();
     }
     insta::assert_snapshot!("project-errors", told);
 }
