@@ -48,6 +48,14 @@ struct OpenShard {
     left: AtomicU64,
 }
 
+/// A file that started with its template's blocks.
+struct SharedFile {
+    /// Where to write; none for a hard link, which must not change.
+    output: Option<OutputFile>,
+    /// Where it differs from the template.
+    changes: Vec<Range<u64>>,
+}
+
 /// What a run needs from start to end.
 pub(super) struct Run<'a> {
     pub(super) plan: &'a Plan,
@@ -237,7 +245,7 @@ impl<'a> Run<'a> {
             std::fs::create_dir_all(parent).at("create", parent)?;
         }
         let (output, changes) = match self.share(job, &path)? {
-            Some((output, changes)) => (output, Some(changes)),
+            Some(shared) => (shared.output, Some(shared.changes)),
             None => (Some(OutputFile::create(path, layout.size)?), None),
         };
         let mut sources = Sources::new();
@@ -254,12 +262,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Starts a shard as a hard link or a clone of its template: the file to write to, if any, and what to change.
-    fn share(
-        &self,
-        job: &Job<'_>,
-        path: &std::path::Path,
-    ) -> Result<Option<(Option<OutputFile>, Vec<Range<u64>>)>> {
+    /// Starts a shard as a hard link or a clone of its template, where that is possible and worth it.
+    fn share(&self, job: &Job<'_>, path: &std::path::Path) -> Result<Option<SharedFile>> {
         let layout = job.extents.layout;
         let Some(template) = job.template else {
             return Ok(None);
@@ -280,7 +284,10 @@ impl<'a> Run<'a> {
             // The link must be to the file itself: in a model cache the name is a symbolic link.
             let real = std::fs::canonicalize(source.path()).at("resolve", source.path())?;
             if std::fs::hard_link(&real, path).is_ok() {
-                return Ok(Some((None, changes)));
+                return Ok(Some(SharedFile {
+                    output: None,
+                    changes,
+                }));
             }
             self.observer
                 .note("hard links are not possible here: copying");
@@ -293,7 +300,10 @@ impl<'a> Run<'a> {
         if clone.is_none() {
             self.no_reflink.store(true, Ordering::Relaxed);
         }
-        Ok(clone.map(|output| (Some(output), changes)))
+        Ok(clone.map(|output| SharedFile {
+            output: Some(output),
+            changes,
+        }))
     }
 
     /// An open source, shared between the shards that read it at the same time.
@@ -334,7 +344,10 @@ impl<'a> Run<'a> {
             .collect();
         non_finite.sort();
         let (file, size) = (layout.file.clone(), layout.size);
-        let shared = shard.changes.as_ref().map_or(0, |changes| size - total(changes));
+        let shared = shard
+            .changes
+            .as_ref()
+            .map_or(0, |changes| size - total(changes));
         Ok(Finished {
             file,
             size,
