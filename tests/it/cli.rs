@@ -377,6 +377,41 @@ fn a_change_in_place_and_back() {
 }
 
 #[test]
+fn what_interrupted_runs_left_is_listed_and_removed() {
+    let dir = project();
+    let left = dir.path().join("work/03-inject/.model.elo-staging");
+    fs::create_dir_all(left.join("tree")).unwrap();
+    fs::write(left.join("tree/model.safetensors"), [0; 4096]).unwrap();
+    let listed = run(&dir, "clean --json").ok().json();
+    assert_eq!(listed["unfinished"][0]["bytes"], 4096);
+    assert_eq!(listed["unfinished"][0]["removed"], false);
+    let told = run(&dir, "clean").ok();
+    assert!(told.stdout.contains("work/03-inject/model"), "{told}");
+    assert!(left.exists());
+    run(&dir, "clean --yes").ok();
+    assert!(!left.exists());
+    run(&dir, "clean nowhere").fails(3);
+}
+
+#[test]
+fn memory_bounds_tiles_and_threads() {
+    let dir = workplace();
+    let budget = |flags: &str| -> (u64, u64, u64) {
+        let words = format!("chat-vector --inst inst --base base --into target -n --json {flags}");
+        let memory = run(&dir, &words).ok().json()["memory"].clone();
+        let number = |key: &str| memory[key].as_u64().unwrap();
+        (number("threads"), number("tile"), number("bytes"))
+    };
+    assert_eq!(
+        budget("--threads 8 --memory 2GB"),
+        (8, 256 << 10, 8 * 5 * (256 << 10))
+    );
+    let (threads, tile, bytes) = budget("--threads 8 --memory 1MB");
+    assert_eq!((threads, tile), (3, 64 << 10));
+    assert!(bytes <= 1_000_000);
+}
+
+#[test]
 fn whoever_stops_reading_is_no_error() {
     let script = format!("'{PROGRAM}' completions bash | head -c 10; exit ${{PIPESTATUS[0]}}");
     let output = Command::new("bash").args(["-c", &script]).output().unwrap();
