@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::draft::{Derived, Draft};
 use super::filter::TensorFilter;
 use super::sums::Sums;
-use super::vector::Vector;
+use super::vector::{Vector, refuse_vectors};
 use super::vocabulary::VocabularyPolicy;
 use crate::checkpoint::{Checkpoint, LayerSelector, Role, set_dtype, set_vocab_size};
 use crate::error::Result;
@@ -71,6 +71,7 @@ pub fn chat_vector(
     into: &Checkpoint,
     request: &ChatVector,
 ) -> Result<Plan> {
+    refuse_vectors(&[inst, base])?;
     plan(Vector::Pair { inst, base }, into, request)
 }
 
@@ -83,6 +84,7 @@ pub fn add_vector(vector: &Checkpoint, into: &Checkpoint, request: &ChatVector) 
 }
 
 fn plan(vector: Vector<'_>, into: &Checkpoint, request: &ChatVector) -> Result<Plan> {
+    refuse_vectors(&[into])?;
     request.filter.check(into)?;
     let mut draft = Draft::new("chat-vector", &request.describe());
     draft.parent("into", into);

@@ -41,19 +41,15 @@ pub(super) enum Vector<'a> {
 impl<'a> Vector<'a> {
     /// Recognises a saved vector.
     pub(super) fn saved(vector: &'a Checkpoint) -> Result<Self> {
-        let metadata = vector.shards().first().map(|s| &s.header.metadata);
-        if metadata
-            .and_then(|m| m.get(KIND))
-            .is_none_or(|kind| kind != KIND_VECTOR)
-        {
-            return Err(Error::NotACheckpoint {
-                path: vector.root().to_owned(),
-                reason: "it is not a saved chat vector (made with `--save-vector`)".into(),
+        if !is_saved_vector(vector) {
+            return Err(Error::Unsupported {
+                what: format!("`{}`", vector.name()),
+                reason: "it is not a saved chat vector".into(),
+                hint: "make one with `elo-surgery chat-vector --inst A --base B --save-vector DIR`"
+                    .into(),
             });
         }
-        let base_rows = metadata
-            .and_then(|m| m.get(BASE_ROWS))
-            .and_then(|rows| rows.parse().ok());
+        let base_rows = metadata(vector, BASE_ROWS).and_then(|rows| rows.parse().ok());
         Ok(Self::Saved { vector, base_rows })
     }
 
@@ -87,6 +83,32 @@ impl<'a> Vector<'a> {
     }
 }
 
+fn metadata<'a>(checkpoint: &'a Checkpoint, key: &str) -> Option<&'a str> {
+    checkpoint
+        .shards()
+        .first()?
+        .header
+        .metadata
+        .get(key)
+        .map(String::as_str)
+}
+
+fn is_saved_vector(checkpoint: &Checkpoint) -> bool {
+    metadata(checkpoint, KIND) == Some(KIND_VECTOR)
+}
+
+/// Refuses a saved vector where a model is meant: differences are no weights.
+pub(super) fn refuse_vectors(models: &[&Checkpoint]) -> Result<()> {
+    match models.iter().find(|model| is_saved_vector(model)) {
+        None => Ok(()),
+        Some(vector) => Err(Error::Unsupported {
+            what: format!("`{}`", vector.name()),
+            reason: "it is a saved chat vector, not a model".into(),
+            hint: "add it with `elo-surgery chat-vector --vector DIR --into MODEL`".into(),
+        }),
+    }
+}
+
 fn is_tokenizer(file: &str) -> bool {
     let names = [
         "special_tokens_map.json",
@@ -108,6 +130,7 @@ pub fn save_vector(
     filter: &TensorFilter,
     shard_size: Option<u64>,
 ) -> Result<Plan> {
+    refuse_vectors(&[inst, base])?;
     filter.check(inst)?;
     let parameters = json!({ "filter": filter.describe(), "shard_size": shard_size });
     let mut draft = Draft::new("save-vector", &parameters);
