@@ -420,3 +420,6 @@ impl fmt::Display for Lines<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

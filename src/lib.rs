@@ -32,3 +32,8 @@ pub mod ops;
 pub mod plan;
 
 pub use error::{Error, Result};
+
+/// The README's examples are compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

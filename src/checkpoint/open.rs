@@ -98,7 +98,9 @@ impl OpenOptions {
         }
         opened.config = read_config(path, self.follow_symlinks)?;
         opened.provenance = read_provenance(path)?;
-        opened.sidecars = listing.sidecars();
+        let (sidecars, doubts) = listing.sidecars(self.follow_symlinks);
+        opened.sidecars = sidecars;
+        opened.warnings.extend(doubts);
         opened.finish()
     }
 
@@ -371,7 +373,8 @@ impl Listing {
         }
     }
 
-    fn sidecars(&self) -> Vec<SidecarFile> {
+    /// Files that travel with the weights, and doubts about those that do not.
+    fn sidecars(&self, follow: bool) -> (Vec<SidecarFile>, Vec<String>) {
         let ours = [
             "config.json",
             "README.md",
@@ -379,13 +382,17 @@ impl Listing {
             UNDO_FILE,
             "elo.yaml",
         ];
-        let mut found = Vec::new();
+        let (mut found, mut doubts) = (Vec::new(), Vec::new());
         for name in self.others.iter().filter(|n| !ours.contains(&n.as_str())) {
             let path = self.root.join(name);
             if name.ends_with(".index.json") || is_other_weights(&path) {
                 continue;
             }
-            // A dangling link is no reason to refuse the weights.
+            // Copying through a link could carry any file of this machine into a published model.
+            if let Err(e) = check_link(&path, &self.root, follow) {
+                doubts.push(format!("left out: {e}"));
+                continue;
+            }
             let Ok(meta) = fs::metadata(&path) else {
                 continue;
             };
@@ -395,9 +402,11 @@ impl Listing {
                     path,
                     size: meta.len(),
                 });
+            } else if meta.is_file() {
+                doubts.push(format!("left out: `{name}` has {} bytes", meta.len()));
             }
         }
-        found
+        (found, doubts)
     }
 }
 
