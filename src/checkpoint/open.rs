@@ -98,7 +98,7 @@ impl OpenOptions {
         }
         opened.config = read_config(path, self.follow_symlinks)?;
         opened.provenance = read_provenance(path)?;
-        opened.sidecars = listing.sidecars();
+        opened.sidecars = listing.sidecars(self.follow_symlinks, &mut opened.warnings);
         opened.finish()
     }
 
@@ -371,7 +371,8 @@ impl Listing {
         }
     }
 
-    fn sidecars(&self) -> Vec<SidecarFile> {
+    /// The files that travel along. A link may not carry a file from outside into an output that will be published.
+    fn sidecars(&self, follow_symlinks: bool, warnings: &mut Vec<String>) -> Vec<SidecarFile> {
         let ours = [
             "config.json",
             "README.md",
@@ -382,14 +383,21 @@ impl Listing {
         let mut found = Vec::new();
         for name in self.others.iter().filter(|n| !ours.contains(&n.as_str())) {
             let path = self.root.join(name);
-            if name.ends_with(".index.json") || is_other_weights(&path) {
+            // `elo-surgery.*.tmp`: what a killed change in place may leave.
+            let unfinished = name.starts_with("elo-surgery.") && name.ends_with(".tmp");
+            if unfinished || name.ends_with(".index.json") || is_other_weights(&path) {
                 continue;
             }
             // A dangling link is no reason to refuse the weights.
             let Ok(meta) = fs::metadata(&path) else {
                 continue;
             };
-            if meta.is_file() && meta.len() <= MAX_SIDECAR_BYTES {
+            if check_link(&path, &self.root, follow_symlinks).is_err() {
+                warnings.push(format!(
+                    "`{}` is a link that leaves the checkpoint: not copied",
+                    printable(name)
+                ));
+            } else if meta.is_file() && meta.len() <= MAX_SIDECAR_BYTES {
                 found.push(SidecarFile {
                     file: name.clone(),
                     path,

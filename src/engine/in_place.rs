@@ -33,6 +33,8 @@ struct Record {
     version: u32,
     plan: String,
     files: Vec<Touched>,
+    /// The model's `elo-surgery.json` before the change, if it had one.
+    provenance: Option<String>,
     /// blake3 of the bytes that follow.
     digest: String,
 }
@@ -104,6 +106,9 @@ pub fn inject_in_place(
 pub fn undo(root: &Path, observer: &dyn Observer) -> Result<bool> {
     let _lock = lock(root)?;
     let record_path = root.join(UNDO_FILE);
+    for name in [UNDO_FILE, PROVENANCE_FILE] {
+        remove_if_there(&root.join(format!("{name}.tmp")))?;
+    }
     if !record_path.exists() {
         return Ok(false);
     }
@@ -133,6 +138,10 @@ pub fn undo(root: &Path, observer: &dyn Observer) -> Result<bool> {
             })?;
         }
         file.sync_all().at("flush", &path)?;
+    }
+    match &record.provenance {
+        Some(text) => replace_provenance(root, text.as_bytes())?,
+        None => remove_if_there(&root.join(PROVENANCE_FILE))?,
     }
     remove_if_there(&record_path)?;
     sync_directory(root)?;
@@ -229,6 +238,7 @@ fn prepare(changes: &[Change<'_>], root: &Path, plan: &str, total: u64) -> Resul
         version: RECORD_VERSION,
         plan: plan.to_owned(),
         files: files.collect(),
+        provenance: fs::read_to_string(root.join(PROVENANCE_FILE)).ok(),
         digest: hasher.finalize().to_hex().to_string(),
     };
     let unfinished = root.join(format!("{UNDO_FILE}.tmp"));
@@ -376,8 +386,13 @@ fn update_provenance(plan: &Plan, root: &Path, digest: &str, changes: &[Change<'
         plan.notes.clone(),
         files.into_values().collect(),
     );
+    replace_provenance(root, &provenance.to_bytes())
+}
+
+fn replace_provenance(root: &Path, bytes: &[u8]) -> Result<()> {
+    let path = root.join(PROVENANCE_FILE);
     let unfinished = root.join(format!("{PROVENANCE_FILE}.tmp"));
-    write_whole(&unfinished, &provenance.to_bytes(), true)?;
+    write_whole(&unfinished, bytes, true)?;
     fs::rename(&unfinished, &path).at("rename to", &path)
 }
 

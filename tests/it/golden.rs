@@ -93,7 +93,6 @@ fn command(case: &Value) -> Elo {
             .iter()
             .map(|a| a.as_str().unwrap()),
     )
-    .arg("--no-sync")
 }
 
 fn source_root(case: &Value) -> PathBuf {
@@ -107,7 +106,7 @@ fn source_root(case: &Value) -> PathBuf {
 fn check(case: &Value) -> Vec<String> {
     let temp = TempDir::new().unwrap();
     let out = temp.path().join("out");
-    let outcome = command(case).with("--out", &out).run();
+    let outcome = command(case).with("--out", &out).arg("--no-sync").run();
     if outcome.code() != Some(0) {
         return vec![outcome.to_string()];
     }

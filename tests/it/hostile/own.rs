@@ -110,6 +110,7 @@ fn special_files() -> Vec<Case> {
             .mention(&[S2]),
         Case::new("shard_link_loop", without(S2), Expected::Error)
             .special(|root| symlink(S2, root.join(S2)).unwrap())
+            .any_status()
             .mention(&[S2]),
         Case::new(
             "shard_in_linked_folder",
@@ -256,6 +257,7 @@ fn configs() -> Vec<Case> {
             Expected::Error,
         )
         .only(&[Op::Extract, Op::ChatVector])
+        .any_status()
         .mention(&["in-place"]),
         graceful(
             "provenance_garbage",
@@ -308,9 +310,14 @@ fn indexes() -> Vec<Case> {
             "idx_deep",
             &format!("{{\"weight_map\": {}}}", nested(200_000)),
         ),
-        refused(
+        Case::new(
             "idx_ignored_deep",
-            &format!("{{\"x\": {}, \"weight_map\": {{}}}}", nested(200_000)),
+            with_index(&good().index.to_string().replacen(
+                '{',
+                &format!("{{\"x\": {}, ", nested(200_000)),
+                1,
+            )),
+            Expected::Any,
         ),
         refused(
             "idx_pickle_shard",
