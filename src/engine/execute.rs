@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Device;
 use super::digest::digest_file;
+use super::extents::Extents;
 use super::journal::{Begun, Finished};
 use super::observer::Observer;
 use super::options::{Execution, Link, Report};
@@ -185,7 +186,8 @@ fn check_place(plan: &Plan, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fails early where the output cannot fit. Shards that may share blocks are not counted.
+/// Fails early where the output cannot fit. Shards that may share blocks with their template are not counted: those on
+/// its filesystem of which at most half changes.
 fn check_space(
     plan: &Plan,
     layouts: &[ShardLayout],
@@ -193,7 +195,15 @@ fn check_space(
     options: &Execution,
     tree: &Path,
 ) -> Result<()> {
-    let may_share = |i: usize| options.link != Link::Never && plan.shards[i].template.is_some();
+    let device = fs::metadata(tree).at("examine", tree)?.dev();
+    let may_share = |i: usize| {
+        plan.shards[i].template.is_some_and(|template| {
+            let near = plan.sources[template.0 as usize].identity.dev == device;
+            let changes = || Extents::new(plan, i, &layouts[i]).changes(template);
+            let changed = || changes().iter().map(|c| c.end - c.start).sum::<u64>();
+            options.link != Link::Never && near && changed() <= layouts[i].size / 2
+        })
+    };
     let needed: u64 = pending
         .iter()
         .filter(|&&i| !may_share(i))

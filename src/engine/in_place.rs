@@ -207,14 +207,19 @@ fn prepare(changes: &[Change<'_>], root: &Path, plan: &str, total: u64) -> Resul
     let path = root.join(UNDO_FILE);
     if path.exists() {
         let (record, _) = read_record(&path)?;
-        let same = record.plan == plan;
-        return if same {
-            Ok(())
-        } else {
-            Err(Error::UnfinishedInPlace {
+        if record.plan == plan {
+            return Ok(());
+        }
+        // The record of origin is written last: a change that has one is complete but for the removal of its undo record.
+        let text = fs::read(root.join(PROVENANCE_FILE)).unwrap_or_default();
+        let complete = serde_json::from_slice::<Provenance>(&text)
+            .is_ok_and(|provenance| provenance.plan == record.plan);
+        if !complete {
+            return Err(Error::UnfinishedInPlace {
                 path: root.to_owned(),
-            })
-        };
+            });
+        }
+        remove_if_there(&path)?;
     }
     let free = free_bytes(root);
     if total > free {
