@@ -16,7 +16,7 @@ use super::options::{Execution, Link, Report};
 use super::output::{free_bytes, out_of_space};
 use super::run::Run;
 use super::simd::Simd;
-use super::staging::{Opened, Policy, Staging, absolute};
+use super::staging::{Opened, Policy, Staging, resolved};
 use crate::error::{Error, IoContext, Result};
 use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, ShardLayout};
 use crate::plan::{Plan, Sidecar, SidecarContent};
@@ -31,7 +31,7 @@ use crate::plan::{Plan, Sidecar, SidecarContent};
 pub fn execute(plan: &Plan, options: &Execution, observer: &dyn Observer) -> Result<Report> {
     plan.validate()?;
     check_tile(options.tile)?;
-    let out = absolute(&options.out)?;
+    let out = resolved(&options.out)?;
     check_place(plan, &out)?;
     let begun = Begun::new(plan, options.digest);
     let policy = Policy {

@@ -380,10 +380,9 @@ fn an_output_over_an_input_is_refused() {
             assert_eq!(outcome.code(), Some(2), "{outcome}");
             assert_eq!(tree(&model), before, "changed by {outcome}");
             assert!(
-                !model.join("deep").exists() || flags.is_empty(),
+                !model.join("deep").exists(),
                 "a folder was made in the input: {outcome}"
             );
-            let _gone = fs::remove_dir(model.join("deep"));
         }
     }
 }
@@ -480,7 +479,8 @@ fn a_closed_pipe_is_no_failure() {
         let ended = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert_eq!(ended.status.code(), Some(0), "{words} | head -1: {said}");
-        assert!(said.is_empty(), "{words} | head -1: {said}");
+        let failed = said.contains("error") || said.contains("panicked");
+        assert!(!failed, "{words} | head -1: {said}");
     }
     // Closed from the start.
     for closed in ["exec >&-", "exec 2>&-", "exec <&- >&- 2>&-"] {
