@@ -279,8 +279,7 @@ fn is_prefix(a: &Shape, b: &Shape) -> bool {
 
 /// Name of a tensor's module: within its layer, numbers such as an expert's as `*`, without `weight` or `bias`.
 fn module(checkpoint: &Checkpoint, name: &str) -> String {
-    let part = checkpoint.anatomy().layer_suffix(name);
-    let part = part.map_or(name, |(_, part)| part);
+    let part = GroupKind::of(checkpoint, name).part(checkpoint, name);
     let is_number = |piece: &str| !piece.is_empty() && piece.bytes().all(|b| b.is_ascii_digit());
     let mut pieces: Vec<&str> = part
         .split('.')

@@ -178,13 +178,23 @@ impl GroupKind {
     /// What a tensor of this name serves in this checkpoint.
     pub(super) fn of(checkpoint: &Checkpoint, name: &str) -> Self {
         match checkpoint.anatomy().role(name) {
-            Role::Layer(index) => Self::Layer(index + 1),
+            Role::Layer(index) => Self::Layer(index.saturating_add(1)),
             Role::Embedding => Self::Embedding,
             Role::PositionEmbedding => Self::PositionEmbedding,
             Role::FinalNorm => Self::FinalNorm,
             Role::Head => Self::Head,
             Role::MultiToken => Self::MultiToken,
             Role::Other => Self::Other,
+        }
+    }
+}
+
+impl GroupKind {
+    /// A tensor's name within its layer; the full name of a tensor outside the layers.
+    pub(super) fn part<'a>(self, checkpoint: &Checkpoint, name: &'a str) -> &'a str {
+        match checkpoint.anatomy().layer_suffix(name) {
+            Some((_, part)) if matches!(self, Self::Layer(_)) => part,
+            _ => name,
         }
     }
 }
@@ -236,13 +246,12 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
 }
 
 fn summary(checkpoint: &Checkpoint, shard: usize, entry: &TensorEntry) -> TensorSummary {
-    let part = checkpoint.anatomy().layer_suffix(&entry.name);
+    let kind = GroupKind::of(checkpoint, &entry.name);
+    let part = kind.part(checkpoint, &entry.name);
     TensorSummary {
         name: entry.name.clone(),
-        part: part
-            .map_or(entry.name.as_str(), |(_, part)| part)
-            .to_owned(),
-        kind: GroupKind::of(checkpoint, &entry.name),
+        part: part.to_owned(),
+        kind,
         dtype: entry.dtype.clone(),
         shape: entry.shape.clone(),
         elements: entry.shape.elements().unwrap_or_default(),

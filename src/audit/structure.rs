@@ -53,35 +53,37 @@ const NAMES_SHOWN: usize = 3;
 /// Everything doubtful about the structure, one sentence each, opening's own warnings first.
 pub(super) fn doubts(checkpoint: &Checkpoint) -> Vec<String> {
     let mut found = checkpoint.warnings().to_vec();
-    found.extend(layer_count(checkpoint));
-    found.extend(vocabulary(checkpoint));
+    let config = checkpoint.config();
+    found.extend(layer_count(
+        checkpoint.anatomy().config_layers(),
+        checkpoint.layers(),
+    ));
+    found.extend(vocabulary(
+        config.and_then(vocab_size),
+        checkpoint.vocabulary_rows(),
+    ));
     found.extend(head(checkpoint));
     let layers = layers(checkpoint);
     found.extend(gaps(checkpoint, &layers));
-    if !checkpoint.config().is_some_and(explains_differences) {
+    if !config.is_some_and(explains_differences) {
         found.extend(uneven(&layers));
     }
     found
 }
 
-fn layer_count(checkpoint: &Checkpoint) -> Option<String> {
-    let (says, holds) = (checkpoint.anatomy().config_layers()?, checkpoint.layers());
-    (says != holds).then(|| {
-        format!(
-            "`num_hidden_layers` is {says} in `config.json`, but the tensors make {holds} layer{}",
-            if holds == 1 { "" } else { "s" }
-        )
-    })
+fn layer_count(says: Option<u64>, holds: u64) -> Option<String> {
+    let says = says.filter(|says| *says != holds)?;
+    let plural = if holds == 1 { "" } else { "s" };
+    Some(format!(
+        "`num_hidden_layers` is {says} in `config.json`, but the tensors make {holds} layer{plural}"
+    ))
 }
 
-fn vocabulary(checkpoint: &Checkpoint) -> Option<String> {
-    let (says, rows) = (
-        vocab_size(checkpoint.config()?)?,
-        checkpoint.vocabulary_rows()?,
-    );
-    (says != rows).then(|| {
-        format!("`vocab_size` is {says} in `config.json`, but the embedding has {rows} rows")
-    })
+fn vocabulary(says: Option<u64>, rows: Option<u64>) -> Option<String> {
+    let (says, rows) = says.zip(rows).filter(|(says, rows)| says != rows)?;
+    Some(format!(
+        "`vocab_size` is {says} in `config.json`, but the embedding has {rows} rows"
+    ))
 }
 
 fn head(checkpoint: &Checkpoint) -> Option<String> {
@@ -107,16 +109,18 @@ fn layers(checkpoint: &Checkpoint) -> BTreeMap<u64, BTreeSet<&str>> {
 
 fn gaps(checkpoint: &Checkpoint, layers: &BTreeMap<u64, BTreeSet<&str>>) -> Option<String> {
     let last = *layers.keys().next_back()?;
-    let count = layers.len() as u64;
-    if count == last + 1 {
+    let present = layers.len() as u64;
+    // Indices come from names, which may hold any number.
+    let absent = last - (present - 1);
+    if absent == 0 {
         return None;
     }
     let missing: Vec<String> = (0..last)
         .filter(|layer| !layers.contains_key(layer))
         .take(NAMES_SHOWN)
-        .map(|layer| (layer + 1).to_string())
+        .map(|layer| layer.saturating_add(1).to_string())
         .collect();
-    let more = last + 1 - count - missing.len() as u64;
+    let more = absent - missing.len() as u64;
     Some(format!(
         "the layers under `{}` have gaps: no tensors for layer {}{} of {}",
         printable(&checkpoint.anatomy().layer_prefix),
@@ -126,7 +130,7 @@ fn gaps(checkpoint: &Checkpoint, layers: &BTreeMap<u64, BTreeSet<&str>>) -> Opti
         } else {
             String::new()
         },
-        last + 1,
+        last.saturating_add(1),
     ))
 }
 
@@ -134,7 +138,8 @@ fn gaps(checkpoint: &Checkpoint, layers: &BTreeMap<u64, BTreeSet<&str>>) -> Opti
 fn uneven(layers: &BTreeMap<u64, BTreeSet<&str>>) -> Vec<String> {
     let mut kinds: BTreeMap<&BTreeSet<&str>, Vec<u64>> = BTreeMap::new();
     for (layer, parts) in layers {
-        kinds.entry(parts).or_default().push(layer + 1);
+        let number = layer.saturating_add(1);
+        kinds.entry(parts).or_default().push(number);
     }
     let usual = kinds
         .iter()
@@ -204,7 +209,7 @@ pub(super) fn ranges(numbers: &[u64]) -> String {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for &n in numbers {
         match runs.last_mut() {
-            Some((_, end)) if *end + 1 == n => *end = n,
+            Some((_, end)) if end.checked_add(1) == Some(n) => *end = n,
             _ => runs.push((n, n)),
         }
     }
@@ -224,6 +229,7 @@ mod tests {
 
     use super::*;
     use crate::audit::fixture::Fixture;
+    use crate::audit::{TreeOptions, inspect, render_tree};
 
     #[test]
     fn a_sound_model_raises_no_doubt() {
@@ -255,6 +261,30 @@ mod tests {
             .f32("model.layers.1.mlp.gate.weight", &[1], &[0.0])
             .config(json!({"text_config": {"first_k_dense_replace": 1}}));
         assert_eq!(doubts(&fixture.open()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn disagreements_name_the_key_and_both_numbers() {
+        let layers = layer_count(Some(3), 2).unwrap();
+        let expected = "`num_hidden_layers` is 3 in `config.json`, but the tensors make 2 layers";
+        assert_eq!(layers, expected);
+        let rows = vocabulary(Some(32), Some(40)).unwrap();
+        let expected = "`vocab_size` is 32 in `config.json`, but the embedding has 40 rows";
+        assert_eq!(rows, expected);
+        assert_eq!(layer_count(None, 2).or(layer_count(Some(2), 2)), None);
+        assert_eq!(
+            vocabulary(None, Some(2)).or(vocabulary(Some(2), None)),
+            None
+        );
+    }
+
+    #[test]
+    fn layers_of_any_number_do_not_overflow() {
+        let name = format!("model.layers.{}.x.weight", u64::MAX - 1);
+        let fixture = Fixture::llama(1, |_, _| 1.0).f32(&name, &[1], &[0.0]);
+        let checkpoint = fixture.open();
+        assert!(!doubts(&checkpoint).is_empty());
+        render_tree(&inspect(&checkpoint), TreeOptions::default());
     }
 
     #[test]

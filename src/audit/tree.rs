@@ -125,8 +125,7 @@ fn runs(inspection: &Inspection) -> Vec<Run<'_>> {
     for group in &inspection.groups {
         let tensors = members.remove(&group.kind).unwrap_or_default();
         if let (GroupKind::Layer(layer), Some(last)) = (group.kind, runs.last_mut()) {
-            let follows =
-                matches!(last.kind, GroupKind::Layer(first) if first + last.count == layer);
+            let follows = matches!(last.kind, GroupKind::Layer(first) if first.saturating_add(last.count) == layer);
             if follows && same_layout(&last.tensors, &tensors) {
                 last.count += 1;
                 continue;

@@ -158,10 +158,11 @@ impl Verification {
             0 => "no damage found".to_owned(),
             n => counted(n, "problem"),
         };
-        let files = format!(
-            "{verified} of {} verified by digest",
-            counted(self.files.len() as u64, "file")
-        );
+        let all = counted(self.files.len() as u64, "file");
+        let files = match verified {
+            0 => format!("{all}, none verified by digest"),
+            n => format!("{n} of {all} verified by digest"),
+        };
         format!("{sound} · {files} · {values}")
     }
 }

@@ -192,9 +192,10 @@ fn jobs<'a>(
     states: &BTreeMap<String, (u64, FileState)>,
 ) -> Vec<Job<'a>> {
     let records: &[FileRecord] = checkpoint.provenance().map_or(&[], |p| &p.files);
+    let records: BTreeMap<&str, &FileRecord> =
+        records.iter().map(|r| (r.file.as_str(), r)).collect();
     let wanted = |file: &str| {
-        let record = records.iter().find(|r| r.file == file);
-        let digest = record.and_then(|r| r.digest.clone());
+        let digest = records.get(file).and_then(|r| r.digest.clone());
         let whole = matches!(states.get(file), Some((_, FileState::NotHashed)));
         digest.filter(|_| options.digests && whole)
     };
@@ -210,7 +211,9 @@ fn jobs<'a>(
         })
         .collect();
     let known: BTreeSet<&str> = shards.iter().map(|s| s.file.as_str()).collect();
-    let others = records.iter().filter(|r| !known.contains(r.file.as_str()));
+    let others = records
+        .values()
+        .filter(|r| !known.contains(r.file.as_str()));
     jobs.extend(others.map(|record| Job {
         file: record.file.clone(),
         path: checkpoint.root().join(&record.file),

@@ -23,7 +23,7 @@ use crate::plan::Plan;
   elo-surgery chat-vector --inst A --base B --into C --scale 0.7 --skip-embeddings --out D
   elo-surgery chat-vector --inst A --base B --into C --layer-scale 1-8=0.5 --layer-scale 9-16=0.8
   elo-surgery chat-vector --inst A --base B --into C --vocab overlap
-  elo-surgery chat-vector --inst A --base B --save-vector V    # once, then for any number of models:
+  elo-surgery chat-vector --inst A --base B --save-vector V   # once, then for any C:
   elo-surgery chat-vector --vector V --into C")]
 pub(super) struct ChatVector {
     /// The instruction-tuned model [default: the project's]

@@ -21,7 +21,7 @@ use crate::plan::Plan;
   elo-surgery extract llama-8b --layers 1,32 --out llama-8b-elo
   elo-surgery extract llama-8b --layers first,last --out llama-8b-elo
   elo-surgery extract llama-8b --layers 1-24 --out llama-6b --shard-size 5GB
-  elo-surgery extract --layers 1,32          # in a project: the model and the output are elo.yaml's")]
+  elo-surgery extract --layers 1,32   # in a project: model and output as elo.yaml says")]
 pub(super) struct Extract {
     /// Model directory or `.safetensors` file [default: the project's model]
     model: Option<PathBuf>,

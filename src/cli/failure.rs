@@ -91,6 +91,8 @@ pub(super) struct Origins(Vec<Origin>);
 struct Origin {
     value: OsString,
     shown: String,
+    /// Whether it says where the result goes.
+    is_output: bool,
 }
 
 impl Origins {
@@ -98,14 +100,23 @@ impl Origins {
     pub(super) fn flag(&mut self, name: &str, value: impl AsRef<OsStr>) {
         let value = value.as_ref().to_owned();
         let shown = format!("`{name} {}`", printable(&value.to_string_lossy()));
-        self.0.push(Origin { value, shown });
+        let is_output = matches!(name, "--out" | "--save-vector");
+        self.push(value, shown, is_output);
     }
 
     /// A value given by a line of a project file.
     pub(super) fn project(&mut self, file: &Path, key: &str, value: impl AsRef<OsStr>) {
         let value = value.as_ref().to_owned();
         let shown = format!("`{key}` in `{}`", printable(&file.to_string_lossy()));
-        self.0.push(Origin { value, shown });
+        self.push(value, shown, key == "out");
+    }
+
+    fn push(&mut self, value: OsString, shown: String, is_output: bool) {
+        self.0.push(Origin {
+            value,
+            shown,
+            is_output,
+        });
     }
 
     /// The same failure with the value that it is about.
@@ -142,9 +153,10 @@ impl Origins {
                 SelectorProblem::Glob { glob, .. }
                 | SelectorProblem::MatchesNothing { glob, .. } => whole(glob),
             },
-            Error::OutputExists { path }
-            | Error::OutputIsInput { output: path, .. }
-            | Error::Io { path, .. }
+            Error::OutputExists { .. } | Error::OutputIsInput { .. } => {
+                self.0.iter().find(|origin| origin.is_output)
+            }
+            Error::Io { path, .. }
             | Error::NotACheckpoint { path, .. }
             | Error::PickleOnly { path, .. } => {
                 // The engine names outputs by their absolute paths.

@@ -26,8 +26,8 @@ use crate::plan::Plan;
   elo-surgery inject trained --into llama-8b --layers 1,32 --out llama-8b-injected
   elo-surgery inject trained --into llama-8b --all --out llama-8b-injected
   elo-surgery inject trained --into llama-8b --in-place   # rewrites only the layers' bytes
-  elo-surgery inject --undo llama-8b                      # restores a model after that was interrupted
-  elo-surgery inject                                      # in a project: everything is elo.yaml's")]
+  elo-surgery inject --undo llama-8b                      # takes an interrupted change back
+  elo-surgery inject                                      # in a project: all as elo.yaml says")]
 pub(super) struct Inject {
     /// The trained part: an extract, or a whole model [default: the project's pretrained part]
     part: Option<PathBuf>,

@@ -1,6 +1,6 @@
 //! The command line: one file a command, each arguments -> request -> library call -> rendering.
 //!
-//! stdout is data, stderr is talk; only [`Session`] writes to either. Errors of the library are rendered with the
+//! stdout is data, stderr is talk; only `session` writes to either. Errors of the library are rendered with the
 //! flag or the line of `elo.yaml` they come from. What a command does is decided in `ops`, `engine` and `audit`.
 
 mod apply;

@@ -116,7 +116,7 @@ impl Observer for Watcher<'_> {
 }
 
 fn bar() -> ProgressBar {
-    let template = "{bar:24} {percent:>3}%  {decimal_bytes} of {decimal_total_bytes}  \
+    let template = "{bar:16} {percent:>3}%  {decimal_bytes}/{decimal_total_bytes}  \
                     {decimal_bytes_per_sec}  {eta} left  {wide_msg}";
     // The template is a constant; were it wrong, the plain bar would still do.
     let style = ProgressStyle::with_template(template)

@@ -9,7 +9,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use serde_saphyr::Spanned;
+use serde_saphyr::{Spanned, UserMessageFormatter};
 
 use super::failure::{Failure, Origins};
 use crate::error::{Error, IoContext as _, Result, printable};
@@ -161,8 +161,16 @@ impl Project {
             budget: serde_saphyr::budget! { max_aliases: 0, max_anchors: 0 },
         };
         let keys: Option<BTreeMap<String, Spanned<Value>>> =
-            serde_saphyr::from_str_with_options(text, options)
-                .map_err(|e| wrong(file, &printable(&e.without_snippet().to_string()), ""))?;
+            serde_saphyr::from_str_with_options(text, options).map_err(|e| {
+                wrong(
+                    file,
+                    &printable(
+                        &e.without_snippet()
+                            .render_with_formatter(&UserMessageFormatter),
+                    ),
+                    "",
+                )
+            })?;
         let keys = keys.unwrap_or_default();
         if let Some((key, value)) = keys.iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
             return Err(unknown_key(file, key, value.referenced.line()));

@@ -122,11 +122,8 @@ fn make(
     let mut shards = locked().finished().to_vec();
     shards.sort_by(|a, b| a.file.cmp(&b.file));
     for shard in &shards {
-        if shard.shared {
-            report.shared += shard.size;
-        } else {
-            report.written += shard.size;
-        }
+        report.shared += shard.shared;
+        report.written += shard.size - shard.shared;
         report.non_finite.extend(shard.non_finite.clone());
     }
     let mut files: Vec<FileRecord> = shards.into_iter().map(record).collect();

@@ -62,8 +62,8 @@ pub(super) struct Finished {
     pub(super) file: String,
     pub(super) size: u64,
     pub(super) digest: Option<Digest>,
-    /// Whether its blocks are the source's.
-    pub(super) shared: bool,
+    /// Bytes of it whose blocks are the source's.
+    pub(super) shared: u64,
     /// Tensors with NaNs or infinities: name and counts.
     pub(super) non_finite: Vec<(String, u64, u64)>,
 }

@@ -41,12 +41,19 @@ enum State {
 struct OpenShard {
     output: Option<OutputFile>,
     sources: Sources,
-    /// Where the file differs from the one it is a clone of; none if it is no clone.
+    /// Where the file differs from the one whose blocks it shares; none if it shares none.
     changes: Option<Vec<Range<u64>>>,
     tree: Mutex<TreeDigest>,
     healths: Mutex<HashMap<usize, Health>>,
     left: AtomicU64,
-    shared: bool,
+}
+
+/// A file that started with its template's blocks.
+struct SharedFile {
+    /// Where to write; none for a hard link, which must not change.
+    output: Option<OutputFile>,
+    /// Where it differs from the template.
+    changes: Vec<Range<u64>>,
 }
 
 /// What a run needs from start to end.
@@ -237,9 +244,9 @@ impl<'a> Run<'a> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).at("create", parent)?;
         }
-        let (output, changes, shared) = match self.share(job, &path)? {
-            Some(shared) => shared,
-            None => (Some(OutputFile::create(path, layout.size)?), None, false),
+        let (output, changes) = match self.share(job, &path)? {
+            Some(shared) => (shared.output, Some(shared.changes)),
+            None => (Some(OutputFile::create(path, layout.size)?), None),
         };
         let mut sources = Sources::new();
         for id in job.extents.sources() {
@@ -252,17 +259,11 @@ impl<'a> Run<'a> {
             tree: Mutex::new(TreeDigest::new(layout.size, self.options.tile)),
             healths: Mutex::default(),
             left: AtomicU64::new(job.tiles),
-            shared,
         })
     }
 
-    /// Starts a shard as a hard link or a clone of its template: file to write to, what to change, whether shared.
-    #[expect(clippy::type_complexity, reason = "used once, right above")]
-    fn share(
-        &self,
-        job: &Job<'_>,
-        path: &std::path::Path,
-    ) -> Result<Option<(Option<OutputFile>, Option<Vec<Range<u64>>>, bool)>> {
+    /// Starts a shard as a hard link or a clone of its template, where that is possible and worth it.
+    fn share(&self, job: &Job<'_>, path: &std::path::Path) -> Result<Option<SharedFile>> {
         let layout = job.extents.layout;
         let Some(template) = job.template else {
             return Ok(None);
@@ -275,8 +276,7 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         let changes = job.extents.changes(template);
-        let changed: u64 = changes.iter().map(|c| c.end - c.start).sum();
-        if changed > layout.size / 2 {
+        if total(&changes) > layout.size / 2 {
             return Ok(None);
         }
         if self.options.link == Link::Hard && changes.is_empty() {
@@ -284,7 +284,10 @@ impl<'a> Run<'a> {
             // The link must be to the file itself: in a model cache the name is a symbolic link.
             let real = std::fs::canonicalize(source.path()).at("resolve", source.path())?;
             if std::fs::hard_link(&real, path).is_ok() {
-                return Ok(Some((None, Some(changes), true)));
+                return Ok(Some(SharedFile {
+                    output: None,
+                    changes,
+                }));
             }
             self.observer
                 .note("hard links are not possible here: copying");
@@ -297,7 +300,10 @@ impl<'a> Run<'a> {
         if clone.is_none() {
             self.no_reflink.store(true, Ordering::Relaxed);
         }
-        Ok(clone.map(|output| (Some(output), Some(changes), true)))
+        Ok(clone.map(|output| SharedFile {
+            output: Some(output),
+            changes,
+        }))
     }
 
     /// An open source, shared between the shards that read it at the same time.
@@ -321,7 +327,7 @@ impl<'a> Run<'a> {
             output.sync()?;
         }
         let digest = match (self.options.digest, &shard.output) {
-            _ if shard.shared => None,
+            _ if shard.changes.is_some() => None,
             (Some(DigestAlgorithm::Blake3), _) => Some(locked(&shard.tree).finish()),
             (Some(algorithm), Some(output)) => Some(self.digest_again(output, algorithm)?),
             _ => None,
@@ -337,7 +343,11 @@ impl<'a> Run<'a> {
             })
             .collect();
         non_finite.sort();
-        let (file, size, shared) = (layout.file.clone(), layout.size, shard.shared);
+        let (file, size) = (layout.file.clone(), layout.size);
+        let shared = shard
+            .changes
+            .as_ref()
+            .map_or(0, |changes| size - total(changes));
         Ok(Finished {
             file,
             size,
@@ -378,6 +388,11 @@ fn copy_in_kernel(filler: &Filler<'_>, output: &OutputFile, range: &Range<u64>) 
         source.check_unchanged(None)?;
     }
     Ok(copied)
+}
+
+/// Bytes in a list of ranges.
+fn total(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
 fn has_header(source: &SourceFile, header: &[u8]) -> Result<bool> {

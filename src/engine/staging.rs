@@ -266,8 +266,32 @@ fn owner() -> String {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_secs());
     format!(
-        "process {} on host {host} since {since} (seconds of Unix time)",
-        std::process::id()
+        "process {} on host {host} since {}",
+        std::process::id(),
+        utc(since)
+    )
+}
+
+/// Seconds since 1970 as `2026-11-21 10:30:00 UTC`. Days to dates as in Hinnant, "chrono-compatible low-level date
+/// algorithms".
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!(
+        "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02} UTC",
+        second % 60
     )
 }
 
@@ -439,4 +463,16 @@ pub fn stagings(dir: &Path) -> Result<Vec<LeftOver>> {
 pub fn remove_staging(left: &LeftOver) -> Result<()> {
     let _lock = lock(&left.path, &left.out)?;
     remove(&left.path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc;
+
+    #[test]
+    fn times_read_as_utc() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(utc(951_827_696), "2000-02-29 12:34:56 UTC");
+        assert_eq!(utc(1_795_257_000), "2026-11-21 10:30:00 UTC");
+    }
 }

@@ -5,6 +5,7 @@
 use serde_json::json;
 
 use super::draft::{Derived, Draft};
+use super::vector::refuse_vectors;
 use crate::checkpoint::{Checkpoint, LayerSelector, Role, keep_layers};
 use crate::error::{Error, Result};
 use crate::format::LayerMap;
@@ -24,6 +25,7 @@ pub struct Extract {
 /// # Errors
 /// A layer that does not exist; a config that disagrees with the tensors or cannot express the selection.
 pub fn extract(model: &Checkpoint, request: &Extract) -> Result<Plan> {
+    refuse_vectors(&[model])?;
     let kept = request.layers.resolve(model.layers(), model.name())?;
     check_layer_count(model)?;
     let everything = kept.iter().copied().eq(0..model.layers());

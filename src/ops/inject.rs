@@ -7,6 +7,7 @@ use serde_json::json;
 use super::draft::{Derived, Draft, as_dtype};
 use super::extract::check_layer_count;
 use super::operand::counterpart;
+use super::vector::refuse_vectors;
 use crate::checkpoint::{Checkpoint, LayerSelector, Role, locate};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
@@ -31,6 +32,7 @@ pub struct Inject {
 /// # Errors
 /// Layers, names, shapes or dtypes that do not fit: all of them, before anything is written.
 pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<Plan> {
+    refuse_vectors(&[part, into])?;
     check_layer_count(into)?;
     let map = layer_mapping(part, into, request.layers.as_ref())?;
     let mut numbers: Vec<u64> = map.keys().map(|layer| layer + 1).collect();
@@ -131,7 +133,7 @@ fn converts(from: &Dtype, to: &Dtype, quantised: impl Fn() -> bool) -> bool {
 fn scaled(part: &Checkpoint, into: &Checkpoint, name: &str) -> bool {
     [part, into]
         .into_iter()
-        .any(|model| super::chat_vector::scale_of(model, name).is_some())
+        .any(|model| super::quantised::scale_of(model, name).is_some())
 }
 
 /// Which layer of the target gets which layer of the part, both from 0.

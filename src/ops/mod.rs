@@ -9,12 +9,16 @@ mod extract;
 mod filter;
 mod inject;
 mod operand;
+mod quantised;
 mod relayout;
+mod sums;
+mod vector;
 mod vocabulary;
 
-pub use chat_vector::{ChatVector, LayerScale, add_vector, chat_vector, save_vector};
+pub use chat_vector::{ChatVector, LayerScale, add_vector, chat_vector};
 pub use extract::{Extract, extract};
 pub use filter::TensorFilter;
 pub use inject::{Inject, inject};
 pub use relayout::{Cast, cast, reshard};
+pub use vector::save_vector;
 pub use vocabulary::VocabularyPolicy;

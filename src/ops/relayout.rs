@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use super::chat_vector::scale_of;
 use super::draft::{Derived, Draft, as_dtype};
 use super::filter::TensorFilter;
+use super::quantised::refuse_quantised;
 use crate::checkpoint::{Checkpoint, locate, set_dtype};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::Dtype;
 use crate::plan::{Part, Plan};
 
@@ -67,8 +67,8 @@ pub fn cast(model: &Checkpoint, request: &Cast) -> Result<Plan> {
         let slices = draft.slices("model", &stretches);
         let chosen = request.filter.selects(&entry.name) && entry.dtype.is_float();
         let changes = chosen && entry.dtype != request.dtype;
-        if let Some(scale) = scale_of(model, &entry.name).filter(|_| changes) {
-            return Err(quantised(&entry.name, &scale));
+        if changes {
+            refuse_quantised(&[model], &entry.name)?;
         }
         let dtype = if chosen {
             request.dtype.clone()
@@ -95,13 +95,4 @@ pub fn cast(model: &Checkpoint, request: &Cast) -> Result<Plan> {
         set_dtype(config, &request.dtype);
     }
     draft.finish(&derived)
-}
-
-/// Refuses arithmetic on codes.
-pub(super) fn quantised(name: &str, scale: &str) -> Error {
-    Error::Unsupported {
-        what: format!("tensor `{name}`"),
-        reason: format!("it is quantised: its values are codes times `{scale}`"),
-        hint: "use the unquantised checkpoint of the model".into(),
-    }
 }

@@ -9,6 +9,7 @@
 
 mod cost;
 mod digest;
+mod path_text;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -65,6 +66,7 @@ pub struct Source {
     /// Which model it belongs to: `model`, `inst`, `base`, `into`, `part`.
     pub role: String,
     /// Where it is.
+    #[serde(with = "path_text")]
     pub path: PathBuf,
     /// What it was when the plan was made.
     pub identity: Identity,
@@ -181,6 +183,7 @@ pub enum SidecarContent {
     /// A byte copy of a file.
     Copy {
         /// The file.
+        #[serde(with = "path_text")]
         path: PathBuf,
         /// Its size in bytes when the plan was made.
         size: u64,

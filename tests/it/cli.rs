@@ -1,6 +1,7 @@
 //! The command line as its users meet it: help, errors, projects, streams, exit codes.
 
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::symlink;
@@ -120,11 +121,8 @@ fn the_reference_is_current() {
     for command in COMMANDS {
         let title = format!("elo-surgery {command}");
         let help = help(command);
-        expected.push_str(&format!(
-            "\n### `{}`\n\n```text\n{}\n```\n",
-            title.trim(),
-            help.trim_end()
-        ));
+        let (title, help) = (title.trim(), help.trim_end());
+        writeln!(expected, "\n### `{title}`\n\n```text\n{help}\n```").unwrap();
     }
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, &expected).unwrap();
@@ -200,7 +198,7 @@ fn project_files_are_strict() {
         ("", "init"),
     ] {
         fs::write(dir.path().join("elo.yaml"), yaml).unwrap();
-        told.push_str(&format!("{yaml}{}\n", transcript(&dir, words)));
+        writeln!(told, "{yaml}{}", transcript(&dir, words)).unwrap();
     }
     insta::assert_snapshot!("project-errors", told);
 }
@@ -376,6 +374,41 @@ fn a_change_in_place_and_back() {
     assert!(changed.len() <= 2);
     let told = run(&dir, "inject --undo m").ok();
     assert!(told.stderr.contains("no interrupted change"), "{told}");
+}
+
+#[test]
+fn what_interrupted_runs_left_is_listed_and_removed() {
+    let dir = project();
+    let left = dir.path().join("work/03-inject/.model.elo-staging");
+    fs::create_dir_all(left.join("tree")).unwrap();
+    fs::write(left.join("tree/model.safetensors"), [0; 4096]).unwrap();
+    let listed = run(&dir, "clean --json").ok().json();
+    assert_eq!(listed["unfinished"][0]["bytes"], 4096);
+    assert_eq!(listed["unfinished"][0]["removed"], false);
+    let told = run(&dir, "clean").ok();
+    assert!(told.stdout.contains("work/03-inject/model"), "{told}");
+    assert!(left.exists());
+    run(&dir, "clean --yes").ok();
+    assert!(!left.exists());
+    run(&dir, "clean nowhere").fails(3);
+}
+
+#[test]
+fn memory_bounds_tiles_and_threads() {
+    let dir = workplace();
+    let budget = |flags: &str| -> (u64, u64, u64) {
+        let words = format!("chat-vector --inst inst --base base --into target -n --json {flags}");
+        let memory = run(&dir, &words).ok().json()["memory"].clone();
+        let number = |key: &str| memory[key].as_u64().unwrap();
+        (number("threads"), number("tile"), number("bytes"))
+    };
+    assert_eq!(
+        budget("--threads 8 --memory 2GB"),
+        (8, 256 << 10, 8 * 5 * (256 << 10))
+    );
+    let (threads, tile, bytes) = budget("--threads 8 --memory 1MB");
+    assert_eq!((threads, tile), (3, 64 << 10));
+    assert!(bytes <= 1_000_000);
 }
 
 #[test]

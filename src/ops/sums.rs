@@ -1,0 +1,413 @@
+//! Working through the target's tensors: each gets its sum, or its problem is written down.
+
+use super::chat_vector::ChatVector;
+use super::draft::{Draft, as_dtype};
+use super::operand::{effective, line_up};
+use super::quantised::refuse_quantised;
+use super::vector::Vector;
+use super::vocabulary::{Rows, VocabularyPolicy};
+use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
+use crate::error::{Error, Result};
+use crate::format::{Shape, TensorEntry};
+use crate::plan::{Blend, Part, Slice, Term};
+
+/// Works through the target's tensors and collects every problem.
+pub(super) struct Sums<'a> {
+    vector: Vector<'a>,
+    into: &'a Checkpoint,
+    request: &'a ChatVector,
+    problems: Vec<String>,
+    vocabularies: Vec<String>,
+    /// Rows of the extended vocabulary.
+    rows: Option<u64>,
+}
+
+/// The operands of one tensor.
+struct Found<'a> {
+    shape: Shape,
+    inst: Vec<Stretch<'a>>,
+    base: Option<(Shape, Vec<Stretch<'a>>)>,
+}
+
+impl<'a> Sums<'a> {
+    pub(super) fn new(vector: Vector<'a>, into: &'a Checkpoint, request: &'a ChatVector) -> Self {
+        let mut problems = Vec::new();
+        for (_, model) in vector.models() {
+            problems.extend(missing_layers(model, into));
+            problems.extend(missing_layers(into, model));
+        }
+        Self {
+            vector,
+            into,
+            request,
+            problems,
+            vocabularies: Vec::new(),
+            rows: None,
+        }
+    }
+
+    /// The rows of an extended vocabulary, or everything that is wrong.
+    pub(super) fn finish(self) -> Result<Option<u64>> {
+        if !self.vocabularies.is_empty() {
+            return Err(Error::Vocabulary {
+                problems: self.vocabularies,
+            });
+        }
+        if !self.problems.is_empty() {
+            return Err(mismatch("the models do not fit together", self.problems));
+        }
+        Ok(self.rows)
+    }
+
+    /// The vector's operands for a tensor of the target; a problem is recorded if they are missing.
+    fn find(&mut self, name: &str) -> Option<Found<'a>> {
+        let mut lookup = |role: &str, model: &'a Checkpoint| {
+            let found = effective(self.into, name, model);
+            if found.is_none() {
+                self.problems.push(format!(
+                    "tensor `{name}` is missing in {role} `{}`",
+                    model.name()
+                ));
+            }
+            found
+        };
+        match self.vector {
+            Vector::Pair { inst, base } => {
+                let (a, b) = (lookup("inst", inst), lookup("base", base));
+                let ((shape, inst), base) = (a?, b?);
+                Some(Found {
+                    shape,
+                    inst,
+                    base: Some(base),
+                })
+            }
+            Vector::Saved { vector, .. } => {
+                let (shape, inst) = lookup("vector", vector)?;
+                Some(Found {
+                    shape,
+                    inst,
+                    base: None,
+                })
+            }
+        }
+    }
+
+    pub(super) fn add(
+        &mut self,
+        draft: &mut Draft,
+        home: usize,
+        entry: &TensorEntry,
+        scale: f64,
+    ) -> Result<()> {
+        let role = self.into.anatomy().role(&entry.name);
+        let vocabulary = matches!(role, Role::Embedding | Role::Head);
+        let chosen = self.request.filter.selects(&entry.name)
+            && !(vocabulary && self.request.skip_embeddings);
+        let dtype = match &self.request.dtype {
+            Some(dtype) if entry.dtype.is_float() => dtype.clone(),
+            _ => entry.dtype.clone(),
+        };
+        let own = locate(self.into, &entry.name)
+            .map(|(_, s)| s)
+            .unwrap_or_default();
+        let own = draft.slices("into", &own);
+        let copied = |own: Vec<_>| own.into_iter().map(|s| as_dtype(s, &dtype)).collect();
+        if !chosen || !entry.dtype.is_float() {
+            if chosen {
+                self.check_integers(draft, entry)?;
+            }
+            draft.push(
+                home,
+                &entry.name,
+                dtype.clone(),
+                entry.shape.clone(),
+                copied(own),
+            );
+            return Ok(());
+        }
+        let models: Vec<&Checkpoint> = self.vector.models().into_iter().map(|(_, m)| m).collect();
+        refuse_quantised(&[&models[..], &[self.into]].concat(), &entry.name)?;
+        let Some(found) = self.find(&entry.name) else {
+            return Ok(());
+        };
+        let fits = found.shape == entry.shape
+            && found
+                .base
+                .as_ref()
+                .is_none_or(|(shape, _)| *shape == entry.shape)
+            && self
+                .saved_rows(vocabulary)
+                .is_none_or(|rows| rows == entry.shape.rows());
+        if fits {
+            let parts = sum(draft, &own, &found, scale);
+            draft.push(home, &entry.name, dtype, entry.shape.clone(), parts);
+            return Ok(());
+        }
+        let columns = entry.shape.0.get(1..);
+        let same_columns = found.shape.0.get(1..) == columns
+            && found
+                .base
+                .as_ref()
+                .is_none_or(|(shape, _)| shape.0.get(1..) == columns);
+        match self.request.vocabulary {
+            _ if !vocabulary || !same_columns => self.problems.push(self.shapes(entry, &found)),
+            VocabularyPolicy::Error => self.vocabularies.push(self.shapes(entry, &found)),
+            VocabularyPolicy::Skip => {
+                draft.note(format!(
+                    "`{}` stays the target's: vocabularies differ",
+                    entry.name
+                ));
+                draft.push(
+                    home,
+                    &entry.name,
+                    dtype.clone(),
+                    entry.shape.clone(),
+                    copied(own),
+                );
+            }
+            policy => {
+                let Some(rows) = self.rows_of(draft, &own, &found, scale) else {
+                    self.problems.push(self.shapes(entry, &found));
+                    return Ok(());
+                };
+                let (shape, parts) = rows.parts(policy, &dtype);
+                if shape.rows() != entry.shape.rows() {
+                    self.rows = Some(shape.rows());
+                }
+                draft.note(format!(
+                    "`{}`: {} of {} rows get the vector",
+                    entry.name,
+                    rows.into
+                        .shape
+                        .rows()
+                        .min(rows.inst.shape.rows())
+                        .min(rows.base_rows),
+                    shape.rows()
+                ));
+                draft.push(home, &entry.name, dtype, shape, parts);
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of the base model behind a saved vector.
+    fn saved_rows(&self, vocabulary: bool) -> Option<u64> {
+        match self.vector {
+            Vector::Saved { base_rows, .. } if vocabulary => base_rows,
+            _ => None,
+        }
+    }
+
+    fn rows_of(
+        &self,
+        draft: &mut Draft,
+        own: &[Slice],
+        found: &Found<'_>,
+        scale: f64,
+    ) -> Option<Rows> {
+        let [into] = own else { return None };
+        let [inst] = found.inst.as_slice() else {
+            return None;
+        };
+        let inst = draft.slice("inst", inst);
+        let base = match &found.base {
+            Some((_, stretches)) => {
+                let [base] = stretches.as_slice() else {
+                    return None;
+                };
+                Some(draft.slice("base", base))
+            }
+            None => None,
+        };
+        let base_rows = match &base {
+            Some(base) => base.shape.rows(),
+            None => self.saved_rows(true).unwrap_or(inst.shape.rows()),
+        };
+        Some(Rows {
+            into: into.clone(),
+            inst,
+            base,
+            base_rows,
+            scale,
+        })
+    }
+
+    fn shapes(&self, entry: &TensorEntry, found: &Found<'_>) -> String {
+        let base = match (&found.base, self.saved_rows(true)) {
+            (Some((shape, _)), _) => format!(", base {shape}"),
+            (None, Some(rows)) => format!(", base {rows} rows"),
+            (None, None) => String::new(),
+        };
+        format!(
+            "tensor `{}`: into {}, inst {}{base}",
+            entry.name, entry.shape, found.shape
+        )
+    }
+
+    /// Integer buffers stay the target's; integer weights are quantised codes.
+    fn check_integers(&self, draft: &mut Draft, entry: &TensorEntry) -> Result<()> {
+        let quantised = self.into.config().and_then(quantization);
+        if let (Some(method), Role::Layer(_)) = (&quantised, self.into.anatomy().role(&entry.name))
+        {
+            return Err(Error::Unsupported {
+                what: format!("tensor `{}` ({})", entry.name, entry.dtype),
+                reason: format!("`{}` is quantised ({method})", self.into.name()),
+                hint: "use the unquantised checkpoint of the model".into(),
+            });
+        }
+        draft.note(format!(
+            "`{}` ({}) stays the target's: not a float",
+            entry.name, entry.dtype
+        ));
+        Ok(())
+    }
+
+    /// A tied target has no head to add the vector's head to.
+    pub(super) fn add_missing_head(&mut self, draft: &mut Draft) -> Result<()> {
+        let heads = self
+            .vector
+            .models()
+            .into_iter()
+            .flat_map(|(_, m)| m.names_with_role(Role::Head));
+        let Some(head) = heads
+            .map(str::to_owned)
+            .next()
+            .filter(|_| self.into.is_tied())
+        else {
+            return Ok(());
+        };
+        if self.request.skip_embeddings || !self.request.filter.selects(&head) {
+            return Ok(());
+        }
+        let embedding = self
+            .into
+            .names_with_role(Role::Embedding)
+            .first()
+            .map(|n| (*n).to_owned());
+        let entry = embedding.and_then(|name| {
+            let home = self
+                .into
+                .names_in_file_order()
+                .find(|(_, e)| e.name == name)?
+                .0;
+            Some((
+                home,
+                TensorEntry {
+                    name: head.clone(),
+                    ..self.into.tensor(&name)?.1.clone()
+                },
+            ))
+        });
+        match entry {
+            Some((home, entry)) if self.request.untie => {
+                draft.note(format!(
+                    "`{head}` was added: the target's head is no longer tied"
+                ));
+                self.add_head(draft, home, &entry)
+            }
+            _ => {
+                self.problems.push(format!(
+                    "the vector changes `{head}`, `{}` ties its head to the embedding: `--untie` gives it a head of its own, `--exclude {head}` leaves the head's change out",
+                    self.into.name()
+                ));
+                Ok(())
+            }
+        }
+    }
+
+    /// The untied head: the target's embedding plus the vector's head.
+    fn add_head(&mut self, draft: &mut Draft, home: usize, entry: &TensorEntry) -> Result<()> {
+        refuse_quantised(&[self.into], &entry.name)?;
+        let Some(found) = self.find(&entry.name) else {
+            return Ok(());
+        };
+        let Some((shape, own)) = effective(self.into, &entry.name, self.into) else {
+            return Ok(());
+        };
+        if found.shape != shape || found.base.as_ref().is_some_and(|(s, _)| *s != shape) {
+            self.problems.push(self.shapes(entry, &found));
+            return Ok(());
+        }
+        let own = draft.slices("into", &own);
+        let parts = sum(draft, &own, &found, self.request.scale);
+        let dtype = self
+            .request
+            .dtype
+            .clone()
+            .unwrap_or_else(|| entry.dtype.clone());
+        draft.push(home, &entry.name, dtype, shape, parts);
+        Ok(())
+    }
+
+    /// Tensors of the vector that the target does not have, outside the layers.
+    pub(super) fn note_extras(&self, draft: &mut Draft) {
+        for (role, model) in self.vector.models() {
+            let extra = |name: &str| {
+                effective(model, name, self.into).is_none()
+                    && matches!(model.anatomy().role(name), Role::Other | Role::MultiToken)
+            };
+            let extras: Vec<&str> = model
+                .tensors()
+                .map(|(name, _)| name)
+                .filter(|n| extra(n))
+                .collect();
+            if let Some(first) = extras.first() {
+                draft.note(format!(
+                    "{} tensors of {role} have no counterpart in the target (first: `{first}`)",
+                    extras.len()
+                ));
+            }
+        }
+    }
+}
+
+/// `own + scale * (inst - base)`, piece by piece where expert layouts differ.
+fn sum(draft: &mut Draft, own: &[Slice], found: &Found<'_>, scale: f64) -> Vec<Part> {
+    let mut operands = vec![own.to_vec(), draft.slices("inst", &found.inst)];
+    if let Some((_, base)) = &found.base {
+        operands.push(draft.slices("base", base));
+    }
+    let blend = |group: Vec<Slice>| {
+        let mut group = group.into_iter();
+        let base = group.next();
+        let weights = [1.0, -1.0];
+        let terms = group
+            .zip(weights)
+            .map(|(slice, weight)| Term { slice, weight })
+            .collect();
+        Part::Blend(Box::new(Blend {
+            base,
+            terms,
+            lambda: scale,
+        }))
+    };
+    line_up(&operands)
+        .unwrap_or_default()
+        .into_iter()
+        .map(blend)
+        .collect()
+}
+
+/// Decoder layers that `model` has and `other` lacks, by their first tensor.
+pub(super) fn missing_layers(model: &Checkpoint, other: &Checkpoint) -> Vec<String> {
+    (other.layers()..model.layers())
+        .filter_map(|layer| {
+            let first = model.layer_tensors(layer).next()?;
+            Some(format!(
+                "layer {} (`{first}`, ...) of `{}` is missing in `{}`",
+                layer + 1,
+                model.name(),
+                other.name()
+            ))
+        })
+        .collect()
+}
+
+pub(super) fn mismatch(what: &str, problems: Vec<String>) -> Error {
+    let hint = "the models must be of one family; `--exclude GLOB` leaves tensors as they are in the target";
+    Error::Mismatch {
+        what: what.to_owned(),
+        problems,
+        hint: hint.to_owned(),
+    }
+}

@@ -1,0 +1,222 @@
+//! Where a chat vector comes from: two models, or a difference saved earlier as a checkpoint of its own.
+//!
+//! A saved vector is a checkpoint of f32 tensors (f64 where an input is): the very values that the direct form computes
+//! before it scales and adds. Its header metadata says what it is and how many rows the base's vocabulary had.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::draft::{Derived, Draft, as_dtype};
+use super::filter::TensorFilter;
+use super::operand::{effective, line_up, rows_of};
+use super::quantised::refuse_quantised;
+use super::sums::{mismatch, missing_layers};
+use crate::checkpoint::{Checkpoint, Role, SidecarFile, locate};
+use crate::error::{Error, Result};
+use crate::format::Dtype;
+use crate::plan::{Blend, Part, Plan, Slice, Term};
+
+/// Header metadata of a saved vector: rows of the base model's vocabulary.
+const BASE_ROWS: &str = "elo_surgery.base_vocabulary_rows";
+/// Header metadata that marks a saved vector.
+const KIND: &str = "elo_surgery.kind";
+const KIND_VECTOR: &str = "chat-vector";
+
+/// Where the vector comes from.
+#[derive(Clone, Copy)]
+pub(super) enum Vector<'a> {
+    /// The difference of two models.
+    Pair {
+        inst: &'a Checkpoint,
+        base: &'a Checkpoint,
+    },
+    /// A difference saved earlier, and the rows of the base model's vocabulary.
+    Saved {
+        vector: &'a Checkpoint,
+        base_rows: Option<u64>,
+    },
+}
+
+impl<'a> Vector<'a> {
+    /// Recognises a saved vector.
+    pub(super) fn saved(vector: &'a Checkpoint) -> Result<Self> {
+        if !is_saved_vector(vector) {
+            return Err(Error::Unsupported {
+                what: format!("`{}`", vector.name()),
+                reason: "it is not a saved chat vector".into(),
+                hint: "make one with `elo-surgery chat-vector --inst A --base B --save-vector DIR`"
+                    .into(),
+            });
+        }
+        let base_rows = metadata(vector, BASE_ROWS).and_then(|rows| rows.parse().ok());
+        Ok(Self::Saved { vector, base_rows })
+    }
+
+    pub(super) fn models(self) -> Vec<(&'static str, &'a Checkpoint)> {
+        match self {
+            Self::Pair { inst, base } => vec![("inst", inst), ("base", base)],
+            Self::Saved { vector, .. } => vec![("vector", vector)],
+        }
+    }
+
+    /// The model whose rows a larger vocabulary comes from.
+    fn inst(self) -> &'a Checkpoint {
+        match self {
+            Self::Pair { inst, .. } => inst,
+            Self::Saved { vector, .. } => vector,
+        }
+    }
+
+    /// The target's files; with an extended vocabulary, the instruct model's tokenizer instead of the target's.
+    pub(super) fn sidecars(self, into: &Checkpoint, extended: bool) -> Vec<SidecarFile> {
+        if !extended {
+            return into.sidecars().to_vec();
+        }
+        let own = into.sidecars().iter().filter(|s| !is_tokenizer(&s.file));
+        let new = self
+            .inst()
+            .sidecars()
+            .iter()
+            .filter(|s| is_tokenizer(&s.file));
+        own.chain(new).cloned().collect()
+    }
+}
+
+fn metadata<'a>(checkpoint: &'a Checkpoint, key: &str) -> Option<&'a str> {
+    checkpoint
+        .shards()
+        .first()?
+        .header
+        .metadata
+        .get(key)
+        .map(String::as_str)
+}
+
+fn is_saved_vector(checkpoint: &Checkpoint) -> bool {
+    metadata(checkpoint, KIND) == Some(KIND_VECTOR)
+}
+
+/// Refuses a saved vector where a model is meant: differences are no weights.
+pub(super) fn refuse_vectors(models: &[&Checkpoint]) -> Result<()> {
+    match models.iter().find(|model| is_saved_vector(model)) {
+        None => Ok(()),
+        Some(vector) => Err(Error::Unsupported {
+            what: format!("`{}`", vector.name()),
+            reason: "it is a saved chat vector, not a model".into(),
+            hint: "add it with `elo-surgery chat-vector --vector DIR --into MODEL`".into(),
+        }),
+    }
+}
+
+fn is_tokenizer(file: &str) -> bool {
+    let names = [
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+    ];
+    file.starts_with("tokenizer") || file.starts_with("chat_template") || names.contains(&file)
+}
+
+/// Plans the difference `inst - base` as a checkpoint of f32 tensors (f64 where an input is): exactly what
+/// [`chat_vector`](super::chat_vector) computes before it scales and adds, so nothing is lost by saving it.
+///
+/// # Errors
+/// Tensors that are missing or of another shape; quantised weights.
+pub fn save_vector(
+    inst: &Checkpoint,
+    base: &Checkpoint,
+    filter: &TensorFilter,
+    shard_size: Option<u64>,
+) -> Result<Plan> {
+    refuse_vectors(&[inst, base])?;
+    filter.check(inst)?;
+    let parameters = json!({ "filter": filter.describe(), "shard_size": shard_size });
+    let mut draft = Draft::new("save-vector", &parameters);
+    draft.parent("inst", inst);
+    draft.parent("base", base);
+    let mut problems = missing_layers(base, inst);
+    for (home, entry) in inst.names_in_file_order() {
+        if !filter.selects(&entry.name) || !entry.dtype.is_float() {
+            draft.note(format!("`{}` is not part of the vector", entry.name));
+            continue;
+        }
+        refuse_quantised(&[inst, base], &entry.name)?;
+        let own = locate(inst, &entry.name);
+        let (Some((shape, a)), Some((b_shape, b))) = (own, effective(inst, &entry.name, base))
+        else {
+            problems.push(format!(
+                "tensor `{}` is missing in base `{}`",
+                entry.name,
+                base.name()
+            ));
+            continue;
+        };
+        let vocabulary = matches!(
+            inst.anatomy().role(&entry.name),
+            Role::Embedding | Role::Head
+        );
+        if shape.0.get(1..) != b_shape.0.get(1..) || (!vocabulary && shape != b_shape) {
+            problems.push(format!(
+                "tensor `{}`: inst {shape}, base {b_shape}",
+                entry.name
+            ));
+            continue;
+        }
+        let wide = a.iter().chain(&b).any(|s| *s.dtype == Dtype::F64);
+        let dtype = if wide { Dtype::F64 } else { Dtype::F32 };
+        let (a, b) = (draft.slices("inst", &a), draft.slices("base", &b));
+        let parts = difference(&a, &b, &dtype);
+        draft.push(home, &entry.name, dtype, shape, parts);
+    }
+    if !problems.is_empty() {
+        return Err(mismatch("the vector cannot be computed", problems));
+    }
+    let mut metadata = BTreeMap::from([(KIND.to_owned(), KIND_VECTOR.to_owned())]);
+    if let Some(rows) = base.vocabulary_rows() {
+        metadata.insert(BASE_ROWS.to_owned(), rows.to_string());
+    }
+    draft.finish(&Derived {
+        shard_size,
+        metadata,
+        ..Derived::from(inst, "inst")
+    })
+}
+
+/// Rows both have as differences, further rows of the instruct model as they are.
+fn difference(a: &[Slice], b: &[Slice], dtype: &Dtype) -> Vec<Part> {
+    let subtract = |a: Slice, b: Slice| {
+        let terms = vec![
+            Term {
+                slice: a,
+                weight: 1.0,
+            },
+            Term {
+                slice: b,
+                weight: -1.0,
+            },
+        ];
+        Part::Blend(Box::new(Blend {
+            base: None,
+            terms,
+            lambda: 1.0,
+        }))
+    };
+    if let Some(groups) = line_up(&[a.to_vec(), b.to_vec()]) {
+        let pair = |group: Vec<_>| {
+            let mut group = group.into_iter();
+            group.next().zip(group.next()).map(|(a, b)| subtract(a, b))
+        };
+        return groups.into_iter().filter_map(pair).collect();
+    }
+    let ([a], [b]) = (a, b) else {
+        return Vec::new();
+    };
+    let (rows, shared) = (a.shape.rows(), a.shape.rows().min(b.shape.rows()));
+    let mut parts = vec![subtract(rows_of(a, 0, shared), rows_of(b, 0, shared))];
+    if shared < rows {
+        parts.push(as_dtype(rows_of(a, shared, rows), dtype));
+    }
+    parts
+}
