@@ -384,7 +384,7 @@ impl Listing {
         for name in self.others.iter().filter(|n| !ours.contains(&n.as_str())) {
             let path = self.root.join(name);
             // `elo-surgery.*.tmp`: what a killed change in place may leave.
-            let unfinished = name.starts_with("elo-surgery.") && name.ends_with(".tmp");
+            let unfinished = name.starts_with("elo-surgery.") && extension(&path) == "tmp";
             if unfinished || name.ends_with(".index.json") || is_other_weights(&path) {
                 continue;
             }

@@ -18,7 +18,7 @@ use crate::support::random::Random;
 use crate::support::skipped;
 use crate::support::tree::{assert_same, tree};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 fn chat_vector(root: &Path) -> Elo {
     elo("chat-vector --no-sync")
@@ -177,10 +177,12 @@ fn a_file_size_limit_is_an_error() {
     chat_vector(temp.path()).with("--out", &out).ok();
 }
 
+type Change = fn(&Path);
+
 /// How a source changes under a run.
-const CHANGES: [(&str, fn(&Path)); 7] = [
+const CHANGES: [(&str, Change); 7] = [
     ("truncated to nothing", |path| {
-        writable(path).set_len(0).unwrap()
+        writable(path).set_len(0).unwrap();
     }),
     ("truncated in the middle", |path| {
         let file = writable(path);
@@ -188,7 +190,7 @@ const CHANGES: [(&str, fn(&Path)); 7] = [
         file.set_len(half).unwrap();
     }),
     ("truncated to a page", |path| {
-        writable(path).set_len(4096).unwrap()
+        writable(path).set_len(4096).unwrap();
     }),
     ("grown", |path| {
         let mut file = writable(path);

@@ -19,7 +19,7 @@ use crate::support::random::Random;
 use crate::support::tree::{assert_same, differences, model_files, tree};
 use scene::{Scene, State, Verb, judge};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name)
