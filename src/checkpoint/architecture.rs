@@ -300,9 +300,11 @@ fn first_number(name: &str) -> Option<(&str, u64, &str)> {
 
 /// A decimal number written the way checkpoints write it: no sign, no leading zero.
 fn layer_index(text: &str) -> Option<u64> {
+    // No model has more layers than this, and every sum with an index stays far from overflow.
+    const MOST: u64 = 1_000_000;
     let canonical = text == "0" || !text.starts_with('0');
     (canonical && text.bytes().all(|b| b.is_ascii_digit()))
-        .then(|| text.parse().ok())
+        .then(|| text.parse().ok().filter(|index| *index < MOST))
         .flatten()
 }
 

@@ -98,9 +98,7 @@ impl OpenOptions {
         }
         opened.config = read_config(path, self.follow_symlinks)?;
         opened.provenance = read_provenance(path)?;
-        let (sidecars, doubts) = listing.sidecars(self.follow_symlinks);
-        opened.sidecars = sidecars;
-        opened.warnings.extend(doubts);
+        opened.sidecars = listing.sidecars(self.follow_symlinks, &mut opened.warnings);
         opened.finish()
     }
 
@@ -373,8 +371,8 @@ impl Listing {
         }
     }
 
-    /// Files that travel with the weights, and doubts about those that do not.
-    fn sidecars(&self, follow: bool) -> (Vec<SidecarFile>, Vec<String>) {
+    /// The files that travel along. A link may not carry a file from outside into an output that will be published.
+    fn sidecars(&self, follow_symlinks: bool, warnings: &mut Vec<String>) -> Vec<SidecarFile> {
         let ours = [
             "config.json",
             "README.md",
@@ -382,31 +380,37 @@ impl Listing {
             UNDO_FILE,
             "elo.yaml",
         ];
-        let (mut found, mut doubts) = (Vec::new(), Vec::new());
+        let mut found = Vec::new();
         for name in self.others.iter().filter(|n| !ours.contains(&n.as_str())) {
             let path = self.root.join(name);
-            if name.ends_with(".index.json") || is_other_weights(&path) {
+            // `elo-surgery.*.tmp`: what a killed change in place may leave.
+            let unfinished = name.starts_with("elo-surgery.") && extension(&path) == "tmp";
+            if unfinished || name.ends_with(".index.json") || is_other_weights(&path) {
                 continue;
             }
-            // Copying through a link could carry any file of this machine into a published model.
-            if let Err(e) = check_link(&path, &self.root, follow) {
-                doubts.push(format!("left out: {e}"));
-                continue;
-            }
+            // A dangling link is no reason to refuse the weights.
             let Ok(meta) = fs::metadata(&path) else {
                 continue;
             };
-            if meta.is_file() && meta.len() <= MAX_SIDECAR_BYTES {
+            if !meta.is_file() {
+                continue;
+            }
+            let shown = printable(name);
+            if check_link(&path, &self.root, follow_symlinks).is_err() {
+                warnings.push(format!(
+                    "`{shown}` is a link that leaves the checkpoint: not copied"
+                ));
+            } else if meta.len() > MAX_SIDECAR_BYTES {
+                warnings.push(format!("`{shown}` has {} bytes: not copied", meta.len()));
+            } else {
                 found.push(SidecarFile {
                     file: name.clone(),
                     path,
                     size: meta.len(),
                 });
-            } else if meta.is_file() {
-                doubts.push(format!("left out: `{name}` has {} bytes", meta.len()));
             }
         }
-        (found, doubts)
+        found
     }
 }
 

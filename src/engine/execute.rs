@@ -9,13 +9,14 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Device;
 use super::digest::digest_file;
+use super::extents::Extents;
 use super::journal::{Begun, Finished};
 use super::observer::Observer;
 use super::options::{Execution, Link, Report};
 use super::output::{free_bytes, out_of_space};
 use super::run::Run;
 use super::simd::Simd;
-use super::staging::{Opened, Policy, Staging, absolute};
+use super::staging::{Opened, Policy, Staging, resolved};
 use crate::error::{Error, IoContext, Result};
 use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, ShardLayout};
 use crate::plan::{Plan, Sidecar, SidecarContent};
@@ -30,7 +31,7 @@ use crate::plan::{Plan, Sidecar, SidecarContent};
 pub fn execute(plan: &Plan, options: &Execution, observer: &dyn Observer) -> Result<Report> {
     plan.validate()?;
     check_tile(options.tile)?;
-    let out = absolute(&options.out)?;
+    let out = resolved(&options.out)?;
     check_place(plan, &out)?;
     let begun = Begun::new(plan, options.digest);
     let policy = Policy {
@@ -182,7 +183,8 @@ fn check_place(plan: &Plan, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fails early where the output cannot fit. Shards that may share blocks are not counted.
+/// Fails early where the output cannot fit. Shards that may share blocks with their template are not counted: those on
+/// its filesystem of which at most half changes.
 fn check_space(
     plan: &Plan,
     layouts: &[ShardLayout],
@@ -190,7 +192,15 @@ fn check_space(
     options: &Execution,
     tree: &Path,
 ) -> Result<()> {
-    let may_share = |i: usize| options.link != Link::Never && plan.shards[i].template.is_some();
+    let device = fs::metadata(tree).at("examine", tree)?.dev();
+    let may_share = |i: usize| {
+        plan.shards[i].template.is_some_and(|template| {
+            let near = plan.sources[template.0 as usize].identity.dev == device;
+            let changes = || Extents::new(plan, i, &layouts[i]).changes(template);
+            let changed = || changes().iter().map(|c| c.end - c.start).sum::<u64>();
+            options.link != Link::Never && near && changed() <= layouts[i].size / 2
+        })
+    };
     let needed: u64 = pending
         .iter()
         .filter(|&&i| !may_share(i))

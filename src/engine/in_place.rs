@@ -33,6 +33,8 @@ struct Record {
     version: u32,
     plan: String,
     files: Vec<Touched>,
+    /// The model's `elo-surgery.json` before the change, if it had one.
+    provenance: Option<String>,
     /// blake3 of the bytes that follow.
     digest: String,
 }
@@ -104,6 +106,9 @@ pub fn inject_in_place(
 pub fn undo(root: &Path, observer: &dyn Observer) -> Result<bool> {
     let _lock = lock(root)?;
     let record_path = root.join(UNDO_FILE);
+    for name in [UNDO_FILE, PROVENANCE_FILE] {
+        remove_if_there(&root.join(format!("{name}.tmp")))?;
+    }
     if !record_path.exists() {
         return Ok(false);
     }
@@ -133,6 +138,10 @@ pub fn undo(root: &Path, observer: &dyn Observer) -> Result<bool> {
             })?;
         }
         file.sync_all().at("flush", &path)?;
+    }
+    match &record.provenance {
+        Some(text) => replace_provenance(root, text.as_bytes())?,
+        None => remove_if_there(&root.join(PROVENANCE_FILE))?,
     }
     remove_if_there(&record_path)?;
     sync_directory(root)?;
@@ -198,14 +207,19 @@ fn prepare(changes: &[Change<'_>], root: &Path, plan: &str, total: u64) -> Resul
     let path = root.join(UNDO_FILE);
     if path.exists() {
         let (record, _) = read_record(&path)?;
-        let same = record.plan == plan;
-        return if same {
-            Ok(())
-        } else {
-            Err(Error::UnfinishedInPlace {
+        if record.plan == plan {
+            return Ok(());
+        }
+        // The record of origin is written last: a change that has one is complete but for the removal of its undo record.
+        let text = fs::read(root.join(PROVENANCE_FILE)).unwrap_or_default();
+        let complete = serde_json::from_slice::<Provenance>(&text)
+            .is_ok_and(|provenance| provenance.plan == record.plan);
+        if !complete {
+            return Err(Error::UnfinishedInPlace {
                 path: root.to_owned(),
-            })
-        };
+            });
+        }
+        remove_if_there(&path)?;
     }
     let free = free_bytes(root);
     if total > free {
@@ -229,6 +243,7 @@ fn prepare(changes: &[Change<'_>], root: &Path, plan: &str, total: u64) -> Resul
         version: RECORD_VERSION,
         plan: plan.to_owned(),
         files: files.collect(),
+        provenance: fs::read_to_string(root.join(PROVENANCE_FILE)).ok(),
         digest: hasher.finalize().to_hex().to_string(),
     };
     let unfinished = root.join(format!("{UNDO_FILE}.tmp"));
@@ -376,8 +391,13 @@ fn update_provenance(plan: &Plan, root: &Path, digest: &str, changes: &[Change<'
         plan.notes.clone(),
         files.into_values().collect(),
     );
+    replace_provenance(root, &provenance.to_bytes())
+}
+
+fn replace_provenance(root: &Path, bytes: &[u8]) -> Result<()> {
+    let path = root.join(PROVENANCE_FILE);
     let unfinished = root.join(format!("{PROVENANCE_FILE}.tmp"));
-    write_whole(&unfinished, &provenance.to_bytes(), true)?;
+    write_whole(&unfinished, bytes, true)?;
     fs::rename(&unfinished, &path).at("rename to", &path)
 }
 

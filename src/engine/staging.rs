@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
+use super::execute::write_whole;
 use super::journal::{Begun, Entry, Finished, Journal, Mark};
 use super::output::sync_directory;
 use crate::error::{Error, IoContext, Result};
@@ -162,19 +163,39 @@ fn staging_path(out: &Path) -> PathBuf {
 }
 
 /// The output's path with its parent resolved; the parent is created if need be.
-pub(super) fn absolute(out: &Path) -> Result<PathBuf> {
-    let Some(name) = out.file_name() else {
-        return Err(Error::Usage {
-            problem: format!("`{}` cannot be an output directory", out.display()),
-            hint: "give a path that ends in the name of the new directory".into(),
-        });
-    };
-    let parent = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).at("create", parent)?;
-    Ok(fs::canonicalize(parent).at("resolve", parent)?.join(name))
+fn absolute(out: &Path) -> Result<PathBuf> {
+    let out = resolved(out)?;
+    if let Some(parent) = out.parent() {
+        fs::create_dir_all(parent).at("create", parent)?;
+    }
+    Ok(out)
+}
+
+/// The output's path with everything above it resolved that is there. Nothing is created.
+pub(super) fn resolved(out: &Path) -> Result<PathBuf> {
+    let mut there = out;
+    let mut new = Vec::new();
+    loop {
+        let Some(name) = there.file_name() else {
+            return Err(Error::Usage {
+                problem: format!("`{}` cannot be an output directory", out.display()),
+                hint: "give a path that ends in the name of the new directory".into(),
+            });
+        };
+        new.push(name);
+        there = match there.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        match fs::canonicalize(there) {
+            Ok(mut path) => {
+                path.extend(new.iter().rev());
+                return Ok(path);
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).at("resolve", there),
+        }
+    }
 }
 
 /// Whether something stands at the output's place. An empty directory is no obstacle.
@@ -226,7 +247,7 @@ fn lock(dir: &Path, out: &Path) -> Result<File> {
         let here = fs::metadata(&path).map(|m| (m.dev(), m.ino())).ok();
         let held = file.metadata().map(|m| (m.dev(), m.ino())).ok();
         if here.is_some() && here == held {
-            fs::write(&path, owner()).at("write", &path)?;
+            write_whole(&path, owner().as_bytes(), false)?;
             return Ok(file);
         }
     }

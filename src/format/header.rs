@@ -520,9 +520,8 @@ impl<'de> Visitor<'de> for EntryVisitor {
                         }
                     }
                 }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+                // Not `IgnoredAny`, which knows no limit of depth: the crate refuses what nests deeper than 128.
+                _ => drop(map.next_value::<serde_json::Value>()?),
             }
         }
         Ok(problem.map_or(EntryOr::Entry(entry), EntryOr::Problem))
@@ -545,6 +544,20 @@ impl<'de> Visitor<'de> for EntryVisitor {
         Ok(EntryOr::Problem(
             "its entry is a boolean, not an object".into(),
         ))
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<EntryOr, E> {
+        Ok(EntryOr::Problem(
+            "its entry is a number, not an object".into(),
+        ))
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<EntryOr, E> {
+        self.visit_u64(0)
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<EntryOr, E> {
+        self.visit_u64(0)
     }
 
     fn visit_unit<E>(self) -> Result<EntryOr, E> {

@@ -162,10 +162,18 @@ fn layer_mapping(
                 into.layers()
             )));
         }
-        let origin = (0_u64..)
-            .zip(&map.layers)
-            .map(|(own, layer)| (layer - 1, own));
-        let origin: HashMap<u64, u64> = origin.collect();
+        let mut origin = HashMap::new();
+        for (own, layer) in (0_u64..).zip(&map.layers) {
+            if !(1..=map.of).contains(layer) || origin.insert(layer - 1, own).is_some() {
+                return Err(Error::Mismatch {
+                    what: format!("the record of layers of `{}` is not usable", part.name()),
+                    problems: vec![format!("layer {layer} of {}", map.of)],
+                    hint:
+                        "remove `layer_map` from its `elo-surgery.json` and choose with `--layers`"
+                            .into(),
+                });
+            }
+        }
         let Some(selected) = selected else {
             return Ok(origin);
         };

@@ -11,6 +11,8 @@ mod cli;
 mod conformance;
 #[cfg(feature = "cli")]
 mod crash;
+#[cfg(feature = "cli")]
+mod faults;
 mod floors;
 #[cfg(feature = "cli")]
 mod golden;

@@ -79,8 +79,11 @@ prop_compose! {
     }
 }
 
+/// Name to dtype, shape and place.
+type Entries = BTreeMap<String, (String, Vec<u64>, usize, usize)>;
+
 /// What the crate makes of a file: `None` if it refuses it or panics (it does, with overflow checks, on some sizes).
-fn crate_reads(file: &[u8]) -> Option<BTreeMap<String, (String, Vec<u64>, usize, usize)>> {
+fn crate_reads(file: &[u8]) -> Option<Entries> {
     let parse = || SafeTensors::read_metadata(file);
     let (_, metadata) = catch_unwind(AssertUnwindSafe(parse)).ok()?.ok()?;
     let entry = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
@@ -99,7 +102,7 @@ fn we_read(file: &[u8]) -> Result<Header, String> {
         .map_err(|e| e.to_string())
 }
 
-fn entries(header: &Header) -> BTreeMap<String, (String, Vec<u64>, usize, usize)> {
+fn entries(header: &Header) -> Entries {
     let place = |n: u64| usize::try_from(n).unwrap();
     let entry = |t: &TensorEntry| {
         let range = (place(t.range.start), place(t.range.end));
@@ -218,7 +221,7 @@ fn mutate(json: &[u8], random: &mut Random) -> Vec<u8> {
                 bytes.splice(at..at, piece);
             }
             3 if at < bytes.len() && bytes[at].is_ascii_digit() => {
-                bytes[at] = b'0' + random.bytes(1)[0] % 10
+                bytes[at] = b'0' + random.bytes(1)[0] % 10;
             }
             _ => {
                 let piece = PIECES[usize::try_from(random.below(30)).unwrap()];

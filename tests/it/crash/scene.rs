@@ -91,6 +91,8 @@ pub(super) struct Scene {
     temp: TempDir,
     sources: Tree,
     results: BTreeMap<Verb, (PathBuf, PathBuf, Duration)>,
+    /// All layers but the first.
+    layers: String,
 }
 
 impl Scene {
@@ -99,6 +101,7 @@ impl Scene {
     pub(super) fn new(model: &Model) -> Self {
         let temp = TempDir::new().unwrap();
         let mut results = BTreeMap::new();
+        let layers = format!("2-{}", model.layers);
         for (family, seed) in [("old", 100), ("new", 200)] {
             for (i, role) in ["inst", "base", "into"].into_iter().enumerate() {
                 let seed = seed + model.seed + i as u64;
@@ -107,7 +110,8 @@ impl Scene {
             }
             let part = temp.path().join("sources").join(family).join("part");
             let donor = temp.path().join("sources").join(family).join("inst");
-            elo("extract --no-sync --layers 2-")
+            elo("extract --no-sync")
+                .with("--layers", &layers)
                 .arg(donor)
                 .with("--out", part)
                 .ok();
@@ -115,9 +119,13 @@ impl Scene {
         for verb in Verb::ALL {
             let old = temp.path().join(format!("{verb:?}-old"));
             let new = temp.path().join(format!("{verb:?}-new"));
-            command(temp.path(), "old", verb).with("--out", &old).ok();
+            command(temp.path(), "old", verb, &layers)
+                .with("--out", &old)
+                .ok();
             let started = Instant::now();
-            command(temp.path(), "new", verb).with("--out", &new).ok();
+            command(temp.path(), "new", verb, &layers)
+                .with("--out", &new)
+                .ok();
             results.insert(verb, (old, new, started.elapsed()));
         }
         let sources = tree(&temp.path().join("sources"));
@@ -125,6 +133,7 @@ impl Scene {
             temp,
             sources,
             results,
+            layers,
         }
     }
 
@@ -154,10 +163,10 @@ impl Scene {
     }
 }
 
-fn command(root: &Path, family: &str, verb: Verb) -> Elo {
+fn command(root: &Path, family: &str, verb: Verb, layers: &str) -> Elo {
     let source = |role: &str| root.join("sources").join(family).join(role);
     let run = match verb {
-        Verb::Extract => elo("extract --layers 2-").arg(source("into")),
+        Verb::Extract => elo("extract").with("--layers", layers).arg(source("into")),
         Verb::Inject => elo("inject --all")
             .arg(source("part"))
             .with("--into", source("into")),
@@ -180,7 +189,7 @@ pub(super) struct Place<'a> {
 
 impl Place<'_> {
     pub(super) fn command(&self) -> Elo {
-        command(self.scene.temp.path(), "new", self.verb)
+        command(self.scene.temp.path(), "new", self.verb, &self.scene.layers)
             .with("--out", &self.out)
             .args(self.overwrite.then_some("--overwrite"))
     }

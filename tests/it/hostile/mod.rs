@@ -11,7 +11,7 @@ use std::fs;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::checkpoint::Model;
+use crate::support::checkpoint::{Model, Tensor, read_raw, write_sharded};
 use crate::support::process::elo;
 use crate::support::tree::tree;
 use corpus::{Case, Expected, INDEX, Op, S2, Sharded, St, config, judge, llama};
@@ -262,13 +262,15 @@ fn a_part_that_does_not_fit_is_refused_by_tensor() {
         .fails(3)
         .expect(3, &["model.layers.1.self_attn.q_proj.bias"]);
     let fewer = temp.path().join("fewer");
-    fs::create_dir(&fewer).unwrap();
-    let specs = llama(2, "BF16", 12);
-    fs::write(
-        fewer.join("model.safetensors"),
-        St::new(&specs[..8]).bytes(),
-    )
-    .unwrap();
-    inject(&fewer).fails(3);
+    let mut tensors = Vec::new();
+    for (name, (dtype, shape, bytes, _)) in read_raw(&right) {
+        if name != "model.layers.1.mlp.up_proj.weight" {
+            tensors.push(Tensor::new(&name, &dtype, &shape, bytes));
+        }
+    }
+    write_sharded(&fewer, &tensors, 1);
+    inject(&fewer)
+        .fails(3)
+        .expect(3, &["layers.3.mlp.up_proj.weight", "fewer"]);
     assert!(!out.exists());
 }

@@ -1,5 +1,7 @@
 //! Forty-one broken files of the kinds seen in the wild or in advisories, and three good ones.
 
+#![expect(clippy::too_many_lines, reason = "tables of cases")]
+
 use serde_json::{Value, json};
 
 use super::corpus::{

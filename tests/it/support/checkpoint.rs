@@ -2,6 +2,7 @@
 //! with what is tested.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -20,14 +21,18 @@ pub(crate) struct Content {
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let mut hex = String::new();
+    for byte in Sha256::digest(bytes) {
+        let _infallible = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
+/// Name to dtype, shape, bytes and file.
+pub(crate) type Raw = BTreeMap<String, (String, Vec<u64>, Vec<u8>, String)>;
+
 /// Every tensor of a checkpoint: name to bytes, dtype, shape and the file it is in.
-pub(crate) fn read_raw(root: &Path) -> BTreeMap<String, (String, Vec<u64>, Vec<u8>, String)> {
+pub(crate) fn read_raw(root: &Path) -> Raw {
     let mut found = BTreeMap::new();
     let mut files: Vec<_> = fs::read_dir(root)
         .unwrap_or_else(|e| panic!("{}: {e}", root.display()))
@@ -76,7 +81,7 @@ pub(crate) fn read(root: &Path) -> BTreeMap<String, Content> {
         .collect()
 }
 
-fn check_index(root: &Path, raw: &BTreeMap<String, (String, Vec<u64>, Vec<u8>, String)>) {
+fn check_index(root: &Path, raw: &Raw) {
     let files: std::collections::BTreeSet<&str> = raw.values().map(|t| t.3.as_str()).collect();
     let path = root.join("model.safetensors.index.json");
     if !path.exists() {

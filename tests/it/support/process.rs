@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Path of the program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_elo-surgery");
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A run that is being described. Limits are set by a shell, which then becomes the program.
 #[derive(Clone, Debug)]
