@@ -1,25 +1,24 @@
 //! From plan to published output: checks, staging, shards, sidecars, provenance, rename.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::Device;
-use super::digest::digest_file;
 use super::extents::Extents;
 use super::journal::{Begun, Finished};
 use super::observer::Observer;
 use super::options::{Execution, Link, Report};
-use super::output::{free_bytes, out_of_space};
+use super::output::free_bytes;
 use super::run::Run;
+use super::sidecar::{write_provenance, write_sidecar};
 use super::simd::Simd;
 use super::staging::{Opened, Policy, Staging, resolved};
 use crate::error::{Error, IoContext, Result};
-use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, ShardLayout};
-use crate::plan::{Plan, Sidecar, SidecarContent};
+use crate::format::{FileRecord, ShardLayout};
+use crate::plan::Plan;
 
 /// Carries a plan out on the CPU. The output directory appears whole, or not at all.
 ///
@@ -215,73 +214,4 @@ fn check_space(
         });
     }
     Ok(())
-}
-
-/// Writes a file beside the shards. Small, so it is always read and digested.
-fn write_sidecar(sidecar: &Sidecar, tree: &Path, options: &Execution) -> Result<FileRecord> {
-    let path = tree.join(&sidecar.file);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).at("create", parent)?;
-    }
-    let bytes = match &sidecar.content {
-        SidecarContent::Text(text) => text.clone().into_bytes(),
-        SidecarContent::Copy { path: source, size } => {
-            let mut bytes = Vec::new();
-            File::open(source)
-                .and_then(|mut f| f.read_to_end(&mut bytes))
-                .at("read", source)?;
-            if bytes.len() as u64 != *size {
-                let what = format!("its size went from {size} to {} bytes", bytes.len());
-                return Err(Error::SourceChanged {
-                    path: source.clone(),
-                    tensor: None,
-                    what,
-                });
-            }
-            bytes
-        }
-    };
-    write_whole(&path, &bytes, options.sync)?;
-    let digest = match options.digest {
-        None => None,
-        Some(algorithm) => Some(digest_file(&path, algorithm, &mut |_| true)?),
-    };
-    Ok(FileRecord {
-        file: sidecar.file.clone(),
-        size: bytes.len() as u64,
-        digest,
-    })
-}
-
-fn write_provenance(
-    plan: &Plan,
-    digest: &str,
-    files: Vec<FileRecord>,
-    tree: &Path,
-    sync: bool,
-) -> Result<()> {
-    let provenance = Provenance::of(
-        plan.operation.clone(),
-        digest,
-        plan.parents.clone(),
-        plan.layer_map.clone(),
-        plan.notes.clone(),
-        files,
-    );
-    write_whole(&tree.join(PROVENANCE_FILE), &provenance.to_bytes(), sync)
-}
-
-/// Writes a small file, over an unfinished one of an interrupted run.
-pub(super) fn write_whole(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
-    let written = File::create(path).and_then(|mut file| {
-        file.write_all(bytes)?;
-        if sync { file.sync_all() } else { Ok(()) }
-    });
-    written.map_err(|e| {
-        out_of_space(&e, path, bytes.len() as u64).unwrap_or(Error::Io {
-            action: "write",
-            path: path.to_owned(),
-            source: e,
-        })
-    })
 }

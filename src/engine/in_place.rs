@@ -14,11 +14,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Device;
-use super::execute::write_whole;
 use super::extents::Extents;
 use super::observer::{Observer, Progress};
 use super::options::{Execution, Report};
 use super::output::{free_bytes, out_of_space, remove_if_there, sync_directory};
+use super::sidecar::{provenance, write_whole};
 use super::simd::Simd;
 use super::tile::{Filler, Scratch, Sources};
 use crate::error::{Error, IoContext, Result};
@@ -383,14 +383,7 @@ fn update_provenance(plan: &Plan, root: &Path, digest: &str, changes: &[Change<'
             files.insert(layout.file, record);
         }
     }
-    let provenance = Provenance::of(
-        plan.operation.clone(),
-        digest,
-        plan.parents.clone(),
-        plan.layer_map.clone(),
-        plan.notes.clone(),
-        files.into_values().collect(),
-    );
+    let provenance = provenance(plan, digest, files.into_values().collect());
     replace_provenance(root, &provenance.to_bytes())
 }
 

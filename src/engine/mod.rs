@@ -9,13 +9,13 @@ mod execute;
 mod extents;
 mod float;
 mod in_place;
-
 mod journal;
 mod observer;
 mod options;
 mod output;
 mod reference;
 mod run;
+mod sidecar;
 mod simd;
 mod staging;
 pub mod statistics;
@@ -24,7 +24,6 @@ mod tile;
 pub use device::{BlendTile, Device, Health, Operand};
 pub use digest::{TreeDigest, digest_file};
 pub use execute::execute;
-
 pub use in_place::{inject_in_place, undo};
 pub use observer::{NoObserver, Observer, Progress};
 pub use options::{Execution, Link, Report};

@@ -13,9 +13,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
-use super::execute::write_whole;
 use super::journal::{Begun, Entry, Finished, Journal, Mark};
 use super::output::sync_directory;
+use super::sidecar::write_whole;
 use crate::error::{Error, IoContext, Result};
 
 const SUFFIX: &str = ".elo-staging";
