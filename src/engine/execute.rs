@@ -28,6 +28,19 @@ use crate::plan::Plan;
 /// # Errors
 /// Everything that [`Error`] names for outputs, sources, space and locks.
 pub fn execute(plan: &Plan, options: &Execution, observer: &dyn Observer) -> Result<Report> {
+    execute_on(&Simd::new(), plan, options, observer)
+}
+
+/// [`execute`] with the computing done by `device`. Every device gives the same bytes.
+///
+/// # Errors
+/// As [`execute`].
+pub fn execute_on(
+    device: &dyn Device,
+    plan: &Plan,
+    options: &Execution,
+    observer: &dyn Observer,
+) -> Result<Report> {
     plan.validate()?;
     check_tile(options.tile)?;
     let out = resolved(&options.out)?;
@@ -39,7 +52,6 @@ pub fn execute(plan: &Plan, options: &Execution, observer: &dyn Observer) -> Res
         sync: options.sync,
     };
     let layouts = plan.layout();
-    let device = Simd::new();
     let mut report = Report {
         out: options.out.clone(),
         shards: layouts.len() as u64,
@@ -58,7 +70,7 @@ pub fn execute(plan: &Plan, options: &Execution, observer: &dyn Observer) -> Res
         plan,
         &layouts,
         options,
-        &device,
+        device,
         observer,
         &staging,
         &mut report,

@@ -23,7 +23,7 @@ mod tile;
 
 pub use device::{BlendTile, Device, Health, Operand};
 pub use digest::{TreeDigest, digest_file};
-pub use execute::execute;
+pub use execute::{execute, execute_on};
 pub use in_place::{inject_in_place, undo};
 pub use observer::{NoObserver, Observer, Progress};
 pub use options::{Execution, Link, Report};

@@ -9,6 +9,7 @@
 #[cfg(feature = "cli")]
 mod cli;
 mod conformance;
+mod devices;
 #[cfg(feature = "cli")]
 mod crash;
 #[cfg(feature = "cli")]

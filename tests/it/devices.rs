@@ -1,0 +1,81 @@
+//! Whole plans on every device, with every tile and number of threads: one output.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use elo_surgery::checkpoint::Checkpoint;
+use elo_surgery::engine::{Device, Execution, NoObserver, Reference, Simd, execute_on};
+use elo_surgery::format::{DigestAlgorithm, Reading};
+use elo_surgery::ops::{ChatVector, LayerScale, chat_vector};
+use elo_surgery::plan::Plan;
+
+fn model(name: &str) -> Checkpoint {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/models");
+    Checkpoint::open(root.join(name)).unwrap()
+}
+
+fn plan() -> Plan {
+    let layer_scales = vec![LayerScale { layers: "2-3".parse().unwrap(), factor: -0.3 }];
+    let request = ChatVector { scale: 0.7, layer_scales, ..ChatVector::default() };
+    chat_vector(&model("llama31-inst"), &model("llama31-base"), &model("llama31-target"), &request)
+        .unwrap()
+}
+
+/// Every file of a directory.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    entries.map(|p| (p.file_name().unwrap().into(), fs::read(&p).unwrap())).collect()
+}
+
+fn run(device: &dyn Device, change: impl FnOnce(&mut Execution)) -> BTreeMap<PathBuf, Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = Execution::to(dir.path().join("out"));
+    options.sync = false;
+    change(&mut options);
+    execute_on(device, &plan(), &options, &NoObserver).unwrap();
+    files(&options.out)
+}
+
+#[test]
+fn every_device_gives_the_same_files() {
+    let expected = run(&Reference, |_| {});
+    assert!(expected.len() > 5, "shards, index, config, tokenizer, provenance");
+    for device in Simd::levels() {
+        assert!(run(&device, |_| {}) == expected, "{}", device.name());
+    }
+}
+
+#[test]
+fn tiles_threads_and_reading_change_nothing() {
+    let device = Simd::new();
+    let expected = run(&device, |_| {});
+    for tile in [4 << 10, 16 << 10, 64 << 10, 1 << 20] {
+        for threads in [1, 2, 8] {
+            for reading in [Reading::Mapped, Reading::Calls] {
+                let found = run(&device, |options| {
+                    (options.tile, options.threads, options.reading) = (tile, threads, reading);
+                });
+                assert!(found == expected, "tile {tile}, {threads} threads, {reading:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn digests_are_those_of_the_files() {
+    for algorithm in [DigestAlgorithm::Blake3, DigestAlgorithm::Sha256] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = Execution::to(dir.path().join("out"));
+        options.digest = Some(algorithm);
+        execute_on(&Simd::new(), &plan(), &options, &NoObserver).unwrap();
+        let output = Checkpoint::open(&options.out).unwrap();
+        let record = output.provenance().unwrap();
+        assert_eq!(record.files.len(), files(&options.out).len() - 1, "all but itself");
+        for file in &record.files {
+            let path = options.out.join(&file.file);
+            let digest = elo_surgery::engine::digest_file(&path, algorithm, &mut |_| true).unwrap();
+            assert_eq!(file.digest.as_ref(), Some(&digest), "{}", file.file);
+        }
+    }
+}
