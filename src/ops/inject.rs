@@ -10,7 +10,7 @@ use super::operand::counterpart;
 use super::vector::refuse_vectors;
 use crate::checkpoint::{Checkpoint, LayerSelector, Role, locate};
 use crate::error::{Error, Result};
-use crate::format::Dtype;
+use crate::format::{Dtype, TensorEntry};
 use crate::plan::{Part, Plan};
 
 /// What to inject.
@@ -18,7 +18,7 @@ use crate::plan::{Part, Plan};
 pub struct Inject {
     /// The layers of the target to replace. Without it the part's own record of where it came from decides.
     pub layers: Option<LayerSelector>,
-    /// Also embedding, position embedding, final norm and head.
+    /// Also everything outside the layers: embedding, position embedding, final norm, head, and what else the part has.
     pub all: bool,
     /// Data bytes of a shard, to lay the output out anew.
     pub shard_size: Option<u64>,
@@ -45,70 +45,40 @@ pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<
 
     let mut problems = Vec::new();
     for (home, entry) in into.names_in_file_order() {
-        let found = match into.anatomy().role(&entry.name) {
-            Role::Layer(layer) if map.contains_key(&layer) => {
-                let renamed = into.anatomy().renumbered(&entry.name, map[&layer]);
-                Some((renamed.clone(), counterpart(into, &renamed, part)))
-            }
-            Role::Embedding | Role::PositionEmbedding | Role::FinalNorm | Role::Head
-                if request.all =>
-            {
-                Some((entry.name.clone(), counterpart(into, &entry.name, part)))
-            }
-            _ => None,
+        let wanted = match into.anatomy().role(&entry.name) {
+            Role::Layer(layer) => map
+                .get(&layer)
+                .map(|own| into.anatomy().renumbered(&entry.name, *own)),
+            Role::MultiToken => None,
+            // What else lies outside the layers (a vision tower, an embedding's norm) stays where the part lacks it.
+            Role::Other if counterpart(into, &entry.name, part).is_none() => None,
+            _ => request.all.then(|| entry.name.clone()),
         };
-        let parts = match found {
+        let parts = match wanted {
             None => {
                 let stretches = locate(into, &entry.name)
                     .map(|(_, s)| s)
                     .unwrap_or_default();
-                draft
+                Ok(draft
                     .slices("into", &stretches)
                     .into_iter()
                     .map(Part::Copy)
-                    .collect()
+                    .collect())
             }
-            Some((name, None)) => {
-                problems.push(format!("tensor `{name}` is missing in `{}`", part.name()));
-                continue;
-            }
-            Some((name, Some((shape, _)))) if shape != entry.shape => {
-                problems.push(format!(
-                    "tensor `{name}` has shape {shape}, `{}` in `{}` has {}",
-                    entry.name,
-                    into.name(),
-                    entry.shape
-                ));
-                continue;
-            }
-            Some((name, Some((_, stretches)))) => {
-                let slices = draft.slices("part", &stretches);
-                let quantised = || scaled(part, into, &name);
-                let odd = slices
-                    .iter()
-                    .find(|s| !converts(&s.dtype, &entry.dtype, quantised));
-                if let Some(odd) = odd {
-                    problems.push(format!(
-                        "tensor `{name}` is {}, `{}` needs {}",
-                        odd.dtype,
-                        into.name(),
-                        entry.dtype
-                    ));
-                    continue;
-                }
-                slices
-                    .into_iter()
-                    .map(|s| as_dtype(s, &entry.dtype))
-                    .collect()
-            }
+            Some(name) => replacement(&mut draft, part, into, &name, entry),
         };
-        draft.push(
-            home,
-            &entry.name,
-            entry.dtype.clone(),
-            entry.shape.clone(),
-            parts,
-        );
+        match parts {
+            Ok(parts) => {
+                draft.push(
+                    home,
+                    &entry.name,
+                    entry.dtype.clone(),
+                    entry.shape.clone(),
+                    parts,
+                );
+            }
+            Err(problem) => problems.push(problem),
+        }
     }
     problems.extend(unplaced(part, into, &map, request.all));
     if !problems.is_empty() {
@@ -122,6 +92,41 @@ pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<
         shard_size: request.shard_size,
         ..Derived::from(into, "into")
     })
+}
+
+/// The part's tensor `name` in the dtype of the target's `entry`, or why it does not fit.
+fn replacement(
+    draft: &mut Draft,
+    part: &Checkpoint,
+    into: &Checkpoint,
+    name: &str,
+    entry: &TensorEntry,
+) -> Result<Vec<Part>, String> {
+    let Some((shape, stretches)) = counterpart(into, name, part) else {
+        return Err(format!("tensor `{name}` is missing in `{}`", part.name()));
+    };
+    let (own, model) = (&entry.name, into.name());
+    if shape != entry.shape {
+        return Err(format!(
+            "tensor `{name}` has shape {shape}, `{own}` in `{model}` has {}",
+            entry.shape
+        ));
+    }
+    let slices = draft.slices("part", &stretches);
+    let quantised = || scaled(part, into, name);
+    match slices
+        .iter()
+        .find(|s| !converts(&s.dtype, &entry.dtype, quantised))
+    {
+        Some(odd) => Err(format!(
+            "tensor `{name}` is {}, `{model}` needs {}",
+            odd.dtype, entry.dtype
+        )),
+        None => Ok(slices
+            .into_iter()
+            .map(|s| as_dtype(s, &entry.dtype))
+            .collect()),
+    }
 }
 
 /// Whether values can become another dtype by rounding alone.

@@ -9,9 +9,9 @@
 #[cfg(feature = "cli")]
 mod cli;
 mod conformance;
-mod devices;
 #[cfg(feature = "cli")]
 mod crash;
+mod devices;
 #[cfg(feature = "cli")]
 mod faults;
 mod floors;
