@@ -158,6 +158,13 @@ fn check_place(plan: &Plan, out: &Path) -> Result<()> {
     let mut inputs: BTreeSet<PathBuf> = BTreeSet::new();
     for source in &plan.sources {
         inputs.insert(fs::canonicalize(&source.path).at("open", &source.path)?);
+        // Names of models are text for people; a directory that is no UTF-8 is known by its files.
+        if let Some(dir) = source.path.parent() {
+            let named = |name: &str| name == dir.display().to_string();
+            if plan.parents.iter().any(|parent| named(&parent.model)) {
+                inputs.insert(fs::canonicalize(dir).at("open", dir)?);
+            }
+        }
     }
     for parent in &plan.parents {
         // A model that was given as a directory is an input as a whole.

@@ -271,6 +271,6 @@ fn a_part_that_does_not_fit_is_refused_by_tensor() {
     write_sharded(&fewer, &tensors, 1);
     inject(&fewer)
         .fails(3)
-        .expect(3, &["layers.3.mlp.up_proj.weight", "fewer"]);
+        .expect(3, &["layers.1.mlp.up_proj.weight", "missing"]);
     assert!(!out.exists());
 }
