@@ -8,8 +8,8 @@ use super::vector::Vector;
 use super::vocabulary::{Rows, VocabularyPolicy};
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
-use crate::format::{Shape, TensorEntry};
-use crate::plan::{Blend, Part, Slice, Term};
+use crate::format::{Dtype, Shape, TensorEntry};
+use crate::plan::{Blend, Output, Part, Slice, Term};
 
 /// Works through the target's tensors and collects every problem.
 pub(super) struct Sums<'a> {
@@ -20,6 +20,11 @@ pub(super) struct Sums<'a> {
     vocabularies: Vec<String>,
     /// Rows of the extended vocabulary.
     rows: Option<u64>,
+}
+
+/// Whether a tensor has one row a token.
+pub(super) fn is_vocabulary(role: Role) -> bool {
+    matches!(role, Role::Embedding | Role::Head)
 }
 
 /// The operands of one tensor.
@@ -47,7 +52,21 @@ impl<'a> Sums<'a> {
     }
 
     /// The rows of an extended vocabulary, or everything that is wrong.
-    pub(super) fn finish(self) -> Result<Option<u64>> {
+    pub(super) fn finish(mut self, tensors: &[Output]) -> Result<Option<u64>> {
+        if let Some(rows) = self.rows {
+            let vocabulary = |t: &&Output| is_vocabulary(self.into.anatomy().role(&t.name));
+            for tensor in tensors
+                .iter()
+                .filter(vocabulary)
+                .filter(|t| t.shape.rows() != rows)
+            {
+                self.problems.push(format!(
+                    "`--vocab extend` gives {rows} rows, but `{}` is left at {}: extend both or none",
+                    tensor.name,
+                    tensor.shape.rows()
+                ));
+            }
+        }
         if !self.vocabularies.is_empty() {
             return Err(Error::Vocabulary {
                 problems: self.vocabularies,
@@ -100,7 +119,7 @@ impl<'a> Sums<'a> {
         scale: f64,
     ) -> Result<()> {
         let role = self.into.anatomy().role(&entry.name);
-        let vocabulary = matches!(role, Role::Embedding | Role::Head);
+        let vocabulary = is_vocabulary(role);
         let chosen = self.request.filter.selects(&entry.name)
             && !(vocabulary && self.request.skip_embeddings);
         let dtype = match &self.request.dtype {
@@ -165,28 +184,55 @@ impl<'a> Sums<'a> {
                     copied(own),
                 );
             }
-            policy => {
-                let Some(rows) = self.rows_of(draft, &own, &found, scale) else {
-                    self.problems.push(self.shapes(entry, &found));
-                    return Ok(());
-                };
-                let (shape, parts) = rows.parts(policy, &dtype);
-                if shape.rows() != entry.shape.rows() {
-                    self.rows = Some(shape.rows());
-                }
-                draft.note(format!(
-                    "`{}`: {} of {} rows get the vector",
-                    entry.name,
-                    rows.into
-                        .shape
-                        .rows()
-                        .min(rows.inst.shape.rows())
-                        .min(rows.base_rows),
-                    shape.rows()
-                ));
-                draft.push(home, &entry.name, dtype, shape, parts);
-            }
+            policy => self.add_rows(draft, home, entry, &own, &found, &dtype, scale, policy)?,
         }
+        Ok(())
+    }
+
+    /// A vocabulary-sized tensor under `overlap` or `extend`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call, right above; they share no other life"
+    )]
+    fn add_rows(
+        &mut self,
+        draft: &mut Draft,
+        home: usize,
+        entry: &TensorEntry,
+        own: &[Slice],
+        found: &Found<'_>,
+        dtype: &Dtype,
+        scale: f64,
+        policy: VocabularyPolicy,
+    ) -> Result<()> {
+        let Some(rows) = self.rows_of(draft, own, found, scale) else {
+            self.problems.push(self.shapes(entry, found));
+            return Ok(());
+        };
+        let (shape, parts) = rows.parts(policy, dtype);
+        let (old, new) = (entry.shape.rows(), shape.rows());
+        if new > old && rows.base.is_none() && rows.base_rows > old {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "`--vocab extend` of `{}` from {old} to {new} rows",
+                    entry.name
+                ),
+                reason: format!(
+                    "the saved vector holds differences, not the instruct model's rows, up to row {}",
+                    rows.base_rows
+                ),
+                hint: "use `--inst` and `--base`, or `--vocab overlap`".into(),
+            });
+        }
+        if new != old {
+            self.rows = Some(new);
+        }
+        let shared = old.min(rows.inst.shape.rows()).min(rows.base_rows);
+        draft.note(format!(
+            "`{}`: {shared} of {new} rows get the vector",
+            entry.name
+        ));
+        draft.push(home, &entry.name, dtype.clone(), shape, parts);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use super::draft::{Derived, Draft, as_dtype};
 use super::filter::TensorFilter;
 use super::operand::{effective, line_up, rows_of};
 use super::quantised::refuse_quantised;
-use super::sums::{mismatch, missing_layers};
+use super::sums::{is_vocabulary, mismatch, missing_layers};
 use crate::checkpoint::{Checkpoint, Role, SidecarFile, locate};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
@@ -137,38 +137,44 @@ pub fn save_vector(
     draft.parent("inst", inst);
     draft.parent("base", base);
     let mut problems = missing_layers(base, inst);
-    for (home, entry) in inst.names_in_file_order() {
-        if !filter.selects(&entry.name) || !entry.dtype.is_float() {
-            draft.note(format!("`{}` is not part of the vector", entry.name));
+    let own_head = inst.names_with_role(Role::Head).is_empty() && inst.is_tied();
+    let base_head = base
+        .names_with_role(Role::Head)
+        .into_iter()
+        .filter(|_| own_head);
+    let names = inst
+        .names_in_file_order()
+        .map(|(home, entry)| (home, entry.name.as_str()));
+    // A head that only the base stores has a difference too: to the instruct model's embedding.
+    for (home, name) in names.chain(base_head.map(|name| (0, name))) {
+        let Some((shape, a)) = effective(base, name, inst) else {
+            continue;
+        };
+        let float = a.iter().all(|stretch| stretch.dtype.is_float());
+        if !filter.selects(name) || !float {
+            draft.note(format!("`{name}` is not part of the vector"));
             continue;
         }
-        refuse_quantised(&[inst, base], &entry.name)?;
-        let own = locate(inst, &entry.name);
-        let (Some((shape, a)), Some((b_shape, b))) = (own, effective(inst, &entry.name, base))
+        refuse_quantised(&[inst, base], name)?;
+        let Some((base_shape, b)) = effective(inst, name, base).or_else(|| locate(base, name))
         else {
             problems.push(format!(
-                "tensor `{}` is missing in base `{}`",
-                entry.name,
+                "tensor `{name}` is missing in base `{}`",
                 base.name()
             ));
             continue;
         };
-        let vocabulary = matches!(
-            inst.anatomy().role(&entry.name),
-            Role::Embedding | Role::Head
-        );
-        if shape.0.get(1..) != b_shape.0.get(1..) || (!vocabulary && shape != b_shape) {
-            problems.push(format!(
-                "tensor `{}`: inst {shape}, base {b_shape}",
-                entry.name
-            ));
+        let vocabulary = is_vocabulary(inst.anatomy().role(name));
+        let same_columns = shape.0.get(1..) == base_shape.0.get(1..);
+        if !same_columns || (!vocabulary && shape != base_shape) {
+            problems.push(format!("tensor `{name}`: inst {shape}, base {base_shape}"));
             continue;
         }
         let wide = a.iter().chain(&b).any(|s| *s.dtype == Dtype::F64);
         let dtype = if wide { Dtype::F64 } else { Dtype::F32 };
         let (a, b) = (draft.slices("inst", &a), draft.slices("base", &b));
         let parts = difference(&a, &b, &dtype);
-        draft.push(home, &entry.name, dtype, shape, parts);
+        draft.push(home, name, dtype, shape, parts);
     }
     if !problems.is_empty() {
         return Err(mismatch("the vector cannot be computed", problems));
