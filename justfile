@@ -25,4 +25,4 @@ kill rounds="200":
 
 # Reference logits of extracted, injected and chat-vector models in transformers (needs torch and transformers 5).
 logits python:
-    {{python}} tests/peers/check_logits.py fixtures/golden target/release/elo-surgery
+    {{python}} tests/peers/check_logits.py target/release/elo-surgery fixtures/golden
