@@ -16,7 +16,7 @@ bench-kernels:
 
 # End to end against `cp` and `cat`, on generated 2.2 GB checkpoints; peers too where PEERS names their Python.
 bench dir peers="":
-    cargo build --release
+    cargo build --release --bin elo-surgery --example make_checkpoint
     PEERS={{peers}} bash benches/end_to_end.sh {{dir}} target/release/elo-surgery
 
 # The kill harness at release strength.
@@ -25,4 +25,4 @@ kill rounds="200":
 
 # Reference logits of extracted, injected and chat-vector models in transformers (needs torch and transformers 5).
 logits python:
-    {{python}} tests/peers/check_logits.py fixtures/golden target/release/elo-surgery
+    {{python}} tests/peers/check_logits.py target/release/elo-surgery fixtures/golden
