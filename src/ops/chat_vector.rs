@@ -101,7 +101,7 @@ fn plan(vector: Vector<'_>, into: &Checkpoint, request: &ChatVector) -> Result<P
         sums.add(&mut draft, home, entry, scale)?;
     }
     sums.add_missing_head(&mut draft)?;
-    sums.note_extras(&mut draft);
+    sums.check_extras(&mut draft);
     let rows = sums.finish(&draft.plan().tensors)?;
     let mut derived = Derived {
         shard_size: request.shard_size,

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::draft::{Derived, Draft, as_dtype};
 use super::extract::check_layer_count;
-use super::operand::counterpart;
+use super::operand::{counterpart, is_buffer};
 use super::vector::refuse_vectors;
 use crate::checkpoint::{Checkpoint, LayerSelector, Role, locate};
 use crate::error::{Error, Result};
@@ -251,17 +251,4 @@ fn unplaced(
         }
     }
     lost
-}
-
-/// Buffers that older exports store and that models compute anew.
-fn is_buffer(name: &str) -> bool {
-    [
-        ".rotary_emb.inv_freq",
-        ".attn.bias",
-        ".attn.masked_bias",
-        ".attention.bias",
-        ".attention.masked_bias",
-    ]
-    .iter()
-    .any(|end| name.ends_with(end))
 }

@@ -121,3 +121,16 @@ fn elements_of(slices: &[Slice], from: u64, to: u64) -> Option<Slice> {
     }
     None
 }
+
+/// Buffers that older exports store and that models compute anew.
+pub(super) fn is_buffer(name: &str) -> bool {
+    [
+        ".rotary_emb.inv_freq",
+        ".attn.bias",
+        ".attn.masked_bias",
+        ".attention.bias",
+        ".attention.masked_bias",
+    ]
+    .iter()
+    .any(|end| name.ends_with(end))
+}

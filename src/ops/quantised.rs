@@ -6,14 +6,20 @@ use crate::error::{Error, Result};
 /// The scale tensor that belongs to a weight, if the checkpoint stores one.
 pub(super) fn scale_of(model: &Checkpoint, name: &str) -> Option<String> {
     let stem = name.strip_suffix(".weight").unwrap_or(name);
-    [
-        format!("{name}_scale_inv"),
-        format!("{name}_scale"),
-        format!("{stem}.scales"),
-        format!("{stem}_scales"),
+    let beside = ["_scale_inv", "_scale", "_scale_2"].map(|end| format!("{name}{end}"));
+    let within = [
+        ".scale_weight",
+        ".input_scale",
+        ".scale_input",
+        ".scale",
+        ".scales",
+        "_scales",
     ]
-    .into_iter()
-    .find(|scale| model.tensor(scale).is_some())
+    .map(|end| format!("{stem}{end}"));
+    beside
+        .into_iter()
+        .chain(within)
+        .find(|scale| model.tensor(scale).is_some())
 }
 
 /// Refuses arithmetic on a tensor that any of the models stores as codes.

@@ -2,7 +2,7 @@
 
 use super::chat_vector::ChatVector;
 use super::draft::{Draft, as_dtype};
-use super::operand::{effective, line_up};
+use super::operand::{effective, is_buffer, line_up};
 use super::quantised::refuse_quantised;
 use super::vector::Vector;
 use super::vocabulary::{Rows, VocabularyPolicy};
@@ -385,18 +385,27 @@ impl<'a> Sums<'a> {
         Ok(())
     }
 
-    /// Tensors of the vector that the target does not have, outside the layers.
-    pub(super) fn note_extras(&self, draft: &mut Draft) {
+    /// Tensors of the vector that the target does not have: in a layer a problem, elsewhere worth a note.
+    pub(super) fn check_extras(&mut self, draft: &mut Draft) {
         for (role, model) in self.vector.models() {
-            let extra = |name: &str| {
-                effective(model, name, self.into).is_none()
-                    && matches!(model.anatomy().role(name), Role::Other | Role::MultiToken)
-            };
-            let extras: Vec<&str> = model
-                .tensors()
-                .map(|(name, _)| name)
-                .filter(|n| extra(n))
-                .collect();
+            let mut extras = Vec::new();
+            for (name, _) in model.tensors() {
+                if is_buffer(name) || effective(model, name, self.into).is_some() {
+                    continue;
+                }
+                match model.anatomy().role(name) {
+                    // Whole layers too many are told of by their number.
+                    Role::Layer(layer) if layer >= self.into.layers() => {}
+                    Role::Layer(_) if self.request.filter.selects(name) => {
+                        let target = self.into.name();
+                        let problem =
+                            format!("tensor `{name}` of {role} has no place in `{target}`");
+                        self.problems.push(problem);
+                    }
+                    Role::Head => {}
+                    _ => extras.push(name),
+                }
+            }
             if let Some(first) = extras.first() {
                 draft.note(format!(
                     "{} tensors of {role} have no counterpart in the target (first: `{first}`)",
