@@ -68,10 +68,7 @@ fn damaged(filter: &str) {
     };
     let mut out = vec![0; TILE];
     for device in Simd::levels() {
-        let name = format!(
-            "base BF16 BF16 BF16 -> BF16 with infinities, {}",
-            device.name()
-        );
+        let name = format!("base BF16 BF16 BF16 -> BF16 with infinities, {}", device.name());
         if name.contains(filter) {
             let speed = fastest(4 * TILE, || {
                 device.blend(black_box(&tile), &mut out).unwrap();
@@ -83,19 +80,10 @@ fn damaged(filter: &str) {
 
 /// The statistics run on the best instruction set.
 fn statistics(filter: &str) {
-    for dtype in [
-        Dtype::BF16,
-        Dtype::F16,
-        Dtype::F32,
-        Dtype::F64,
-        Dtype::F8E4M3,
-    ] {
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64, Dtype::F8E4M3] {
         let elements = TILE / usize::try_from(dtype.bytes().unwrap()).unwrap();
         let (a, b) = (weights(&dtype, elements, 1), weights(&dtype, elements, 2));
-        let operand = |bytes| Operand {
-            dtype: &dtype,
-            bytes,
-        };
+        let operand = |bytes| Operand { dtype: &dtype, bytes };
         let (a, b) = (operand(a.as_slice()), operand(b.as_slice()));
         let name = format!("non_finite {dtype}");
         if name.contains(filter) {
@@ -120,15 +108,10 @@ fn blend(device: Simd, base: Option<&Dtype>, terms: &[&Dtype], to: &Dtype) -> f6
     let widest = base.into_iter().chain(terms.iter().copied()).chain([to]);
     let elements = TILE / widest.map(size).max().unwrap();
     let base = base.map(|dtype| (dtype, weights(dtype, elements, 1)));
-    let terms: Vec<_> = (2..)
-        .zip(terms)
-        .map(|(seed, d)| (*d, weights(d, elements, seed)))
-        .collect();
+    let terms: Vec<_> =
+        (2..).zip(terms).map(|(seed, d)| (*d, weights(d, elements, seed))).collect();
     let operand = |dtype, bytes| Operand { dtype, bytes };
-    let operands: Vec<_> = terms
-        .iter()
-        .map(|(d, bytes)| (operand(*d, bytes), 0.7))
-        .collect();
+    let operands: Vec<_> = terms.iter().map(|(d, bytes)| (operand(*d, bytes), 0.7)).collect();
     let tile = BlendTile {
         base: base.as_ref().map(|(d, bytes)| operand(*d, bytes)),
         terms: &operands,
@@ -155,9 +138,7 @@ fn fastest(bytes: usize, mut work: impl FnMut()) -> f64 {
         }
         started.elapsed().as_secs_f64()
     };
-    let seconds = std::iter::repeat_with(round)
-        .take(20)
-        .fold(f64::MAX, f64::min);
+    let seconds = std::iter::repeat_with(round).take(20).fold(f64::MAX, f64::min);
     bytes as f64 * turns / seconds / 1e9
 }
 
@@ -170,16 +151,8 @@ fn weights(dtype: &Dtype, elements: usize, seed: u32) -> Vec<u8> {
     let bytes: Vec<u8> = values.flat_map(|v| (v as f32).to_le_bytes()).collect();
     let size = usize::try_from(dtype.bytes().unwrap()).unwrap();
     let mut out = vec![0; elements * size];
-    let operand = Operand {
-        dtype: &Dtype::F32,
-        bytes: &bytes,
-    };
-    let tile = BlendTile {
-        base: None,
-        terms: &[(operand, 1.0)],
-        lambda: 1.0,
-        dtype,
-    };
+    let operand = Operand { dtype: &Dtype::F32, bytes: &bytes };
+    let tile = BlendTile { base: None, terms: &[(operand, 1.0)], lambda: 1.0, dtype };
     Simd::new().blend(&tile, &mut out).unwrap();
     out
 }

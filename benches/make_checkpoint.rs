@@ -141,12 +141,7 @@ fn write_shard(
         let range = end..end + 2 * elements(shape);
         end = range.end;
         let (name, shape) = (name.clone(), shape.clone());
-        header.tensors.push(TensorEntry {
-            name,
-            dtype: Dtype::BF16,
-            shape,
-            range,
-        });
+        header.tensors.push(TensorEntry { name, dtype: Dtype::BF16, shape, range });
     }
     // Eight, as the safetensors library pads: data of real checkpoints is not aligned to pages.
     let bytes = header.to_bytes(8);
@@ -157,11 +152,7 @@ fn write_shard(
     for (tensor, entry) in (first..).zip(&header.tensors) {
         let count = elements(&entry.shape);
         let mean = if entry.shape.0.len() == 1 { 1.0 } else { 0.0 };
-        let mut start = if options.sparse {
-            count.saturating_sub(TAIL)
-        } else {
-            0
-        };
+        let mut start = if options.sparse { count.saturating_sub(TAIL) } else { 0 };
         while start < count {
             let stop = count.min(start + BLOCK);
             let weights: Vec<[u8; 2]> = (start..stop)

@@ -24,13 +24,7 @@ fn answer(line: &str) -> Result<Value, String> {
         serde_json::from_str(line).map_err(|error| error.to_string())?;
     let config = request.get("config").and_then(Value::as_object);
     let config = config.ok_or("`config` is missing")?;
-    let list = |key: &str| {
-        request
-            .get(key)
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-    };
+    let list = |key: &str| request.get(key).and_then(Value::as_array).into_iter().flatten();
     let keep: Vec<u64> = list("keep").filter_map(Value::as_u64).collect();
     let names = list("names").filter_map(Value::as_str);
     let anatomy = Anatomy::resolve(Some(config), names).map_err(|error| error.to_string())?;

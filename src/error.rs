@@ -29,10 +29,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Not enough room for the output.
-    #[error(
-        "not enough space for `{}`: {needed} bytes needed, {free} bytes free",
-        Shown(path)
-    )]
+    #[error("not enough space for `{}`: {needed} bytes needed, {free} bytes free", Shown(path))]
     NoSpace {
         /// The file or directory being written.
         path: PathBuf,
@@ -85,10 +82,7 @@ pub enum Error {
         file: String,
     },
     /// A shard, index or config is a FIFO, device, directory or forbidden link.
-    #[error(
-        "`{}` is {kind}, not a regular file inside the checkpoint",
-        Shown(path)
-    )]
+    #[error("`{}` is {kind}, not a regular file inside the checkpoint", Shown(path))]
     NotRegular {
         /// The path.
         path: PathBuf,
@@ -142,11 +136,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The output is, holds, or lies inside an input.
-    #[error(
-        "the output `{}` {relation} the input `{}`",
-        Shown(output),
-        Shown(input)
-    )]
+    #[error("the output `{}` {relation} the input `{}`", Shown(output), Shown(input))]
     OutputIsInput {
         /// The output.
         output: PathBuf,
@@ -164,10 +154,7 @@ pub enum Error {
         holder: String,
     },
     /// A staging directory of another plan is in the way.
-    #[error(
-        "`{}` holds an unfinished run that cannot be resumed: {difference}",
-        Shown(path)
-    )]
+    #[error("`{}` holds an unfinished run that cannot be resumed: {difference}", Shown(path))]
     CannotResume {
         /// The staging directory.
         path: PathBuf,
@@ -175,11 +162,7 @@ pub enum Error {
         difference: String,
     },
     /// A source changed while it was read.
-    #[error(
-        "`{}` changed while it was being read{}: {what}",
-        Shown(path),
-        ForTensor(tensor)
-    )]
+    #[error("`{}` changed while it was being read{}: {what}", Shown(path), ForTensor(tensor))]
     SourceChanged {
         /// The file.
         path: PathBuf,
@@ -316,7 +299,7 @@ impl Error {
                 "make sure that nothing writes to the source, then run again".into()
             }
             Self::NonFinite { .. } => {
-                "choose a wider dtype with `--dtype`, or pass `--allow-nonfinite` to keep them".into()
+                "choose a wider dtype (`--dtype`, where the command has it), or pass `--allow-nonfinite` to keep them".into()
             }
             Self::UnfinishedInPlace { path } => format!(
                 "`elo-surgery inject --undo {}` restores the model, or repeat the `inject --in-place` to finish it",
@@ -333,10 +316,7 @@ impl Error {
 
     /// Whether a staging directory is worth keeping: the same command can continue after the cause is gone.
     pub fn is_resumable(&self) -> bool {
-        matches!(
-            self,
-            Self::Io { .. } | Self::NoSpace { .. } | Self::Interrupted { .. }
-        )
+        matches!(self, Self::Io { .. } | Self::NoSpace { .. } | Self::Interrupted { .. })
     }
 }
 
@@ -348,11 +328,7 @@ pub trait IoContext<T> {
 
 impl<T> IoContext<T> for io::Result<T> {
     fn at(self, action: &'static str, path: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|source| Error::Io {
-            action,
-            path: path.as_ref().to_owned(),
-            source,
-        })
+        self.map_err(|source| Error::Io { action, path: path.as_ref().to_owned(), source })
     }
 }
 

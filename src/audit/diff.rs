@@ -184,9 +184,7 @@ fn matched<'a>(a: &'a Checkpoint, b: &'a Checkpoint) -> Vec<Matched<'a>> {
         })
         .collect();
     let known: BTreeSet<&str> = matched.iter().map(|t| t.name).collect();
-    let added = b
-        .names_in_file_order()
-        .filter(|(_, entry)| !known.contains(entry.name.as_str()));
+    let added = b.names_in_file_order().filter(|(_, entry)| !known.contains(entry.name.as_str()));
     matched.extend(added.map(|(_, entry)| Matched {
         name: &entry.name,
         a: None,
@@ -227,17 +225,9 @@ impl<'a> Matched<'a> {
                 bytes.end = bytes.start + shared;
             }
             let dtype = &entry.dtype;
-            Some(Side {
-                source: sources.get(shard)?,
-                dtype,
-                bytes,
-            })
+            Some(Side { source: sources.get(shard)?, dtype, bytes })
         };
-        Some(Pair {
-            name: self.name,
-            a: side(a_shard, a)?,
-            b: side(b_shard, b)?,
-        })
+        Some(Pair { name: self.name, a: side(a_shard, a)?, b: side(b_shard, b)? })
     }
 
     fn outcome(&self, a: &Checkpoint, b: &Checkpoint, distance: Option<&Distance>) -> TensorDiff {
@@ -281,14 +271,10 @@ fn is_prefix(a: &Shape, b: &Shape) -> bool {
 fn module(checkpoint: &Checkpoint, name: &str) -> String {
     let part = GroupKind::of(checkpoint, name).part(checkpoint, name);
     let is_number = |piece: &str| !piece.is_empty() && piece.bytes().all(|b| b.is_ascii_digit());
-    let mut pieces: Vec<&str> = part
-        .split('.')
-        .map(|piece| if is_number(piece) { "*" } else { piece })
-        .collect();
+    let mut pieces: Vec<&str> =
+        part.split('.').map(|piece| if is_number(piece) { "*" } else { piece }).collect();
     let is_value = |piece: &str| {
-        ["weight", "bias", "scale", "qzeros", "g_idx"]
-            .iter()
-            .any(|word| piece.contains(word))
+        ["weight", "bias", "scale", "qzeros", "g_idx"].iter().any(|word| piece.contains(word))
     };
     if pieces.len() > 1 && pieces.last().is_some_and(|last| is_value(last)) {
         pieces.pop();
@@ -319,10 +305,7 @@ mod tests {
             bytes[..4].copy_from_slice(&5.0_f32.to_le_bytes());
         });
         let found = compare(&plain(), &b);
-        let states = found
-            .tensors
-            .iter()
-            .filter(|t| t.state == TensorState::Changed);
+        let states = found.tensors.iter().filter(|t| t.state == TensorState::Changed);
         assert_eq!(states.count(), 1);
         let changed = find(&found, name);
         let change = changed.change.unwrap();
@@ -376,9 +359,7 @@ mod tests {
 
     #[test]
     fn the_same_file_is_not_read() {
-        let fixture = Fixture::llama(1, |_, _| 1.0)
-            .next_shard()
-            .f32("x", &[1], &[1.0]);
+        let fixture = Fixture::llama(1, |_, _| 1.0).next_shard().f32("x", &[1], &[1.0]);
         fixture.write(0);
         let linked = tempfile::tempdir().unwrap();
         for file in std::fs::read_dir(fixture.dir.path()).unwrap() {
@@ -407,19 +388,12 @@ mod tests {
                 .collect()
         };
         let name = "model.layers.0.mlp.up_proj.weight";
-        let a = Fixture::new()
-            .f32(name, &[u64::from(len)], &wave(1.0))
-            .open_kept();
-        let b = Fixture::new()
-            .f32(name, &[u64::from(len)], &wave(1.01))
-            .open_kept();
+        let a = Fixture::new().f32(name, &[u64::from(len)], &wave(1.0)).open_kept();
+        let b = Fixture::new().f32(name, &[u64::from(len)], &wave(1.01)).open_kept();
         let mut results = Vec::new();
         for threads in [1, 2, 5] {
             for reading in [Reading::Mapped, Reading::Calls] {
-                let options = DiffOptions {
-                    threads: NonZeroUsize::new(threads),
-                    reading,
-                };
+                let options = DiffOptions { threads: NonZeroUsize::new(threads), reading };
                 let read = AtomicU64::new(0);
                 let observer = |bytes: u64| {
                     read.fetch_add(bytes, Ordering::Relaxed);

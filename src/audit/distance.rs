@@ -25,10 +25,7 @@ pub(super) struct Sources {
 
 impl Sources {
     pub(super) fn new(reading: Reading) -> Self {
-        Self {
-            reading,
-            open: BTreeMap::new(),
-        }
+        Self { reading, open: BTreeMap::new() }
     }
 
     pub(super) fn open(&mut self, shard: &ShardFile) -> Result<()> {
@@ -158,15 +155,10 @@ impl Pair<'_> {
             .into_par_iter()
             .map_init(Scratch::default, |scratch, (tile, found)| match found {
                 Some(found) => Ok(found),
-                None => Ok(self
-                    .tile(tile, scratch, true)?
-                    .unwrap_or(Distance::SameBytes)),
+                None => Ok(self.tile(tile, scratch, true)?.unwrap_or(Distance::SameBytes)),
             })
             .collect::<Result<_>>()?;
-        Ok(all
-            .into_iter()
-            .reduce(Distance::merge)
-            .unwrap_or(Distance::SameBytes))
+        Ok(all.into_iter().reduce(Distance::merge).unwrap_or(Distance::SameBytes))
     }
 
     /// One tile; `None` for equal bytes, unless their sums are wanted too.
@@ -183,21 +175,9 @@ impl Pair<'_> {
     }
 
     fn compare(&self, a: &[u8], b: &[u8]) -> Distance {
-        let (a, b) = (
-            Operand {
-                dtype: self.a.dtype,
-                bytes: a,
-            },
-            Operand {
-                dtype: self.b.dtype,
-                bytes: b,
-            },
-        );
+        let (a, b) =
+            (Operand { dtype: self.a.dtype, bytes: a }, Operand { dtype: self.b.dtype, bytes: b });
         let found = compare(a, b);
-        if self.a.dtype.is_float() {
-            Distance::Measured(found)
-        } else {
-            Distance::Counted(found)
-        }
+        if self.a.dtype.is_float() { Distance::Measured(found) } else { Distance::Counted(found) }
     }
 }

@@ -21,11 +21,7 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-            shards: vec![Vec::new()],
-            config: json!({}),
-        }
+        Self { dir: tempfile::tempdir().unwrap(), shards: vec![Vec::new()], config: json!({}) }
     }
 
     /// A llama of `layers` layers, hidden size 4, vocabulary 8, f32, values from `value(tensor, element)`.
@@ -42,9 +38,8 @@ impl Fixture {
         names.push(("lm_head.weight".into(), vec![8, 4]));
         for (t, (name, shape)) in names.iter().enumerate() {
             let elements: u64 = shape.iter().product();
-            let values: Vec<f32> = (0..usize::try_from(elements).unwrap())
-                .map(|e| value(t, e))
-                .collect();
+            let values: Vec<f32> =
+                (0..usize::try_from(elements).unwrap()).map(|e| value(t, e)).collect();
             it = it.f32(name, shape, &values);
         }
         let config = json!({
@@ -55,12 +50,7 @@ impl Fixture {
     }
 
     pub(super) fn tensor(mut self, name: &str, dtype: Dtype, shape: &[u64], bytes: &[u8]) -> Self {
-        let tensor = (
-            name.to_owned(),
-            dtype,
-            Shape(shape.to_vec()),
-            bytes.to_vec(),
-        );
+        let tensor = (name.to_owned(), dtype, Shape(shape.to_vec()), bytes.to_vec());
         self.shards.last_mut().unwrap().push(tensor);
         self
     }
@@ -112,12 +102,7 @@ impl Fixture {
                 let range = start..data.len() as u64;
                 let (name, dtype, shape) = (name.clone(), dtype.clone(), shape.clone());
                 weight_map.insert(name.clone(), self.shard_name(s));
-                header.tensors.push(TensorEntry {
-                    name,
-                    dtype,
-                    shape,
-                    range,
-                });
+                header.tensors.push(TensorEntry { name, dtype, shape, range });
             }
             let mut bytes = header.to_bytes(1);
             let json = bytes.len() as u64 - 8 + padding;

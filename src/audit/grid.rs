@@ -53,13 +53,7 @@ impl Aggregate {
             (None, 0) => (0.0, 1.0, 0.0),
             (None, _) => (f64::NAN, f64::NAN, f64::NAN),
         };
-        Self {
-            tensors: count,
-            changed,
-            relative_norm,
-            cosine,
-            largest,
-        }
+        Self { tensors: count, changed, relative_norm, cosine, largest }
     }
 }
 
@@ -106,10 +100,7 @@ impl Grid {
             if let GroupKind::Layer(layer) = found.0.kind {
                 cells.entry((layer, module)).or_default().push(found);
                 layers.entry(layer).or_default().push(found);
-                modules
-                    .entry((place(module), module))
-                    .or_default()
-                    .push(found);
+                modules.entry((place(module), module)).or_default().push(found);
             } else {
                 outside.entry(found.0.kind).or_default().push(found);
             }
@@ -176,9 +167,7 @@ fn place(module: &str) -> usize {
         "experts",
         "post_feedforward",
     ];
-    FLOW.iter()
-        .position(|word| module.contains(word))
-        .unwrap_or(FLOW.len())
+    FLOW.iter().position(|word| module.contains(word)).unwrap_or(FLOW.len())
 }
 
 #[cfg(test)]
@@ -196,30 +185,17 @@ mod tests {
                 }
             })
             .f32("model.layers.0.self_attn.q_norm.weight", &[1], &[1.0]);
-        let found = diff(
-            &plain().open_kept().1,
-            &b.open(),
-            &DiffOptions::default(),
-            &|_: u64| {},
-        );
+        let found = diff(&plain().open_kept().1, &b.open(), &DiffOptions::default(), &|_: u64| {});
         let grid = found.unwrap().grid;
         let modules: Vec<&str> = grid.modules.iter().map(|m| m.label.as_str()).collect();
-        let expected = [
-            "input_layernorm",
-            "self_attn.q_proj",
-            "self_attn.q_norm",
-            "mlp.down_proj",
-        ];
+        let expected = ["input_layernorm", "self_attn.q_proj", "self_attn.q_norm", "mlp.down_proj"];
         assert_eq!(modules, expected);
         assert_eq!(grid.relative_norms.dim(), (3, 4));
         assert!((grid.relative_norms[[2, 3]] - 0.5).abs() < 1e-12);
         assert!(grid.relative_norms[[0, 0]].abs() < 1e-12);
         assert!(grid.relative_norms[[1, 2]].is_nan());
         assert!((grid.layers[2].aggregate.relative_norm - 0.5).abs() < 1e-12);
-        assert_eq!(
-            grid.changed_layers().into_iter().collect::<Vec<_>>(),
-            [1, 3]
-        );
+        assert_eq!(grid.changed_layers().into_iter().collect::<Vec<_>>(), [1, 3]);
         let json = serde_json::to_value(&grid).unwrap();
         assert!(json["relative_norms"][1][2].is_null());
     }

@@ -63,11 +63,7 @@ impl Heatmap {
 
     /// The drawing, as the text of an `.svg` file.
     pub fn render(&self) -> String {
-        let scale = Scale::over(
-            self.values
-                .iter()
-                .chain(self.outside.iter().map(|(_, v)| v)),
-        );
+        let scale = Scale::over(self.values.iter().chain(self.outside.iter().map(|(_, v)| v)));
         let frame = Frame::of(self);
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {w:.0} {h:.0}\" width=\"{w:.0}\" height=\"{h:.0}\" \
@@ -105,13 +101,7 @@ impl Heatmap {
             let y = frame.y(row);
             if frame.labels_all || row == 0 || layer % 5 == 0 {
                 let middle = y + frame.cell.1 / 2.0 + 4.0;
-                text(
-                    svg,
-                    "small mute",
-                    (LEFT - 10.0, middle),
-                    "end",
-                    &layer.to_string(),
-                );
+                text(svg, "small mute", (LEFT - 10.0, middle), "end", &layer.to_string());
             }
             for (column, module) in self.modules.iter().enumerate() {
                 let Some(&value) = self.values.get([row, column]) else {
@@ -149,10 +139,7 @@ struct Frame {
     height: f64,
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "counts of rows, columns and characters"
-)]
+#[expect(clippy::cast_precision_loss, reason = "counts of rows, columns and characters")]
 impl Frame {
     fn of(map: &Heatmap) -> Self {
         let (rows, columns) = (map.layers.len(), map.modules.len());
@@ -164,11 +151,7 @@ impl Frame {
         let column_width = (440.0 / columns.max(1) as f64).clamp(30.0, 64.0);
         let label = |text: &String| text.chars().count() as f64 * CHARACTER;
         let longest = map.modules.iter().map(label).fold(0.0, f64::max);
-        let widest = map
-            .outside
-            .iter()
-            .map(|(name, _)| label(name))
-            .fold(76.0, f64::max);
+        let widest = map.outside.iter().map(|(name, _)| label(name)).fold(76.0, f64::max);
         let outside_cell = widest + 8.0;
         let modules_width = columns as f64 * column_width;
         let grid_width = modules_width.max(map.outside.len() as f64 * (outside_cell + 6.0));
@@ -178,9 +161,7 @@ impl Frame {
         let grid_height = rows as f64 * row_height;
         let title = map.title.chars().count() as f64 * 9.2 + 40.0;
         let legend_x = LEFT + grid_width + 28.0;
-        let width = (legend_x + LEGEND_WIDTH)
-            .max(LEFT + modules_width + lean + 20.0)
-            .max(title);
+        let width = (legend_x + LEGEND_WIDTH).max(LEFT + modules_width + lean + 20.0).max(title);
         let outside = if map.outside.is_empty() { 0.0 } else { 76.0 };
         Self {
             top,
@@ -232,18 +213,8 @@ fn legend(svg: &mut String, scale: &Scale, (x, top): (f64, f64), height: f64) {
     );
     for tick in scale.ticks() {
         let y = top + height * (1.0 - scale.place(tick));
-        let _ = writeln!(
-            svg,
-            "<path class=\"tick\" d=\"M{:.1} {y:.1}h5\"/>",
-            x + 14.0
-        );
-        text(
-            svg,
-            "small",
-            (x + 23.0, y + 4.0),
-            "start",
-            &round_amount(tick),
-        );
+        let _ = writeln!(svg, "<path class=\"tick\" d=\"M{:.1} {y:.1}h5\"/>", x + 14.0);
+        text(svg, "small", (x + 23.0, y + 4.0), "start", &round_amount(tick));
     }
     let below = top + height + 14.0;
     let _ = writeln!(
@@ -303,9 +274,7 @@ fn says(value: f64) -> String {
 /// The last part of a path, cut to a length a title can bear.
 fn short(model: &str) -> String {
     const KEEP: usize = 36;
-    let name = Path::new(model)
-        .file_name()
-        .map_or(model.into(), |n| n.to_string_lossy());
+    let name = Path::new(model).file_name().map_or(model.into(), |n| n.to_string_lossy());
     match name.chars().count() {
         n if n > KEEP => name.chars().take(KEEP - 1).chain(['…']).collect(),
         _ => name.into_owned(),
@@ -360,15 +329,9 @@ mod tests {
     #[test]
     fn every_cell_tells_its_layer_module_and_value() {
         let svg = map(2, |r, c| if (r, c) == (1, 8) { 0.0163 } else { 0.01 }).render();
-        assert!(
-            svg.contains("<title>layer 2 · mlp.down_proj: 1.63 %</title>"),
-            "{svg}"
-        );
+        assert!(svg.contains("<title>layer 2 · mlp.down_proj: 1.63 %</title>"), "{svg}");
         assert_eq!(svg.matches("<title>").count(), 2 * 9 + 3);
-        assert_eq!(
-            svg.matches("<rect").count(),
-            svg.matches("</rect>").count() + 3
-        );
+        assert_eq!(svg.matches("<rect").count(), svg.matches("</rect>").count() + 3);
     }
 
     #[test]

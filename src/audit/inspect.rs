@@ -375,19 +375,12 @@ mod tests {
             &[0; 4],
         );
         let found = inspect(&fixture.open());
-        let dtypes: Vec<(String, u64)> = found
-            .dtypes
-            .iter()
-            .map(|d| (d.dtype.to_string(), d.tensors))
-            .collect();
+        let dtypes: Vec<(String, u64)> =
+            found.dtypes.iter().map(|d| (d.dtype.to_string(), d.tensors)).collect();
         assert_eq!(dtypes, [("F32".to_owned(), 6), ("F16".to_owned(), 1)]);
         assert_eq!(found.shards.len(), 2);
         assert_eq!(found.shards[1].tensors, 1);
         assert_eq!(found.parameters.other, 2);
-        assert!(
-            serde_json::to_string(&found)
-                .unwrap()
-                .contains("{\"layer\":1}")
-        );
+        assert!(serde_json::to_string(&found).unwrap().contains("{\"layer\":1}"));
     }
 }

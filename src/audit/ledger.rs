@@ -40,11 +40,8 @@ fn summary(diff: &Diff) -> String {
     if total.changed == 0 {
         return format!("equal: {}", counted(total.tensors, "tensor"));
     }
-    let mut parts = vec![format!(
-        "{} of {} differ",
-        Grouped(total.changed),
-        counted(total.tensors, "tensor")
-    )];
+    let mut parts =
+        vec![format!("{} of {} differ", Grouped(total.changed), counted(total.tensors, "tensor"))];
     for state in [
         TensorState::OnlyInA,
         TensorState::OnlyInB,
@@ -144,12 +141,7 @@ fn numbers(tensor: &TensorDiff) -> [String; 4] {
     if change.relative_norm.is_nan() {
         return [String::new(), String::new(), String::new(), equal];
     }
-    [
-        Ratio(change.relative_norm).to_string(),
-        cosine(change.cosine),
-        largest(change.largest),
-        equal,
-    ]
+    [Ratio(change.relative_norm).to_string(), cosine(change.cosine), largest(change.largest), equal]
 }
 
 /// What the columns cannot say: other forms, values that are not finite.
@@ -211,10 +203,7 @@ mod tests {
 
     #[test]
     fn tables_line_up() {
-        let view = DiffView {
-            changed_only: true,
-            ..DiffView::default()
-        };
+        let view = DiffView { changed_only: true, ..DiffView::default() };
         let text = render_diff(&found(), view);
         let expected = "\
 a  first
@@ -239,16 +228,9 @@ lm_head.weight                       changed        0  1.000000        0  96.9 %
 
     #[test]
     fn the_farthest_come_first() {
-        let view = DiffView {
-            top: Some(1),
-            without_layers: true,
-            ..DiffView::default()
-        };
+        let view = DiffView { top: Some(1), without_layers: true, ..DiffView::default() };
         let text = render_diff(&found(), view);
-        assert!(
-            text.contains("model.norm.weight  changed  150.0 %"),
-            "{text}"
-        );
+        assert!(text.contains("model.norm.weight  changed  150.0 %"), "{text}");
         assert!(!text.contains("down_proj"), "{text}");
         assert!(text.ends_with("... and 8 more\n"), "{text}");
     }

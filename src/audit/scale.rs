@@ -49,10 +49,7 @@ impl Scale {
         let power = 10.0_f64.powf(rough.log10().floor());
         let nice = [1.0, 2.0, 2.5, 5.0, 10.0].map(|m| m * power);
         let step = nice.into_iter().rfind(|s| *s <= rough).unwrap_or(rough);
-        (0..=8)
-            .map(|i| f64::from(i) * step)
-            .take_while(|v| *v <= self.high)
-            .collect()
+        (0..=8).map(|i| f64::from(i) * step).take_while(|v| *v <= self.high).collect()
     }
 }
 

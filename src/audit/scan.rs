@@ -106,9 +106,7 @@ impl FileScan<'_> {
         } else {
             (0..tiles)
                 .into_par_iter()
-                .map_init(Vec::new, |scratch, tile| {
-                    self.tile(tile, scratch, None, observer)
-                })
+                .map_init(Vec::new, |scratch, tile| self.tile(tile, scratch, None, observer))
                 .collect::<Result<_>>()?
         };
         let hex = match self.digest {
@@ -166,10 +164,7 @@ impl FileScan<'_> {
             let from = tensor.bytes.start + from.next_multiple_of(width);
             let to = tensor.bytes.start + to.next_multiple_of(width);
             let slice = &bytes[to_usize(from - here.start)..to_usize(to - here.start)];
-            let (nan, infinite) = non_finite(Operand {
-                dtype: tensor.dtype,
-                bytes: slice,
-            });
+            let (nan, infinite) = non_finite(Operand { dtype: tensor.dtype, bytes: slice });
             if nan + infinite > 0 {
                 counts.push((index, nan, infinite));
             }
@@ -256,31 +251,13 @@ mod tests {
     #[test]
     fn digests_by_tiles_are_the_files_digests() {
         let tile = to_usize(TILE);
-        for len in [
-            0,
-            1,
-            tile - 1,
-            tile,
-            tile + 1,
-            2 * tile,
-            2 * tile + 5,
-            5 * tile + 1,
-        ] {
+        for len in [0, 1, tile - 1, tile, tile + 1, 2 * tile, 2 * tile + 5, 5 * tile + 1] {
             let bytes: Vec<u8> = (0..=250).cycle().take(len).collect();
             let expected = blake3::hash(&bytes).to_hex().to_string();
-            assert_eq!(
-                scan(&bytes, DigestAlgorithm::Blake3, Reading::Mapped),
-                expected
-            );
-            assert_eq!(
-                scan(&bytes, DigestAlgorithm::Blake3, Reading::Calls),
-                expected
-            );
+            assert_eq!(scan(&bytes, DigestAlgorithm::Blake3, Reading::Mapped), expected);
+            assert_eq!(scan(&bytes, DigestAlgorithm::Blake3, Reading::Calls), expected);
             let expected = hex(&Sha256::digest(&bytes));
-            assert_eq!(
-                scan(&bytes, DigestAlgorithm::Sha256, Reading::Mapped),
-                expected
-            );
+            assert_eq!(scan(&bytes, DigestAlgorithm::Sha256, Reading::Mapped), expected);
         }
     }
 
@@ -293,11 +270,8 @@ mod tests {
             bytes.extend((0..elements).flat_map(|_| f32::NAN.to_le_bytes()));
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), &bytes).unwrap();
-            let tensor = Counted {
-                name: "x",
-                dtype: &Dtype::F32,
-                bytes: shift as u64..bytes.len() as u64,
-            };
+            let tensor =
+                Counted { name: "x", dtype: &Dtype::F32, bytes: shift as u64..bytes.len() as u64 };
             let scan = FileScan {
                 source: SourceFile::open(file.path()).unwrap(),
                 tensors: vec![tensor],

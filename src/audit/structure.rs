@@ -54,14 +54,8 @@ const NAMES_SHOWN: usize = 3;
 pub(super) fn doubts(checkpoint: &Checkpoint) -> Vec<String> {
     let mut found = checkpoint.warnings().to_vec();
     let config = checkpoint.config();
-    found.extend(layer_count(
-        checkpoint.anatomy().config_layers(),
-        checkpoint.layers(),
-    ));
-    found.extend(vocabulary(
-        config.and_then(vocab_size),
-        checkpoint.vocabulary_rows(),
-    ));
+    found.extend(layer_count(checkpoint.anatomy().config_layers(), checkpoint.layers()));
+    found.extend(vocabulary(config.and_then(vocab_size), checkpoint.vocabulary_rows()));
     found.extend(head(checkpoint));
     let layers = layers(checkpoint);
     found.extend(gaps(checkpoint, &layers));
@@ -81,9 +75,7 @@ fn layer_count(says: Option<u64>, holds: u64) -> Option<String> {
 
 fn vocabulary(says: Option<u64>, rows: Option<u64>) -> Option<String> {
     let (says, rows) = says.zip(rows).filter(|(says, rows)| says != rows)?;
-    Some(format!(
-        "`vocab_size` is {says} in `config.json`, but the embedding has {rows} rows"
-    ))
+    Some(format!("`vocab_size` is {says} in `config.json`, but the embedding has {rows} rows"))
 }
 
 fn head(checkpoint: &Checkpoint) -> Option<String> {
@@ -125,11 +117,7 @@ fn gaps(checkpoint: &Checkpoint, layers: &BTreeMap<u64, BTreeSet<&str>>) -> Opti
         "the layers under `{}` have gaps: no tensors for layer {}{} of {}",
         printable(&checkpoint.anatomy().layer_prefix),
         missing.join(", "),
-        if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        },
+        if more > 0 { format!(" and {more} more") } else { String::new() },
         last.saturating_add(1),
     ))
 }
@@ -166,11 +154,8 @@ fn uneven(layers: &BTreeMap<u64, BTreeSet<&str>>) -> Vec<String> {
 
 fn difference(parts: &BTreeSet<&str>, usual: &BTreeSet<&str>) -> String {
     let list = |label: &str, names: Vec<&&str>| {
-        let shown: Vec<String> = names
-            .iter()
-            .take(NAMES_SHOWN)
-            .map(|n| format!("`{}`", printable(n)))
-            .collect();
+        let shown: Vec<String> =
+            names.iter().take(NAMES_SHOWN).map(|n| format!("`{}`", printable(n))).collect();
         let more = names.len() - shown.len();
         match (shown.is_empty(), more) {
             (true, _) => None,
@@ -180,11 +165,7 @@ fn difference(parts: &BTreeSet<&str>, usual: &BTreeSet<&str>) -> String {
     };
     let missing = list("missing:", usual.difference(parts).collect());
     let extra = list("extra:", parts.difference(usual).collect());
-    [missing, extra]
-        .into_iter()
-        .flatten()
-        .collect::<Vec<_>>()
-        .join("; ")
+    [missing, extra].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// Whether a config says that its layers are of several kinds, at the top or in a nested text config.
@@ -214,11 +195,7 @@ pub(super) fn ranges(numbers: &[u64]) -> String {
         }
     }
     let show = |(from, to): &(u64, u64)| {
-        if from == to {
-            from.to_string()
-        } else {
-            format!("{from}-{to}")
-        }
+        if from == to { from.to_string() } else { format!("{from}-{to}") }
     };
     runs.iter().map(show).collect::<Vec<_>>().join(", ")
 }
@@ -233,10 +210,7 @@ mod tests {
 
     #[test]
     fn a_sound_model_raises_no_doubt() {
-        assert_eq!(
-            doubts(&Fixture::llama(3, |_, _| 1.0).open()),
-            Vec::<String>::new()
-        );
+        assert_eq!(doubts(&Fixture::llama(3, |_, _| 1.0).open()), Vec::<String>::new());
     }
 
     #[test]
@@ -245,10 +219,7 @@ mod tests {
             .f32("model.layers.4.self_attn.q_proj.weight", &[1], &[0.0])
             .config(json!({}));
         let found = doubts(&fixture.open()).join("\n");
-        assert!(
-            found.contains("gaps: no tensors for layer 4 of 5"),
-            "{found}"
-        );
+        assert!(found.contains("gaps: no tensors for layer 4 of 5"), "{found}");
         assert!(
             found.contains("layer 5 does not have the tensors of the other layers (missing: `input_layernorm.weight`, `mlp.down_proj.weight`)"),
             "{found}"
@@ -272,10 +243,7 @@ mod tests {
         let expected = "`vocab_size` is 32 in `config.json`, but the embedding has 40 rows";
         assert_eq!(rows, expected);
         assert_eq!(layer_count(None, 2).or(layer_count(Some(2), 2)), None);
-        assert_eq!(
-            vocabulary(None, Some(2)).or(vocabulary(Some(2), None)),
-            None
-        );
+        assert_eq!(vocabulary(None, Some(2)).or(vocabulary(Some(2), None)), None);
     }
 
     #[test]
@@ -290,17 +258,11 @@ mod tests {
     #[test]
     fn what_a_config_explains() {
         let explains = |config: Value| explains_differences(config.as_object().unwrap());
-        assert!(!explains(
-            json!({"decoder_sparse_step": 1, "mlp_only_layers": []})
-        ));
+        assert!(!explains(json!({"decoder_sparse_step": 1, "mlp_only_layers": []})));
         assert!(explains(json!({"decoder_sparse_step": 2})));
         assert!(!explains(json!({"first_k_dense_replace": 0})));
-        assert!(!explains(
-            json!({"layer_types": ["full_attention", "sliding_attention"]})
-        ));
-        assert!(explains(
-            json!({"layer_types": ["full_attention", "linear_attention"]})
-        ));
+        assert!(!explains(json!({"layer_types": ["full_attention", "sliding_attention"]})));
+        assert!(explains(json!({"layer_types": ["full_attention", "linear_attention"]})));
         assert!(explains(json!({"text_config": {"moe_layers": [1]}})));
     }
 

@@ -15,10 +15,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(columns: &[Align]) -> Self {
-        Self {
-            columns: columns.to_vec(),
-            rows: Vec::new(),
-        }
+        Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
     /// Adds a row. A row with fewer cells than columns ends early.

@@ -23,20 +23,13 @@ pub struct TreeOptions {
 
 impl Default for TreeOptions {
     fn default() -> Self {
-        Self {
-            modules: true,
-            all_shards: false,
-        }
+        Self { modules: true, all_shards: false }
     }
 }
 
 /// The tree: a summary, the groups, the shards, then origin and doubts.
 pub fn render_tree(inspection: &Inspection, options: TreeOptions) -> String {
-    let mut text = format!(
-        "{}\n{}\n",
-        printable(&inspection.name),
-        headline(inspection)
-    );
+    let mut text = format!("{}\n{}\n", printable(&inspection.name), headline(inspection));
     let _ = writeln!(text, "{}\n", vocabulary(inspection));
     text.push_str(&groups(inspection, options));
     text.push('\n');
@@ -79,11 +72,7 @@ fn headline(inspection: &Inspection) -> String {
         [one] => parts.push(printable(one.dtype.as_str())),
         several => parts.extend(several.iter().map(|u| {
             let dtype = printable(u.dtype.as_str());
-            format!(
-                "{dtype} {} in {}",
-                Bytes(u.bytes),
-                counted(u.tensors, "tensor")
-            )
+            format!("{dtype} {} in {}", Bytes(u.bytes), counted(u.tensors, "tensor"))
         })),
     }
     if let Some(method) = &inspection.quantization {
@@ -131,12 +120,7 @@ fn runs(inspection: &Inspection) -> Vec<Run<'_>> {
                 continue;
             }
         }
-        runs.push(Run {
-            kind: group.kind,
-            count: 1,
-            group,
-            tensors,
-        });
+        runs.push(Run { kind: group.kind, count: 1, group, tensors });
     }
     runs
 }
@@ -172,19 +156,11 @@ fn groups(inspection: &Inspection, options: TreeOptions) -> String {
             (None, several) => (counted(run.group.tensors, "tensor"), several),
         };
         let branch = if last { "└─" } else { "├─" };
-        table.row([
-            format!("{branch} {}", label(run)),
-            detail,
-            amount(run.count, run.group.bytes),
-        ]);
+        table.row([format!("{branch} {}", label(run)), detail, amount(run.count, run.group.bytes)]);
         let children = if options.modules { children } else { &[] };
         for (c, child) in children.iter().enumerate() {
             let trunk = if last { "   " } else { "│  " };
-            let twig = if c + 1 == children.len() {
-                "└─"
-            } else {
-                "├─"
-            };
+            let twig = if c + 1 == children.len() { "└─" } else { "├─" };
             table.row([
                 format!("{trunk}{twig} {}", printable(&child.name)),
                 child.type_and_shape(),
@@ -236,13 +212,7 @@ fn fold<'a>(tensors: &[&'a TensorSummary]) -> Vec<Folded<'a>> {
     let mut members: HashMap<_, Vec<(Option<u64>, &TensorSummary)>> = HashMap::new();
     for tensor in tensors {
         let (before, number, after) = split_at_number(&tensor.part);
-        let key = (
-            before,
-            number.is_some(),
-            after,
-            &tensor.dtype,
-            &tensor.shape,
-        );
+        let key = (before, number.is_some(), after, &tensor.dtype, &tensor.shape);
         let known = members.entry(key).or_insert_with(|| {
             order.push(key);
             Vec::new()
@@ -258,13 +228,7 @@ fn fold<'a>(tensors: &[&'a TensorSummary]) -> Vec<Folded<'a>> {
             [] | [_] => first.1.part.clone(),
             several => format!("{before}{{{}}}{after}", super::structure::ranges(several)),
         };
-        Some(Folded {
-            name,
-            dtype,
-            shape,
-            count: found.len() as u64,
-            bytes: first.1.bytes,
-        })
+        Some(Folded { name, dtype, shape, count: found.len() as u64, bytes: first.1.bytes })
     });
     folded.collect()
 }
@@ -381,10 +345,8 @@ vocabulary 8 · untied head
     fn hostile_names_cannot_drive_a_terminal() {
         let fixture = Fixture::new().f32("\u{1b}[2Jx", &[1], &[0.0]);
         let inspection = inspect(&fixture.open());
-        for text in [
-            render_tree(&inspection, TreeOptions::default()),
-            render_tensors(&inspection),
-        ] {
+        for text in [render_tree(&inspection, TreeOptions::default()), render_tensors(&inspection)]
+        {
             assert!(!text.contains('\u{1b}'), "{text}");
         }
     }

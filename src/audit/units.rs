@@ -81,11 +81,7 @@ impl fmt::Display for Ratio {
 
 /// `1 tensor`, `12 tensors`.
 pub(super) fn counted(count: u64, thing: &str) -> String {
-    format!(
-        "{} {thing}{}",
-        Grouped(count),
-        if count == 1 { "" } else { "s" }
-    )
+    format!("{} {thing}{}", Grouped(count), if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

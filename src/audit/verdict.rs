@@ -111,10 +111,7 @@ impl Verification {
         if self.problems.is_empty() {
             return Ok(self);
         }
-        Err(Error::Verification {
-            path: self.root,
-            problems: self.problems,
-        })
+        Err(Error::Verification { path: self.root, problems: self.problems })
     }
 
     /// The report for people.

@@ -30,12 +30,7 @@ pub struct VerifyOptions {
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self {
-            read_data: true,
-            digests: true,
-            threads: None,
-            reading: Reading::default(),
-        }
+        Self { read_data: true, digests: true, threads: None, reading: Reading::default() }
     }
 }
 
@@ -61,9 +56,7 @@ pub fn examine(
     let jobs = jobs(checkpoint, options, &files);
     observer.begin(jobs.iter().map(|job| job.size).sum());
     let found = on_threads(options.threads, || {
-        let outcomes = jobs
-            .par_iter()
-            .map(|job| job.run(options.reading, observer));
+        let outcomes = jobs.par_iter().map(|job| job.run(options.reading, observer));
         outcomes.collect::<Result<Vec<_>>>()
     })?;
     let mut non_finite = Vec::new();
@@ -81,10 +74,8 @@ pub fn examine(
     }
     let mut warnings = structure::doubts(checkpoint);
     warnings.extend(non_finite.iter().map(describe));
-    let files: Vec<FileCheck> = files
-        .into_iter()
-        .map(|(file, (size, state))| FileCheck { file, size, state })
-        .collect();
+    let files: Vec<FileCheck> =
+        files.into_iter().map(|(file, (size, state))| FileCheck { file, size, state }).collect();
     Ok(Verification {
         name: checkpoint.name().to_owned(),
         root: checkpoint.root().to_owned(),
@@ -132,9 +123,7 @@ fn file_states(checkpoint: &Checkpoint) -> Result<BTreeMap<String, (u64, FileSta
         let state = match size {
             _ if !inside => FileState::Outside,
             None => FileState::Missing,
-            Some(size) if size != record.size => FileState::Resized {
-                recorded: record.size,
-            },
+            Some(size) if size != record.size => FileState::Resized { recorded: record.size },
             Some(_) => FileState::NotHashed,
         };
         states.insert(record.file.clone(), (size.unwrap_or(0), state));
@@ -159,9 +148,7 @@ fn shards_present(root: &Path) -> Result<Vec<(String, u64)>> {
     for entry in fs::read_dir(root).at("list", root)? {
         let entry = entry.at("list", root)?;
         if let Ok(name) = entry.file_name().into_string()
-            && Path::new(&name)
-                .extension()
-                .is_some_and(|e| e == "safetensors")
+            && Path::new(&name).extension().is_some_and(|e| e == "safetensors")
         {
             let size = fs::metadata(entry.path()).map_or(0, |meta| meta.len());
             found.push((name, size));
@@ -211,9 +198,7 @@ fn jobs<'a>(
         })
         .collect();
     let known: BTreeSet<&str> = shards.iter().map(|s| s.file.as_str()).collect();
-    let others = records
-        .values()
-        .filter(|r| !known.contains(r.file.as_str()));
+    let others = records.values().filter(|r| !known.contains(r.file.as_str()));
     jobs.extend(others.map(|record| Job {
         file: record.file.clone(),
         path: checkpoint.root().join(&record.file),
@@ -247,10 +232,7 @@ impl Job<'_> {
                 infinite,
             })
             .collect();
-        Ok(Outcome {
-            non_finite,
-            digest: found.digest,
-        })
+        Ok(Outcome { non_finite, digest: found.digest })
     }
 }
 
@@ -263,11 +245,7 @@ fn floats<'a>((checkpoint, shard): (&'a Checkpoint, &'a ShardFile)) -> Vec<Count
             let owner = checkpoint.tensor(&entry.name);
             owner.is_some_and(|(owner, _)| owner.file == shard.file)
         })
-        .map(|entry| Counted {
-            name: &entry.name,
-            dtype: &entry.dtype,
-            bytes: shard.bytes(entry),
-        })
+        .map(|entry| Counted { name: &entry.name, dtype: &entry.dtype, bytes: shard.bytes(entry) })
         .collect()
 }
 
@@ -335,17 +313,11 @@ mod tests {
             .iter()
             .map(|f| (f.file.as_str(), f.state == FileState::NotHashed))
             .collect();
-        let expected = [
-            ("config.json", true),
-            ("model.safetensors", false),
-            ("tokenizer.json", false),
-        ];
+        let expected =
+            [("config.json", true), ("model.safetensors", false), ("tokenizer.json", false)];
         assert_eq!(states, expected);
         let text = found.render();
-        assert!(
-            text.contains("no damage found · 2 of 3 files verified by digest"),
-            "{text}"
-        );
+        assert!(text.contains("no damage found · 2 of 3 files verified by digest"), "{text}");
         assert!(text.contains("config.json"), "{text}");
         assert!(text.contains("not hashed"), "{text}");
     }
@@ -362,12 +334,7 @@ mod tests {
             let opened = Checkpoint::open(fixture.dir.path()).unwrap();
             let refused = verify(&opened, &options(), &|_: u64| {}).unwrap_err();
             assert_eq!(refused.exit_code(), 7);
-            assert!(
-                refused
-                    .to_string()
-                    .contains(&format!("`{file}` has changed")),
-                "{refused}"
-            );
+            assert!(refused.to_string().contains(&format!("`{file}` has changed")), "{refused}");
         }
     }
 
@@ -375,11 +342,7 @@ mod tests {
     fn missing_extra_resized_and_outside_files_are_all_listed() {
         let fixture = Fixture::llama(1, |_, _| 0.5);
         recorded(&fixture);
-        fs::copy(
-            fixture.path("model.safetensors"),
-            fixture.path("stale.safetensors"),
-        )
-        .unwrap();
+        fs::copy(fixture.path("model.safetensors"), fixture.path("stale.safetensors")).unwrap();
         let files = json!([
             {"file": "model.safetensors", "size": 1},
             {"file": "gone.json", "size": 2},
@@ -423,11 +386,7 @@ mod tests {
         let fixture = Fixture::llama(2, |_, _| f32::NAN);
         recorded(&fixture);
         let opened = Checkpoint::open(fixture.dir.path()).unwrap();
-        let options = VerifyOptions {
-            read_data: false,
-            digests: false,
-            ..options()
-        };
+        let options = VerifyOptions { read_data: false, digests: false, ..options() };
         let nothing = |_: u64| panic!("data was read");
         let found = examine(&opened, &options, &nothing).unwrap();
         assert!(found.non_finite.is_empty());

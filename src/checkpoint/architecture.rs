@@ -181,8 +181,7 @@ impl Anatomy {
 
     /// How many indices below [`Anatomy::layers`] have no tensor at all.
     pub fn missing_layers(&self) -> u64 {
-        self.layers
-            .saturating_sub(u64::try_from(self.present.len()).unwrap_or(u64::MAX))
+        self.layers.saturating_sub(u64::try_from(self.present.len()).unwrap_or(u64::MAX))
     }
 
     /// Whether the checkpoint holds multi-token-prediction tensors, numbered or apart.
@@ -311,10 +310,7 @@ fn layer_index(text: &str) -> Option<u64> {
 /// The first place where a scheme's layers are, from the plainest wrapper to the deepest.
 fn match_scheme(scheme: &Scheme, groups: &BTreeMap<String, Group>) -> Option<Anatomy> {
     let spots = WRAPPERS.iter().flat_map(|outer| {
-        [
-            (outer, format!("{outer}{}", scheme.root)),
-            (outer, (*outer).to_owned()),
-        ]
+        [(outer, format!("{outer}{}", scheme.root)), (outer, (*outer).to_owned())]
     });
     for (outer, base) in spots {
         let prefix = format!("{base}{}", scheme.layers);
@@ -328,25 +324,17 @@ fn match_scheme(scheme: &Scheme, groups: &BTreeMap<String, Group>) -> Option<Ana
 /// The layers of a family no table knows: where some scheme keeps them, else the numbered group
 /// that looks most like decoder layers.
 fn infer(groups: &BTreeMap<String, Group>) -> Option<Anatomy> {
-    let known = SCHEMES
-        .iter()
-        .find_map(|scheme| match_scheme(scheme, groups));
+    let known = SCHEMES.iter().find_map(|scheme| match_scheme(scheme, groups));
     if let Some(anatomy) = known {
         return Some(everywhere_above(&anatomy.layer_prefix));
     }
     let components = |prefix: &str| -> Vec<String> {
-        prefix
-            .trim_end_matches('.')
-            .split('.')
-            .map(str::to_ascii_lowercase)
-            .collect()
+        prefix.trim_end_matches('.').split('.').map(str::to_ascii_lowercase).collect()
     };
     let best = groups
         .iter()
         .filter(|(prefix, _)| {
-            !components(prefix)
-                .iter()
-                .any(|c| TOWERS.iter().any(|tower| c.contains(tower)))
+            !components(prefix).iter().any(|c| TOWERS.iter().any(|tower| c.contains(tower)))
         })
         .max_by_key(|(prefix, group)| {
             let last = components(prefix).pop().unwrap_or_default();
@@ -361,11 +349,7 @@ fn infer(groups: &BTreeMap<String, Group>) -> Option<Anatomy> {
 fn everywhere_above(prefix: &str) -> Anatomy {
     let inner = prefix.trim_end_matches('.');
     let mut bases = vec![String::new()];
-    bases.extend(
-        inner
-            .match_indices('.')
-            .map(|(at, _)| inner[..=at].to_owned()),
-    );
+    bases.extend(inner.match_indices('.').map(|(at, _)| inner[..=at].to_owned()));
     let mut anatomy = Anatomy::with_stems(prefix.to_owned(), "", "", &LLAMA);
     for base in &bases {
         for scheme in SCHEMES {
@@ -387,8 +371,7 @@ fn without_layers(scheme: &Scheme) -> Anatomy {
 }
 
 fn names_module(name: &str, stem: &str) -> bool {
-    name.strip_prefix(stem)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    name.strip_prefix(stem).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn in_multi_token_group(name: &str) -> bool {

@@ -27,21 +27,14 @@ pub fn locate<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Vec<
     if let Some((shard, entry)) = checkpoint.tensor(name) {
         return Some((entry.shape.clone(), vec![whole(shard, entry)]));
     }
-    from_fused(checkpoint, name)
-        .or_else(|| from_experts(checkpoint, name))
-        .or_else(|| {
-            let (shard, entry) = checkpoint.tensor(&router_twin(name)?)?;
-            Some((entry.shape.clone(), vec![whole(shard, entry)]))
-        })
+    from_fused(checkpoint, name).or_else(|| from_experts(checkpoint, name)).or_else(|| {
+        let (shard, entry) = checkpoint.tensor(&router_twin(name)?)?;
+        Some((entry.shape.clone(), vec![whole(shard, entry)]))
+    })
 }
 
 fn whole<'a>(shard: &'a ShardFile, entry: &'a TensorEntry) -> Stretch<'a> {
-    Stretch {
-        shard,
-        bytes: shard.bytes(entry),
-        dtype: &entry.dtype,
-        shape: entry.shape.clone(),
-    }
+    Stretch { shard, bytes: shard.bytes(entry), dtype: &entry.dtype, shape: entry.shape.clone() }
 }
 
 fn router_twin(name: &str) -> Option<String> {
@@ -75,11 +68,7 @@ fn parse_expert(name: &str) -> Option<(&str, u64, Matrix)> {
 
 fn from_fused<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Vec<Stretch<'a>>)> {
     let (prefix, expert, matrix) = parse_expert(name)?;
-    let fused = if matrix == Matrix::Down {
-        "down_proj"
-    } else {
-        "gate_up_proj"
-    };
+    let fused = if matrix == Matrix::Down { "down_proj" } else { "gate_up_proj" };
     let (shard, entry) = checkpoint.tensor(&format!("{prefix}.mlp.experts.{fused}"))?;
     let [experts, rows, columns] = *entry.shape.0.as_slice() else {
         return None;
@@ -96,15 +85,7 @@ fn from_fused<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Vec<
     let start = shard.bytes(entry).start + (expert * rows + first) * row_bytes;
     let shape = Shape(vec![count, columns]);
     let bytes = start..start + count * row_bytes;
-    Some((
-        shape.clone(),
-        vec![Stretch {
-            shard,
-            bytes,
-            dtype: &entry.dtype,
-            shape,
-        }],
-    ))
+    Some((shape.clone(), vec![Stretch { shard, bytes, dtype: &entry.dtype, shape }]))
 }
 
 fn from_experts<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Vec<Stretch<'a>>)> {
@@ -115,14 +96,12 @@ fn from_experts<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Ve
         _ => return None,
     };
     let find = |expert: u64, i: usize| {
-        checkpoint
-            .tensor(&format!("{prefix}.mlp.experts.{expert}.{}.weight", hub[i]))
-            .or_else(|| {
+        checkpoint.tensor(&format!("{prefix}.mlp.experts.{expert}.{}.weight", hub[i])).or_else(
+            || {
                 let w = mixtral[i];
-                checkpoint.tensor(&format!(
-                    "{prefix}.block_sparse_moe.experts.{expert}.{w}.weight"
-                ))
-            })
+                checkpoint.tensor(&format!("{prefix}.block_sparse_moe.experts.{expert}.{w}.weight"))
+            },
+        )
     };
     let mut stretches = Vec::new();
     let mut experts = 0;
@@ -137,14 +116,8 @@ fn from_experts<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Ve
     let [rows, columns] = *first.shape.0.as_slice() else {
         return None;
     };
-    if stretches
-        .iter()
-        .any(|s| s.shape != first.shape || s.dtype != first.dtype)
-    {
+    if stretches.iter().any(|s| s.shape != first.shape || s.dtype != first.dtype) {
         return None;
     }
-    Some((
-        Shape(vec![experts, rows * hub.len() as u64, columns]),
-        stretches,
-    ))
+    Some((Shape(vec![experts, rows * hub.len() as u64, columns]), stretches))
 }

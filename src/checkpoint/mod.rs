@@ -17,7 +17,8 @@ use serde_json::{Map, Value};
 
 pub use architecture::{Anatomy, Role};
 pub use config::{
-    ConfigProblem, Kept, is_tied, keep_layers, quantization, set_dtype, set_vocab_size, vocab_size,
+    ConfigProblem, Kept, is_tied, keep_layers, quantization, set_dtype, set_tied, set_vocab_size,
+    vocab_size,
 };
 pub use experts::{Stretch, locate};
 pub use open::OpenOptions;
@@ -144,15 +145,10 @@ impl Checkpoint {
     /// Tensor names in file order: by shard, then by position.
     pub fn names_in_file_order(&self) -> impl Iterator<Item = (usize, &TensorEntry)> {
         self.shards.iter().enumerate().flat_map(move |(s, shard)| {
-            shard
-                .header
-                .tensors
-                .iter()
-                .enumerate()
-                .filter_map(move |(e, entry)| {
-                    let here = self.tensors.get(&entry.name)?;
-                    (here.shard == s && here.entry == e).then_some((s, entry))
-                })
+            shard.header.tensors.iter().enumerate().filter_map(move |(e, entry)| {
+                let here = self.tensors.get(&entry.name)?;
+                (here.shard == s && here.entry == e).then_some((s, entry))
+            })
         })
     }
 
@@ -178,9 +174,7 @@ impl Checkpoint {
 
     /// Its index: where it is and what it says.
     pub fn index(&self) -> Option<(&Path, &Index)> {
-        self.index
-            .as_ref()
-            .map(|(path, index)| (path.as_path(), index))
+        self.index.as_ref().map(|(path, index)| (path.as_path(), index))
     }
 
     /// What its `elo-surgery.json` says.
@@ -200,18 +194,12 @@ impl Checkpoint {
 
     /// Bytes of tensor data.
     pub fn data_bytes(&self) -> u64 {
-        self.names_in_file_order()
-            .map(|(_, e)| e.range.end - e.range.start)
-            .sum()
+        self.names_in_file_order().map(|(_, e)| e.range.end - e.range.start).sum()
     }
 
     /// The tensor with this role, if there is exactly one kind of it: embedding, head.
     pub fn names_with_role(&self, role: Role) -> Vec<&str> {
-        self.tensors
-            .keys()
-            .map(String::as_str)
-            .filter(|n| self.anatomy.role(n) == role)
-            .collect()
+        self.tensors.keys().map(String::as_str).filter(|n| self.anatomy.role(n) == role).collect()
     }
 
     /// Rows of the embedding: the vocabulary the weights have.

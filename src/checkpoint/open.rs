@@ -39,11 +39,7 @@ impl OpenOptions {
     /// Keeps tensors of unknown dtypes as opaque bytes instead of refusing the file.
     #[must_use]
     pub fn allow_unknown_dtypes(mut self, yes: bool) -> Self {
-        self.unknown = if yes {
-            UnknownDtypes::Opaque
-        } else {
-            UnknownDtypes::Refuse
-        };
+        self.unknown = if yes { UnknownDtypes::Opaque } else { UnknownDtypes::Refuse };
         self
     }
 
@@ -58,26 +54,16 @@ impl OpenOptions {
     pub fn open(self, path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = path.as_ref();
         let meta = fs::metadata(path).at("open", path)?;
-        if meta.is_dir() {
-            self.open_directory(path)
-        } else {
-            self.open_file(path)
-        }
+        if meta.is_dir() { self.open_directory(path) } else { self.open_file(path) }
     }
 
     fn open_file(self, path: &Path) -> Result<Checkpoint> {
         if is_pickle(path) {
             let file = file_name(path);
-            return Err(Error::PickleOnly {
-                path: path.to_owned(),
-                file,
-            });
+            return Err(Error::PickleOnly { path: path.to_owned(), file });
         }
         let shard = self.read_shard(path, file_name(path))?;
-        let root = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let root = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut opened = Opened::new(path, root.to_owned());
         opened.single_file = true;
         opened.add_shard(shard, None)?;
@@ -86,9 +72,7 @@ impl OpenOptions {
 
     fn open_directory(self, path: &Path) -> Result<Checkpoint> {
         if path.join(UNDO_FILE).exists() && !self.allow_unfinished {
-            return Err(Error::UnfinishedInPlace {
-                path: path.to_owned(),
-            });
+            return Err(Error::UnfinishedInPlace { path: path.to_owned() });
         }
         let listing = Listing::read(path)?;
         let mut opened = Opened::new(path, path.to_owned());
@@ -103,16 +87,8 @@ impl OpenOptions {
     }
 
     fn open_indexed(self, index_path: &Path, listing: &Listing, opened: &mut Opened) -> Result<()> {
-        let refuse = |problem| Error::Index {
-            path: index_path.to_owned(),
-            problem,
-        };
-        let json = read_small(
-            index_path,
-            MAX_INDEX_BYTES,
-            self.follow_symlinks,
-            &opened.root,
-        )?;
+        let refuse = |problem| Error::Index { path: index_path.to_owned(), problem };
+        let json = read_small(index_path, MAX_INDEX_BYTES, self.follow_symlinks, &opened.root)?;
         let index = Index::parse(&json).map_err(refuse)?;
         let names = index.shards();
         for name in &names {
@@ -152,10 +128,7 @@ impl OpenOptions {
         };
         if files.is_empty() {
             return Err(match listing.pickles.first() {
-                Some(file) => Error::PickleOnly {
-                    path: path.to_owned(),
-                    file: file.clone(),
-                },
+                Some(file) => Error::PickleOnly { path: path.to_owned(), file: file.clone() },
                 None => Error::NotACheckpoint {
                     path: path.to_owned(),
                     reason: "it holds no `.safetensors` file".into(),
@@ -168,15 +141,10 @@ impl OpenOptions {
                 files.len()
             ));
         }
-        for other in listing
-            .safetensors
-            .iter()
-            .filter(|f| !files.contains(&f.as_str()))
-        {
-            opened.warnings.push(format!(
-                "`{}` stands beside `model.safetensors`: ignored",
-                printable(other)
-            ));
+        for other in listing.safetensors.iter().filter(|f| !files.contains(&f.as_str())) {
+            opened
+                .warnings
+                .push(format!("`{}` stands beside `model.safetensors`: ignored", printable(other)));
         }
         for shard in self.read_shards(path, &files)? {
             opened.add_shard(shard, None)?;
@@ -264,19 +232,12 @@ impl Opened {
                             .into(),
                     });
                 }
-                (None, None) if index.is_some() => self.warnings.push(format!(
-                    "tensor `{name}` of `{}` is not in the index: kept",
-                    shard.file
-                )),
+                (None, None) if index.is_some() => self
+                    .warnings
+                    .push(format!("tensor `{name}` of `{}` is not in the index: kept", shard.file)),
                 _ => {}
             }
-            self.tensors.insert(
-                tensor.name.clone(),
-                TensorRef {
-                    shard: number,
-                    entry,
-                },
-            );
+            self.tensors.insert(tensor.name.clone(), TensorRef { shard: number, entry });
         }
         self.shards.push(shard);
         Ok(())
@@ -284,11 +245,8 @@ impl Opened {
 
     fn finish(mut self) -> Result<Checkpoint> {
         let names = self.tensors.keys().map(String::as_str);
-        let anatomy =
-            Anatomy::resolve(self.config.as_ref(), names).map_err(|problem| Error::Config {
-                path: self.root.join("config.json"),
-                problem,
-            })?;
+        let anatomy = Anatomy::resolve(self.config.as_ref(), names)
+            .map_err(|problem| Error::Config { path: self.root.join("config.json"), problem })?;
         let total: u64 = self.shards.iter().map(|s| s.header.data_len()).sum();
         let declared = self.index.as_ref().and_then(|(_, index)| index.total_size);
         if let Some(declared) = declared.filter(|declared| *declared != total) {
@@ -373,13 +331,7 @@ impl Listing {
 
     /// The files that travel along. A link may not carry a file from outside into an output that will be published.
     fn sidecars(&self, follow_symlinks: bool, warnings: &mut Vec<String>) -> Vec<SidecarFile> {
-        let ours = [
-            "config.json",
-            "README.md",
-            PROVENANCE_FILE,
-            UNDO_FILE,
-            "elo.yaml",
-        ];
+        let ours = ["config.json", "README.md", PROVENANCE_FILE, UNDO_FILE, "elo.yaml"];
         let mut found = Vec::new();
         for name in self.others.iter().filter(|n| !ours.contains(&n.as_str())) {
             let path = self.root.join(name);
@@ -397,17 +349,12 @@ impl Listing {
             }
             let shown = printable(name);
             if check_link(&path, &self.root, follow_symlinks).is_err() {
-                warnings.push(format!(
-                    "`{shown}` is a link that leaves the checkpoint: not copied"
-                ));
+                warnings
+                    .push(format!("`{shown}` is a link that leaves the checkpoint: not copied"));
             } else if meta.len() > MAX_SIDECAR_BYTES {
                 warnings.push(format!("`{shown}` has {} bytes: not copied", meta.len()));
             } else {
-                found.push(SidecarFile {
-                    file: name.clone(),
-                    path,
-                    size: meta.len(),
-                });
+                found.push(SidecarFile { file: name.clone(), path, size: meta.len() });
             }
         }
         found
@@ -419,10 +366,7 @@ fn extension(path: &Path) -> &str {
 }
 
 fn is_pickle(path: &Path) -> bool {
-    matches!(
-        extension(path),
-        "bin" | "pt" | "pth" | "ckpt" | "pkl" | "pickle"
-    )
+    matches!(extension(path), "bin" | "pt" | "pth" | "ckpt" | "pkl" | "pickle")
 }
 
 /// Weights of other frameworks and archives: not part of a safetensors checkpoint.
@@ -444,10 +388,7 @@ fn is_other_weights(path: &Path) -> bool {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// A file of a checkpoint must be regular and lie in it. Links may lead into the `blobs` folder of a Hugging Face cache.
@@ -459,22 +400,12 @@ fn check_link(path: &Path, root: &Path, follow: bool) -> Result<()> {
     }
     let target = fs::canonicalize(path).at("resolve", path)?;
     let root = fs::canonicalize(root).at("resolve", root)?;
-    let in_cache = root
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .any(|up| target.starts_with(up.join("blobs")));
+    let in_cache = root.ancestors().skip(1).take(2).any(|up| target.starts_with(up.join("blobs")));
     if target.starts_with(&root) || in_cache {
         return Ok(());
     }
-    let kind = format!(
-        "a link that leaves the checkpoint (to `{}`)",
-        target.display()
-    );
-    Err(Error::NotRegular {
-        path: path.to_owned(),
-        kind,
-    })
+    let kind = format!("a link that leaves the checkpoint (to `{}`)", target.display());
+    Err(Error::NotRegular { path: path.to_owned(), kind })
 }
 
 fn read_small(path: &Path, limit: u64, follow: bool, root: &Path) -> Result<Vec<u8>> {
@@ -500,14 +431,8 @@ fn read_config(root: &Path, follow: bool) -> Result<Option<Map<String, Value>>> 
     let bytes = read_small(&path, MAX_CONFIG_BYTES, follow, root)?;
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(config)) => Ok(Some(config)),
-        Ok(_) => Err(Error::Json {
-            path,
-            message: "it is not an object".into(),
-        }),
-        Err(e) => Err(Error::Json {
-            path,
-            message: printable(&e.to_string()),
-        }),
+        Ok(_) => Err(Error::Json { path, message: "it is not an object".into() }),
+        Err(e) => Err(Error::Json { path, message: printable(&e.to_string()) }),
     }
 }
 
@@ -519,8 +444,5 @@ fn read_provenance(root: &Path) -> Result<Option<Provenance>> {
     let bytes = read_small(&path, MAX_INDEX_BYTES, false, root)?;
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|e| Error::Json {
-            path,
-            message: printable(&e.to_string()),
-        })
+        .map_err(|e| Error::Json { path, message: printable(&e.to_string()) })
 }

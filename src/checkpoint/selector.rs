@@ -116,20 +116,14 @@ impl FromStr for LayerSelector {
 
     fn from_str(text: &str) -> Result<Self> {
         let syntax = |item: &str| Error::Selector {
-            problem: SelectorProblem::Syntax {
-                text: text.to_owned(),
-                item: item.to_owned(),
-            },
+            problem: SelectorProblem::Syntax { text: text.to_owned(), item: item.to_owned() },
         };
         let items = text
             .split(',')
             .map(str::trim)
             .map(|item| parse_item(item).ok_or_else(|| syntax(item)))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self {
-            text: text.to_owned(),
-            items,
-        })
+        Ok(Self { text: text.to_owned(), items })
     }
 }
 
@@ -148,19 +142,12 @@ fn parse_item(item: &str) -> Option<Item> {
     }
     // The dash of a range is the first one that is not a sign.
     let dash = item.char_indices().skip(1).find(|(_, c)| *c == '-')?.0;
-    Some(Item::Range(
-        parse_end(&item[..dash])?,
-        parse_end(&item[dash + 1..])?,
-    ))
+    Some(Item::Range(parse_end(&item[..dash])?, parse_end(&item[dash + 1..])?))
 }
 
 fn parse_end(text: &str) -> Option<End> {
     let number = |digits: &str| {
-        digits
-            .bytes()
-            .all(|b| b.is_ascii_digit())
-            .then(|| digits.parse::<u64>().ok())
-            .flatten()
+        digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten()
     };
     match text {
         "first" => Some(End::Front(1)),
@@ -176,11 +163,7 @@ impl LayerSelector {
     /// Selects layers by their numbers, counting from 1.
     pub fn of_layers(layers: &[u64]) -> Self {
         let items = layers.iter().map(|n| Item::One(End::Front(*n))).collect();
-        let text = layers
-            .iter()
-            .map(u64::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
+        let text = layers.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
         Self { text, items }
     }
 
@@ -189,12 +172,7 @@ impl LayerSelector {
         let mut chosen = Vec::new();
         for item in &self.items {
             let (from, to) = match *item {
-                Item::All => (
-                    0,
-                    count
-                        .checked_sub(1)
-                        .ok_or_else(|| missing("all", model, 0))?,
-                ),
+                Item::All => (0, count.checked_sub(1).ok_or_else(|| missing("all", model, 0))?),
                 Item::One(end) => {
                     let index = end.index(count, model)?;
                     (index, index)
@@ -203,9 +181,7 @@ impl LayerSelector {
             };
             if from > to {
                 let item = format!("{}-{}", from + 1, to + 1);
-                return Err(Error::Selector {
-                    problem: SelectorProblem::EmptyRange { item },
-                });
+                return Err(Error::Selector { problem: SelectorProblem::EmptyRange { item } });
             }
             for index in from..=to {
                 if chosen.contains(&index) {
@@ -235,13 +211,7 @@ impl End {
 
 fn missing(layer: &str, model: &str, count: u64) -> Error {
     let (layer, model) = (layer.to_owned(), model.to_owned());
-    Error::Selector {
-        problem: SelectorProblem::NoSuchLayer {
-            layer,
-            model,
-            count,
-        },
-    }
+    Error::Selector { problem: SelectorProblem::NoSuchLayer { layer, model, count } }
 }
 
 #[cfg(test)]
@@ -266,14 +236,8 @@ mod tests {
     #[test]
     fn refusals_name_the_layer_and_the_count() {
         let message = |text, count| chosen(text, count).unwrap_err().to_string();
-        assert_eq!(
-            message("33", 32),
-            "layer 33 does not exist in `m` (it has 32 layers, 1 to 32)"
-        );
-        assert_eq!(
-            message("0", 2),
-            "layer 0 does not exist in `m` (it has 2 layers, 1 to 2)"
-        );
+        assert_eq!(message("33", 32), "layer 33 does not exist in `m` (it has 32 layers, 1 to 32)");
+        assert_eq!(message("0", 2), "layer 0 does not exist in `m` (it has 2 layers, 1 to 2)");
         assert!(message("first,last", 1).contains("twice"));
         assert!(message("3-1", 5).contains("empty"));
         for bad in ["", "x", "1,,2", "1.5", "--1", "1-", "99999999999999999999"] {

@@ -54,16 +54,10 @@ impl Surgical for Apply {
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     if path == Path::new("-") {
-        stdin()
-            .lock()
-            .take(MAX_BYTES)
-            .read_to_end(&mut bytes)
-            .at("read", path)?;
+        stdin().lock().take(MAX_BYTES).read_to_end(&mut bytes).at("read", path)?;
     } else {
         let file = File::open(path).at("open", path)?;
-        file.take(MAX_BYTES)
-            .read_to_end(&mut bytes)
-            .at("read", path)?;
+        file.take(MAX_BYTES).read_to_end(&mut bytes).at("read", path)?;
     }
     Ok(bytes)
 }

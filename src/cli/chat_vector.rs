@@ -97,9 +97,8 @@ impl From<VocabChoice> for VocabularyPolicy {
 }
 
 fn parse_layer_scale(text: &str) -> Result<(String, f64), String> {
-    let (layers, factor) = text
-        .rsplit_once('=')
-        .ok_or("it looks like `1-8=0.5`: layers, `=`, a factor")?;
+    let (layers, factor) =
+        text.rsplit_once('=').ok_or("it looks like `1-8=0.5`: layers, `=`, a factor")?;
     Ok((layers.to_owned(), parse_factor(factor)?))
 }
 
@@ -159,10 +158,7 @@ impl ChatVector {
         let mut layer_scales = Vec::new();
         for (layers, factor) in &self.layer_scale {
             origins.flag("--layer-scale", format!("{layers}={factor}"));
-            layer_scales.push(LayerScale {
-                layers: layers.parse()?,
-                factor: *factor,
-            });
+            layer_scales.push(LayerScale { layers: layers.parse()?, factor: *factor });
         }
         Ok(ops::ChatVector {
             scale: self.scale,
@@ -258,22 +254,12 @@ fn beside(into: &Path) -> Result<PathBuf, Failure> {
     } else {
         into.canonicalize().unwrap_or_else(|_| into.to_owned())
     };
-    let stem = if is_file {
-        named.file_stem()
-    } else {
-        named.file_name()
-    };
+    let stem = if is_file { named.file_stem() } else { named.file_name() };
     let Some(stem) = stem else {
-        return Err(say(format!(
-            "there is no place beside `{}`",
-            into.display()
-        )));
+        return Err(say(format!("there is no place beside `{}`", into.display())));
     };
     if named.parent().is_some_and(|up| up.ends_with("snapshots")) {
-        return Err(say(format!(
-            "`{}` lies in a download cache",
-            into.display()
-        )));
+        return Err(say(format!("`{}` lies in a download cache", into.display())));
     }
     let mut name = stem.to_owned();
     name.push("-chat-vector");
@@ -286,18 +272,9 @@ mod tests {
 
     #[test]
     fn the_result_lies_beside_the_target() {
-        assert_eq!(
-            beside(Path::new("m/c")).unwrap(),
-            Path::new("m/c-chat-vector")
-        );
-        assert_eq!(
-            beside(Path::new("m/c/")).unwrap(),
-            Path::new("m/c-chat-vector")
-        );
-        assert_eq!(
-            beside(Path::new("m/c-1.5")).unwrap(),
-            Path::new("m/c-1.5-chat-vector")
-        );
+        assert_eq!(beside(Path::new("m/c")).unwrap(), Path::new("m/c-chat-vector"));
+        assert_eq!(beside(Path::new("m/c/")).unwrap(), Path::new("m/c-chat-vector"));
+        assert_eq!(beside(Path::new("m/c-1.5")).unwrap(), Path::new("m/c-1.5-chat-vector"));
         assert!(beside(Path::new("models--a--b/snapshots/0123")).is_err());
         assert!(beside(Path::new("/")).is_err());
         assert!(beside(Path::new(".")).unwrap().is_absolute());

@@ -62,21 +62,15 @@ pub(super) fn run(arguments: &Diff, session: &Session) -> Result<(), Failure> {
         diff.tensors.retain(|tensor| wanted(tensor.state));
         return session.print_json(&diff);
     }
-    let view = DiffView {
-        changed_only: arguments.changed,
-        top: arguments.top,
-        ..DiffView::default()
-    };
+    let view =
+        DiffView { changed_only: arguments.changed, top: arguments.top, ..DiffView::default() };
     session.print(&render_diff(&diff, view))
 }
 
 fn compared(arguments: &Diff, session: &Session) -> Result<audit::Diff, Failure> {
     let a = session.open(&arguments.a, &arguments.opening)?;
     let b = session.open(&arguments.b, &arguments.opening)?;
-    let options = DiffOptions {
-        threads: arguments.threads,
-        reading: arguments.io.into(),
-    };
+    let options = DiffOptions { threads: arguments.threads, reading: arguments.io.into() };
     let watcher = Watcher::new(session, process::cancellation());
     let diff = audit::diff(&a, &b, &options, &watcher);
     watcher.finish();
@@ -85,15 +79,9 @@ fn compared(arguments: &Diff, session: &Session) -> Result<audit::Diff, Failure>
 
 /// A drawing replaces an earlier one; a slip of the keyboard must not replace weights.
 fn check_drawing(path: &Path) -> Result<(), Failure> {
-    if path
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("svg"))
-    {
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg")) {
         return Ok(());
     }
-    let problem = format!(
-        "`--heatmap {}` is not the name of an SVG file",
-        path.display()
-    );
+    let problem = format!("`--heatmap {}` is not the name of an SVG file", path.display());
     Err(Failure::usage(problem, "for example `--heatmap diff.svg`"))
 }

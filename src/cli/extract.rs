@@ -61,10 +61,8 @@ impl Surgical for Extract {
                 .and_then(|p| p.layers(origins))
                 .ok_or_else(|| missing("layers", "--layers 1,32", project, Self::FULL_FORM))?,
         };
-        let request = ops::Extract {
-            layers: layers.parse()?,
-            shard_size: self.shard_size.shard_size,
-        };
+        let request =
+            ops::Extract { layers: layers.parse()?, shard_size: self.shard_size.shard_size };
         let checkpoint = session.open(&model, &self.opening)?;
         Ok((ops::extract(&checkpoint, &request)?, out))
     }

@@ -32,21 +32,14 @@ pub(super) enum Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Refused {
-            error: Box::new(error),
-            from: None,
-            hint: None,
-        }
+        Self::Refused { error: Box::new(error), from: None, hint: None }
     }
 }
 
 impl Failure {
     /// A command that is incomplete or contradicts itself, and its full form.
     pub(super) fn usage(problem: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::from(Error::Usage {
-            problem: problem.into(),
-            hint: hint.into(),
-        })
+        Self::from(Error::Usage { problem: problem.into(), hint: hint.into() })
     }
 
     /// The exit status.
@@ -112,11 +105,7 @@ impl Origins {
     }
 
     fn push(&mut self, value: OsString, shown: String, is_output: bool) {
-        self.0.push(Origin {
-            value,
-            shown,
-            is_output,
-        });
+        self.0.push(Origin { value, shown, is_output });
     }
 
     /// The same failure with the value that it is about.

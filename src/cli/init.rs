@@ -31,12 +31,7 @@ pub(super) struct Init {
     #[arg(long, value_name = "MODEL")]
     inst: Option<PathBuf>,
     /// The layers to train, counting from 1
-    #[arg(
-        long,
-        value_name = "LAYERS",
-        allow_hyphen_values = true,
-        default_value = "first,last"
-    )]
+    #[arg(long, value_name = "LAYERS", allow_hyphen_values = true, default_value = "first,last")]
     layers: String,
 }
 
@@ -59,10 +54,7 @@ pub(super) fn run(arguments: &Init, session: &Session) -> Result<(), Failure> {
                 "edit it, or start the project in another directory",
             ));
         }
-        opened => opened
-            .at("create", &path)?
-            .write_all(text.as_bytes())
-            .at("write", &path)?,
+        opened => opened.at("create", &path)?.write_all(text.as_bytes()).at("write", &path)?,
     }
     if session.json {
         return session.print_json(&json!({ "command": "init", "file": path.to_string_lossy() }));
@@ -91,10 +83,7 @@ fn check_layers(arguments: &Init, session: &Session) -> Result<(), Error> {
 
 fn content(arguments: &Init) -> Result<String, Failure> {
     let line = |key: &str, path: Option<&PathBuf>, example: &str| match path {
-        Some(path) => Ok(format!(
-            "{key}: {}",
-            quoted(&from_project(path, &arguments.dir))?
-        )),
+        Some(path) => Ok(format!("{key}: {}", quoted(&from_project(path, &arguments.dir))?)),
         None => Ok::<_, Failure>(format!("# {key}: {example}")),
     };
     Ok(format!(
@@ -117,11 +106,7 @@ layers: {layers}
 out: work
 ",
         model = line("model", arguments.model.as_ref(), "../models/llama-8b")?,
-        instruct = line(
-            "instruct",
-            arguments.inst.as_ref(),
-            "../models/llama-8b-instruct"
-        )?,
+        instruct = line("instruct", arguments.inst.as_ref(), "../models/llama-8b-instruct")?,
         layers = arguments.layers,
     ))
 }

@@ -115,10 +115,8 @@ impl Surgical for Inject {
         let into = self.into(project, origins)?;
         let out = Stage::Inject.output(self.how.out.as_ref(), project, origins);
         let part = session.open(&part, &self.opening)?;
-        let into = Session::open_with(
-            self.opening.options().allow_unfinished(self.in_place),
-            &into,
-        )?;
+        let into =
+            Session::open_with(self.opening.options().allow_unfinished(self.in_place), &into)?;
         let request = ops::Inject {
             layers: self.layers(&part, project, session, origins)?,
             all: self.all,
@@ -149,10 +147,7 @@ impl Inject {
                  trained part: `elo-surgery inject PART`"
                     .to_owned()
             };
-            Failure::usage(
-                format!("there is no trained part at `{}`", expected.display()),
-                hint,
-            )
+            Failure::usage(format!("there is no trained part at `{}`", expected.display()), hint)
         })
     }
 
@@ -197,15 +192,10 @@ impl Inject {
         let fits = |layers: &&[u64]| layers.len() as u64 == part.layers();
         if let Some(layers) = extract.as_ref().and_then(recorded).filter(fits) {
             let layers = LayerSelector::of_layers(layers);
-            session.detail(&format!(
-                "layers {layers}: as the project's extract records"
-            ));
+            session.detail(&format!("layers {layers}: as the project's extract records"));
             return Ok(Some(layers));
         }
-        Ok(project
-            .layers(origins)
-            .map(|layers| layers.parse())
-            .transpose()?)
+        Ok(project.layers(origins).map(|layers| layers.parse()).transpose()?)
     }
 }
 

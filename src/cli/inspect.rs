@@ -33,10 +33,8 @@ pub(super) fn run(arguments: &Inspect, session: &Session) -> Result<(), Failure>
     let model = session.open(&arguments.model, &arguments.opening)?;
     let inspection = inspect(&model);
     if session.json {
-        let mut object = serde_json::to_value(&inspection).map_err(|e| Error::Json {
-            path: arguments.model.clone(),
-            message: e.to_string(),
-        })?;
+        let mut object = serde_json::to_value(&inspection)
+            .map_err(|e| Error::Json { path: arguments.model.clone(), message: e.to_string() })?;
         if let (false, Some(fields)) = (arguments.tensors, object.as_object_mut()) {
             fields.remove("tensors");
         }

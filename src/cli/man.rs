@@ -30,8 +30,6 @@ pub(super) fn run(arguments: &Man, session: &Session) -> Result<(), Failure> {
         return Ok(());
     }
     let mut page = Vec::new();
-    clap_mangen::Man::new(command)
-        .render(&mut page)
-        .at("write", "the manual page")?;
+    clap_mangen::Man::new(command).render(&mut page).at("write", "the manual page")?;
     session.print(&String::from_utf8_lossy(&page))
 }

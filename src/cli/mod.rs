@@ -112,12 +112,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(refusal) => return failure::refuse(&refusal, json),
     };
-    let Global {
-        json,
-        verbose,
-        quiet,
-        color,
-    } = cli.global;
+    let Global { json, verbose, quiet, color } = cli.global;
     let session = Session::new(color, json, verbose, quiet);
     let outcome = process::guarded(|| dispatch(&cli.command, &session));
     match outcome {
@@ -151,9 +146,7 @@ fn command(arguments: &[OsString]) -> clap::Command {
     for (i, argument) in arguments.iter().enumerate() {
         let argument = argument.to_string_lossy();
         if argument == "--color" {
-            asked = arguments
-                .get(i + 1)
-                .map(|value| value.to_string_lossy().into_owned());
+            asked = arguments.get(i + 1).map(|value| value.to_string_lossy().into_owned());
         } else if let Some(value) = argument.strip_prefix("--color=") {
             asked = Some(value.to_owned());
         }

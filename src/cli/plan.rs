@@ -47,9 +47,8 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),
     }?;
-    let json = serde_json::to_string_pretty(&plan).map_err(|e| Error::Plan {
-        problem: format!("it cannot be written as JSON: {e}"),
-    })?;
+    let json = serde_json::to_string_pretty(&plan)
+        .map_err(|e| Error::Plan { problem: format!("it cannot be written as JSON: {e}") })?;
     for line in summary::lines(&plan) {
         session.say(&line);
     }
@@ -74,8 +73,6 @@ fn save(path: &Path, json: &str) -> Result<(), Failure> {
         }
         opened => opened.at("create", path)?,
     };
-    file.write_all(json.as_bytes())
-        .and_then(|()| file.write_all(b"\n"))
-        .at("write", path)?;
+    file.write_all(json.as_bytes()).and_then(|()| file.write_all(b"\n")).at("write", path)?;
     Ok(())
 }

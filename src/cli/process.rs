@@ -23,10 +23,7 @@ pub(super) fn prepare(json: bool) {
     let _ = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
-        let raised = Rlimit {
-            current: maximum,
-            maximum,
-        };
+        let raised = Rlimit { current: maximum, maximum };
         let _ = setrlimit(Resource::Nofile, raised);
     }
 }
@@ -53,14 +50,10 @@ pub(super) fn guarded(command: impl FnOnce() -> Result<(), Failure>) -> Result<(
 }
 
 fn report_panic(info: &PanicHookInfo<'_>, json: bool) {
-    let message = info
-        .payload_as_str()
-        .unwrap_or("no message")
-        .replace('\n', " ");
-    let place = info.location().map_or_else(
-        || "an unknown place".to_owned(),
-        |at| format!("{}:{}", at.file(), at.line()),
-    );
+    let message = info.payload_as_str().unwrap_or("no message").replace('\n', " ");
+    let place = info
+        .location()
+        .map_or_else(|| "an unknown place".to_owned(), |at| format!("{}:{}", at.file(), at.line()));
     let message = format!("internal error at {place}: {message}");
     let hint = format!(
         "this is a bug in elo-surgery {}; please report it with the line above and the command. \

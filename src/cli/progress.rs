@@ -55,10 +55,7 @@ impl<'a> Watcher<'a> {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let due = self.due.load(Ordering::Relaxed);
         let next = now.saturating_add(u64::try_from(every.as_millis()).unwrap_or(u64::MAX));
-        let swap = |to| {
-            self.due
-                .compare_exchange(due, to, Ordering::Relaxed, Ordering::Relaxed)
-        };
+        let swap = |to| self.due.compare_exchange(due, to, Ordering::Relaxed, Ordering::Relaxed);
         now >= due && swap(next).is_ok()
     }
 }

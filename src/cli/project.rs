@@ -47,13 +47,8 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 5] = [
-        Self::Extract,
-        Self::Pretrain,
-        Self::Inject,
-        Self::Align,
-        Self::ChatVector,
-    ];
+    const ALL: [Self; 5] =
+        [Self::Extract, Self::Pretrain, Self::Inject, Self::Align, Self::ChatVector];
 
     /// Its model inside the project's output directory.
     fn model(self) -> &'static str {
@@ -112,10 +107,7 @@ pub(super) fn missing(
 ) -> Failure {
     match project {
         Some(project) => Failure::usage(
-            format!(
-                "no `{argument}` is given, and `{}` has no `{key}`",
-                project.file.display()
-            ),
+            format!("no `{argument}` is given, and `{}` has no `{key}`", project.file.display()),
             format!("add `{key}: ...` to it, or use the full form: `{full_form}`"),
         ),
         None => Failure::usage(
@@ -148,10 +140,7 @@ impl Project {
         }
         let mut bytes = Vec::new();
         let opened = fs::File::open(file).at("read", file)?;
-        opened
-            .take(MAX_BYTES)
-            .read_to_end(&mut bytes)
-            .at("read", file)?;
+        opened.take(MAX_BYTES).read_to_end(&mut bytes).at("read", file)?;
         let text = String::from_utf8(bytes).map_err(|_| wrong(file, "it is not UTF-8 text", ""))?;
         Self::parse(&text, file)
     }
@@ -164,10 +153,7 @@ impl Project {
             serde_saphyr::from_str_with_options(text, options).map_err(|e| {
                 wrong(
                     file,
-                    &printable(
-                        &e.without_snippet()
-                            .render_with_formatter(&UserMessageFormatter),
-                    ),
+                    &printable(&e.without_snippet().render_with_formatter(&UserMessageFormatter)),
                     "",
                 )
             })?;
@@ -187,9 +173,7 @@ impl Project {
                 )),
             }
         };
-        let given = keys
-            .get("layers")
-            .filter(|spanned| !spanned.value.is_null());
+        let given = keys.get("layers").filter(|spanned| !spanned.value.is_null());
         let layers = given.map(|spanned| {
             layers(&spanned.value).ok_or_else(|| {
                 wrong(
@@ -253,11 +237,7 @@ fn layers(value: &Value) -> Option<String> {
 }
 
 fn wrong(file: &Path, problem: &str, hint: &str) -> Error {
-    Error::Project {
-        path: file.to_owned(),
-        problem: problem.to_owned(),
-        hint: hint.to_owned(),
-    }
+    Error::Project { path: file.to_owned(), problem: problem.to_owned(), hint: hint.to_owned() }
 }
 
 fn unknown_key(file: &Path, key: &str, line: u64) -> Error {
@@ -269,11 +249,7 @@ fn unknown_key(file: &Path, key: &str, line: u64) -> Error {
         _ => format!("the keys are {}", KEYS.map(|k| format!("`{k}`")).join(", ")),
     };
     let key = printable(key);
-    wrong(
-        file,
-        &format!("line {line}: there is no key `{key}`"),
-        &hint,
-    )
+    wrong(file, &format!("line {line}: there is no key `{key}`"), &hint)
 }
 
 /// Edit distance: insertions, deletions and replacements.
@@ -306,10 +282,7 @@ mod tests {
         assert_eq!(project.model, Some("p/../m".into()));
         assert_eq!(project.instruct, Some("/abs/i".into()));
         assert_eq!(project.layers.as_deref(), Some("1,32"));
-        assert_eq!(
-            project.stage(Stage::Inject),
-            Path::new("p/work/03-inject/model")
-        );
+        assert_eq!(project.stage(Stage::Inject), Path::new("p/work/03-inject/model"));
     }
 
     #[test]
@@ -323,11 +296,7 @@ mod tests {
             ("layers: -1", "-1"),
             ("layers: 1-4", "1-4"),
         ] {
-            assert_eq!(
-                parse(text).unwrap().layers.as_deref(),
-                Some(expected),
-                "{text}"
-            );
+            assert_eq!(parse(text).unwrap().layers.as_deref(), Some(expected), "{text}");
         }
         assert!(parse("layers: {a: 1}").is_err());
         assert!(parse("layers: 1.5").is_err());
@@ -336,10 +305,7 @@ mod tests {
     #[test]
     fn misspelt_keys_are_errors_with_a_suggestion() {
         let error = parse("model: m\nlayer: 1,2\n").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "`p/elo.yaml`: line 2: there is no key `layer`"
-        );
+        assert_eq!(error.to_string(), "`p/elo.yaml`: line 2: there is no key `layer`");
         assert_eq!(error.hint().unwrap(), "did you mean `layers`?");
         let hint = |text| parse(text).unwrap_err().hint().unwrap();
         assert_eq!(hint("modle: m"), "did you mean `model`?");
@@ -351,14 +317,9 @@ mod tests {
     fn nothing_and_nonsense() {
         assert_eq!(parse("").unwrap().out, Path::new("p/work"));
         assert_eq!(parse("# only a comment\n").unwrap().model, None);
-        for text in [
-            "[",
-            "- a",
-            "model: [x]",
-            "model: m\nmodel: n",
-            "model: &a m\nout: *a",
-            "\u{1}",
-        ] {
+        for text in
+            ["[", "- a", "model: [x]", "model: m\nmodel: n", "model: &a m\nout: *a", "\u{1}"]
+        {
             let error = parse(text).unwrap_err();
             assert_eq!(error.exit_code(), 3, "{text}");
             assert!(error.to_string().len() < 1000, "{error}");

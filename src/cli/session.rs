@@ -34,12 +34,7 @@ enum Tone {
 
 impl Session {
     pub(super) fn new(color: ColorChoice, json: bool, verbose: u8, quiet: bool) -> Self {
-        Self {
-            json,
-            verbose: verbose > 0,
-            quiet,
-            colour: !json && wants_colour(color),
-        }
+        Self { json, verbose: verbose > 0, quiet, colour: !json && wants_colour(color) }
     }
 
     /// Whether a progress bar can be drawn.
@@ -55,20 +50,16 @@ impl Session {
         match written.and_then(|()| stdout.flush()) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(Failure::Pipe),
-            Err(source) => Err(Failure::from(Error::Io {
-                action: "write to",
-                path: "stdout".into(),
-                source,
-            })),
+            Err(source) => {
+                Err(Failure::from(Error::Io { action: "write to", path: "stdout".into(), source }))
+            }
         }
     }
 
     /// Data as one JSON object on one line.
     pub(super) fn print_json(&self, data: &impl Serialize) -> Result<(), Failure> {
-        let text = serde_json::to_string(data).map_err(|e| Error::Json {
-            path: "stdout".into(),
-            message: e.to_string(),
-        })?;
+        let text = serde_json::to_string(data)
+            .map_err(|e| Error::Json { path: "stdout".into(), message: e.to_string() })?;
         self.print(&format!("{text}\n"))
     }
 

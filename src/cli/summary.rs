@@ -31,11 +31,7 @@ pub(super) fn lines(plan: &Plan) -> Vec<String> {
     if !text.is_empty() {
         made.push(format!("new: {}", text.join(", ")));
     }
-    let made = if made.is_empty() {
-        "none".to_owned()
-    } else {
-        made.join("; ")
-    };
+    let made = if made.is_empty() { "none".to_owned() } else { made.join("; ") };
     vec![
         format!("reads    {}", size(cost.read)),
         format!(
@@ -153,10 +149,7 @@ pub(super) fn done(
     session.detail(&format!("device: {}", report.device));
     if bytes == 0 && report.resumed > 0 {
         let out = report.out.display();
-        session.say(&format!(
-            "{}: `{out}` is complete already",
-            plan.operation.verb
-        ));
+        session.say(&format!("{}: `{out}` is complete already", plan.operation.verb));
         return Ok(());
     }
     let mut line = format!(
@@ -169,11 +162,7 @@ pub(super) fn done(
         let _ = write!(line, " ({}/s)", size(rate));
     }
     if report.shared > 0 {
-        let _ = write!(
-            line,
-            ", {} of it shared with the source",
-            size(report.shared)
-        );
+        let _ = write!(line, ", {} of it shared with the source", size(report.shared));
     }
     if report.resumed > 0 {
         let _ = write!(
@@ -239,9 +228,6 @@ pub(super) fn notes(notes: &[String], session: &Session) {
         session.note(&printable(note));
     }
     if notes.len() > shown {
-        session.note(&format!(
-            "... and {} more (`-v` shows them)",
-            notes.len() - shown
-        ));
+        session.note(&format!("... and {} more (`-v` shows them)", notes.len() - shown));
     }
 }

@@ -36,36 +36,19 @@ pub(super) struct How {
     #[arg(short = 'n', long, help_heading = "Output options")]
     pub(super) dry_run: bool,
     /// Digest of the output files in `elo-surgery.json`; `sha256` is the Hub's
-    #[arg(
-        long,
-        value_enum,
-        value_name = "NAME",
-        default_value_t,
-        help_heading = "Output options"
-    )]
+    #[arg(long, value_enum, value_name = "NAME", default_value_t, help_heading = "Output options")]
     pub(super) digest: DigestChoice,
     /// Do not flush files to the disk: safe against kill -9, not against power loss
     #[arg(long, help_heading = "Output options")]
     pub(super) no_sync: bool,
     /// How unchanged bytes get there: reflink or copy, hard link whole files, or copy
-    #[arg(
-        long,
-        value_enum,
-        value_name = "HOW",
-        default_value_t,
-        help_heading = "Output options"
-    )]
+    #[arg(long, value_enum, value_name = "HOW", default_value_t, help_heading = "Output options")]
     pub(super) link: LinkChoice,
     /// Keep values that become NaN or infinite although every input was finite
     #[arg(long, help_heading = "Output options")]
     pub(super) allow_nonfinite: bool,
     /// Compute on: `auto`, `cpu`, `cuda` or `cuda:N`
-    #[arg(
-        long,
-        value_name = "DEVICE",
-        default_value_t,
-        help_heading = "Execution options"
-    )]
+    #[arg(long, value_name = "DEVICE", default_value_t, help_heading = "Execution options")]
     pub(super) device: DeviceChoice,
     /// Bound the memory of the work in flight (threads x tile x operands), such as `2GB`
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Execution options")]
@@ -170,17 +153,11 @@ impl How {
     /// are tried before fewer threads: they cost less speed.
     pub(super) fn budget(&self, plan: &Plan) -> Result<Budget, Failure> {
         let cores = available_parallelism().map_or(1, usize::from);
-        let mut threads = if self.threads == 0 {
-            cores
-        } else {
-            self.threads.into()
-        };
+        let mut threads = if self.threads == 0 { cores } else { self.threads.into() };
         let mut tile = self.tile.unwrap_or(Execution::TILE);
         let buffers = operands(plan) + 2;
         let bytes = |threads: usize, tile: u64| {
-            (threads as u64)
-                .saturating_mul(tile)
-                .saturating_mul(buffers)
+            (threads as u64).saturating_mul(tile).saturating_mul(buffers)
         };
         if let Some(limit) = self.memory {
             while bytes(threads, tile) > limit && tile > SMALLEST_TILE && self.tile.is_none() {
@@ -196,11 +173,7 @@ impl How {
                 ));
             }
         }
-        Ok(Budget {
-            threads,
-            tile,
-            bytes: bytes(threads, tile),
-        })
+        Ok(Budget { threads, tile, bytes: bytes(threads, tile) })
     }
 
     /// The engine's options.
@@ -257,9 +230,7 @@ pub(super) fn carry_out(
         return summary::dry_run(plan, out, how.overwrite, budget, session);
     }
     let execution = how.execution(out.clone(), budget);
-    watch(plan, origins, session, |watcher| {
-        execute(plan, &execution, watcher)
-    })
+    watch(plan, origins, session, |watcher| execute(plan, &execution, watcher))
 }
 
 /// Watches the engine at work on a plan and tells what came of it.

@@ -121,11 +121,7 @@ impl<'a> Checked<'a> {
             return Err(Error::Plan { problem });
         }
         let output = Values { float, bytes: out };
-        for values in base
-            .iter()
-            .chain(terms.iter().map(|(v, _)| v))
-            .chain([&output])
-        {
+        for values in base.iter().chain(terms.iter().map(|(v, _)| v)).chain([&output]) {
             if values.bytes.len() != elements * values.float.size() {
                 let problem = format!(
                     "a blend of {elements} elements has an operand of {} bytes",
@@ -134,20 +130,12 @@ impl<'a> Checked<'a> {
                 return Err(Error::Plan { problem });
             }
         }
-        Ok(Self {
-            base,
-            terms,
-            lambda: tile.lambda,
-            float,
-            elements,
-        })
+        Ok(Self { base, terms, lambda: tile.lambda, float, elements })
     }
 
     /// Base first.
     pub(super) fn inputs(&self) -> impl Iterator<Item = &Values<'a>> {
-        self.base
-            .iter()
-            .chain(self.terms.iter().map(|(values, _)| values))
+        self.base.iter().chain(self.terms.iter().map(|(values, _)| values))
     }
 
     /// Whether the arithmetic is f64's.

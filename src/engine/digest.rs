@@ -27,10 +27,7 @@ impl TreeDigest {
     /// For a file of `size` bytes cut into tiles of `tile` bytes, a power of two from 1 KiB on.
     pub fn new(size: u64, tile: u64) -> Self {
         let tiles = usize::try_from(size.div_ceil(tile)).unwrap_or(usize::MAX);
-        Self {
-            tile,
-            values: vec![[0; 32]; tiles],
-        }
+        Self { tile, values: vec![[0; 32]; tiles] }
     }
 
     /// Hashes the tile of a file of `size` bytes that starts at byte `at`. A file of one tile has no subtree: its
@@ -40,10 +37,7 @@ impl TreeDigest {
             return *blake3::hash(bytes).as_bytes();
         }
         let mut hasher = blake3::Hasher::new();
-        hasher
-            .set_input_offset(at)
-            .update(bytes)
-            .finalize_non_root()
+        hasher.set_input_offset(at).update(bytes).finalize_non_root()
     }
 
     /// Keeps the value of the tile that starts at byte `at`.
@@ -61,15 +55,10 @@ impl TreeDigest {
             [only] => blake3::Hash::from_bytes(*only).to_hex().to_string(),
             values => {
                 let (left, right) = values.split_at(left_len(values.len()));
-                merge_subtrees_root(&merge(left), &merge(right), Mode::Hash)
-                    .to_hex()
-                    .to_string()
+                merge_subtrees_root(&merge(left), &merge(right), Mode::Hash).to_hex().to_string()
             }
         };
-        Digest {
-            algorithm: DigestAlgorithm::Blake3,
-            hex,
-        }
+        Digest { algorithm: DigestAlgorithm::Blake3, hex }
     }
 }
 
@@ -125,13 +114,11 @@ pub fn digest_file(
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]
@@ -140,13 +127,12 @@ mod tests {
 
     #[test]
     fn tiles_in_any_order_give_the_digest_of_the_whole() {
-        let data: Vec<u8> = (0..300_000_u32)
-            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-            .collect();
+        let data: Vec<u8> =
+            (0..300_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         for tile in [1024_u64, 4096, 65536] {
-            for size in [
-                0, 1, 1023, 1024, 1025, 4096, 5000, 65536, 65537, 131_072, 200_001, 300_000,
-            ] {
+            for size in
+                [0, 1, 1023, 1024, 1025, 4096, 5000, 65536, 65537, 131_072, 200_001, 300_000]
+            {
                 let bytes = &data[..size];
                 let mut tree = TreeDigest::new(size as u64, tile);
                 let tile_len = usize::try_from(tile).unwrap();

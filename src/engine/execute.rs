@@ -46,11 +46,8 @@ pub fn execute_on(
     let out = resolved(&options.out)?;
     check_place(plan, &out)?;
     let begun = Begun::new(plan, options.digest);
-    let policy = Policy {
-        overwrite: options.overwrite,
-        restart: options.restart,
-        sync: options.sync,
-    };
+    let policy =
+        Policy { overwrite: options.overwrite, restart: options.restart, sync: options.sync };
     let layouts = plan.layout();
     let mut report = Report {
         out: options.out.clone(),
@@ -66,15 +63,7 @@ pub fn execute_on(
         }
         Opened::Ready(staging) => Mutex::new(staging),
     };
-    let worked = make(
-        plan,
-        &layouts,
-        options,
-        device,
-        observer,
-        &staging,
-        &mut report,
-    );
+    let worked = make(plan, &layouts, options, device, observer, &staging, &mut report);
     let staging = staging.into_inner().unwrap_or_else(PoisonError::into_inner);
     match worked {
         Ok(()) => {
@@ -108,9 +97,8 @@ fn make(
     let locked = || staging.lock().unwrap_or_else(PoisonError::into_inner);
     let tree = locked().tree();
     let done: BTreeSet<String> = locked().finished().iter().map(|s| s.file.clone()).collect();
-    let pending: Vec<usize> = (0..layouts.len())
-        .filter(|&i| !done.contains(&layouts[i].file))
-        .collect();
+    let pending: Vec<usize> =
+        (0..layouts.len()).filter(|&i| !done.contains(&layouts[i].file)).collect();
     report.resumed = done.len() as u64;
     if report.resumed > 0 {
         observer.note(&format!(
@@ -120,15 +108,7 @@ fn make(
         ));
     }
     check_space(plan, layouts, &pending, options, &tree)?;
-    let run = Run::new(
-        plan,
-        layouts,
-        &pending,
-        tree.clone(),
-        options,
-        device,
-        observer,
-    );
+    let run = Run::new(plan, layouts, &pending, tree.clone(), options, device, observer);
     run.work(&|shard| locked().finish(shard))?;
     let mut shards = locked().finished().to_vec();
     shards.sort_by(|a, b| a.file.cmp(&b.file));
@@ -146,11 +126,7 @@ fn make(
 }
 
 fn record(shard: Finished) -> FileRecord {
-    FileRecord {
-        file: shard.file,
-        size: shard.size,
-        digest: shard.digest,
-    }
+    FileRecord { file: shard.file, size: shard.size, digest: shard.digest }
 }
 
 /// Refuses an output that is, holds or lies in an input, under whatever name.
@@ -181,22 +157,14 @@ fn check_place(plan: &Plan, out: &Path) -> Result<()> {
             "is"
         } else if input.is_dir() && above.contains(&id) {
             "lies inside"
-        } else if own.is_some_and(|own| {
-            input
-                .ancestors()
-                .skip(1)
-                .filter_map(identity)
-                .any(|up| up == own)
-        }) {
+        } else if own
+            .is_some_and(|own| input.ancestors().skip(1).filter_map(identity).any(|up| up == own))
+        {
             "contains"
         } else {
             continue;
         };
-        return Err(Error::OutputIsInput {
-            output: out.to_owned(),
-            input,
-            relation,
-        });
+        return Err(Error::OutputIsInput { output: out.to_owned(), input, relation });
     }
     Ok(())
 }
@@ -219,18 +187,10 @@ fn check_space(
             options.link != Link::Never && near && changed() <= layouts[i].size / 2
         })
     };
-    let needed: u64 = pending
-        .iter()
-        .filter(|&&i| !may_share(i))
-        .map(|&i| layouts[i].size)
-        .sum();
+    let needed: u64 = pending.iter().filter(|&&i| !may_share(i)).map(|&i| layouts[i].size).sum();
     let free = free_bytes(tree);
     if needed > free {
-        return Err(Error::NoSpace {
-            path: options.out.clone(),
-            needed,
-            free,
-        });
+        return Err(Error::NoSpace { path: options.out.clone(), needed, free });
     }
     Ok(())
 }

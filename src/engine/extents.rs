@@ -33,10 +33,7 @@ pub(super) struct Extents<'a> {
 
 impl<'a> Extents<'a> {
     pub(super) fn new(plan: &'a Plan, shard: usize, layout: &'a ShardLayout) -> Self {
-        let header = Extent {
-            out: 0..layout.header.len() as u64,
-            what: What::Header,
-        };
+        let header = Extent { out: 0..layout.header.len() as u64, what: What::Header };
         let mut list = vec![header];
         for placement in &layout.placements {
             let tensor = plan.shards[shard].tensors[placement.tensor];
@@ -45,10 +42,7 @@ impl<'a> Extents<'a> {
             for (part, piece) in output.parts.iter().enumerate() {
                 let end = at + output.part_len(piece);
                 if end > at {
-                    list.push(Extent {
-                        out: at..end,
-                        what: What::Part { tensor, part },
-                    });
+                    list.push(Extent { out: at..end, what: What::Part { tensor, part } });
                 }
                 at = end;
             }
@@ -60,9 +54,7 @@ impl<'a> Extents<'a> {
     pub(super) fn within(&self, range: &Range<u64>) -> impl Iterator<Item = &Extent> {
         let first = self.list.partition_point(|e| e.out.end <= range.start);
         let end = range.end;
-        self.list[first..]
-            .iter()
-            .take_while(move |e| e.out.start < end)
+        self.list[first..].iter().take_while(move |e| e.out.start < end)
     }
 
     /// The tensor and part of a stretch; none for the header.

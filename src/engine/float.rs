@@ -133,25 +133,14 @@ impl Narrow {
         overflow: u32,
         nan: u32,
     ) -> Self {
-        Self {
-            sign: 1 << (width - 1),
-            mantissa_bits,
-            bias,
-            largest,
-            overflow,
-            nan,
-        }
+        Self { sign: 1 << (width - 1), mantissa_bits, bias, largest, overflow, nan }
     }
 
     const fn value(&self, bits: u32) -> f64 {
         let magnitude = bits & (self.sign - 1);
         let negative = bits & self.sign != 0;
         if magnitude == self.overflow && self.overflow != self.nan {
-            return if negative {
-                f64::NEG_INFINITY
-            } else {
-                f64::INFINITY
-            };
+            return if negative { f64::NEG_INFINITY } else { f64::INFINITY };
         }
         if magnitude > self.largest || (bits == self.nan) {
             return f64::NAN;
@@ -180,20 +169,9 @@ impl Narrow {
             let steps = (magnitude / spacing).round_ties_even() as u64;
             // Steps of a normal number count the hidden bit, which adds the missing one to the exponent.
             let bits = ((field as u64 - 1) << self.mantissa_bits) + steps;
-            if bits > u64::from(self.largest) {
-                self.overflow
-            } else {
-                bits as u32
-            }
+            if bits > u64::from(self.largest) { self.overflow } else { bits as u32 }
         };
-        self.signed(
-            bits,
-            if value.is_sign_negative() {
-                self.sign
-            } else {
-                0
-            },
-        )
+        self.signed(bits, if value.is_sign_negative() { self.sign } else { 0 })
     }
 
     /// [`Self::nearest`] of an f32, without branches. Not for bf16, whose binades are those of f32.
@@ -210,21 +188,9 @@ impl Narrow {
         let sum = f32::from_bits(magnitude) + f32::from_bits(anchor);
         let subnormal = sum.to_bits().wrapping_sub(anchor);
         let first_normal = rebias + (1 << 23);
-        let finite = if magnitude < first_normal {
-            subnormal
-        } else {
-            normal
-        };
-        let bounded = if finite > self.largest {
-            self.overflow
-        } else {
-            finite
-        };
-        let bits = if magnitude > 0x7f80_0000 {
-            self.nan
-        } else {
-            bounded
-        };
+        let finite = if magnitude < first_normal { subnormal } else { normal };
+        let bounded = if finite > self.largest { self.overflow } else { finite };
+        let bits = if magnitude > 0x7f80_0000 { self.nan } else { bounded };
         self.signed(bits, (value.to_bits() >> 31) * self.sign)
     }
 
@@ -269,11 +235,7 @@ pub(super) const fn f16_to_f32(bits: u16) -> f32 {
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
     let magnitude = (bits as u32 & 0x7fff) << 13;
     let finite = (f32::from_bits(magnitude) * REBIAS).to_bits();
-    let special = if magnitude >= 0x7c00 << 13 {
-        0x7f80_0000
-    } else {
-        0
-    };
+    let special = if magnitude >= 0x7c00 << 13 { 0x7f80_0000 } else { 0 };
     f32::from_bits(finite | special | (bits as u32 & 0x8000) << 16)
 }
 

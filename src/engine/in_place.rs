@@ -68,11 +68,7 @@ pub fn inject_in_place(
     let _lock = lock(root)?;
     let layouts = plan.layout();
     let changes = changes(plan, &layouts, root)?;
-    let total: u64 = changes
-        .iter()
-        .flat_map(|c| &c.ranges)
-        .map(|r| r.end - r.start)
-        .sum();
+    let total: u64 = changes.iter().flat_map(|c| &c.ranges).map(|r| r.end - r.start).sum();
     let digest = plan.digest();
     prepare(&changes, root, &digest, total)?;
     let device = Simd::new();
@@ -113,12 +109,7 @@ pub fn undo(root: &Path, observer: &dyn Observer) -> Result<bool> {
         return Ok(false);
     }
     let (record, mut old) = read_record(&record_path)?;
-    let total: u64 = record
-        .files
-        .iter()
-        .flat_map(|f| &f.ranges)
-        .map(|r| r.end - r.start)
-        .sum();
+    let total: u64 = record.files.iter().flat_map(|f| &f.ranges).map(|r| r.end - r.start).sum();
     let mut done = 0;
     for touched in &record.files {
         let path = root.join(&touched.file);
@@ -129,11 +120,7 @@ pub fn undo(root: &Path, observer: &dyn Observer) -> Result<bool> {
                 old.read_exact(&mut bytes).at("read", &record_path)?;
                 file.write_all_at(&bytes, block.start).at("write", &path)?;
                 done += block.end - block.start;
-                observer.progress(Progress {
-                    done,
-                    total,
-                    shard: &touched.file,
-                });
+                observer.progress(Progress { done, total, shard: &touched.file });
                 Ok(())
             })?;
         }
@@ -153,10 +140,9 @@ fn lock(root: &Path) -> Result<File> {
     let dir = File::open(root).at("open", root)?;
     match dir.try_lock() {
         Ok(()) => Ok(dir),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::Locked {
-            path: root.to_owned(),
-            holder: "another in-place change".into(),
-        }),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(Error::Locked { path: root.to_owned(), holder: "another in-place change".into() })
+        }
         Err(fs::TryLockError::Error(e)) => Err(e).at("lock", root),
     }
 }
@@ -166,9 +152,7 @@ fn changes<'a>(plan: &'a Plan, layouts: &'a [ShardLayout], root: &Path) -> Resul
     for (shard, layout) in layouts.iter().enumerate() {
         let path = root.join(&layout.file);
         let extents = Extents::new(plan, shard, layout);
-        let template = plan.shards[shard]
-            .template
-            .filter(|id| is_file(plan, *id, &path));
+        let template = plan.shards[shard].template.filter(|id| is_file(plan, *id, &path));
         let Some(template) = template.filter(|_| same_header(&path, layout)) else {
             return Err(Error::Unsupported {
                 what: format!("in-place change of `{}`", path.display()),
@@ -178,11 +162,7 @@ fn changes<'a>(plan: &'a Plan, layouts: &'a [ShardLayout], root: &Path) -> Resul
         };
         let ranges = extents.changes(template);
         if !ranges.is_empty() {
-            changes.push(Change {
-                extents,
-                path,
-                ranges,
-            });
+            changes.push(Change { extents, path, ranges });
         }
     }
     Ok(changes)
@@ -215,19 +195,13 @@ fn prepare(changes: &[Change<'_>], root: &Path, plan: &str, total: u64) -> Resul
         let complete = serde_json::from_slice::<Provenance>(&text)
             .is_ok_and(|provenance| provenance.plan == record.plan);
         if !complete {
-            return Err(Error::UnfinishedInPlace {
-                path: root.to_owned(),
-            });
+            return Err(Error::UnfinishedInPlace { path: root.to_owned() });
         }
         remove_if_there(&path)?;
     }
     let free = free_bytes(root);
     if total > free {
-        return Err(Error::NoSpace {
-            path,
-            needed: total,
-            free,
-        });
+        return Err(Error::NoSpace { path, needed: total, free });
     }
     let mut hasher = blake3::Hasher::new();
     each_old_block(changes, &mut |bytes| {
@@ -278,8 +252,7 @@ fn each_old_block(changes: &[Change<'_>], take: &mut dyn FnMut(&[u8]) -> Result<
         for range in &change.ranges {
             for_each_block(range, &mut |block| {
                 let mut bytes = vec![0; length(&block)];
-                file.read_exact_at(&mut bytes, block.start)
-                    .at("read", &change.path)?;
+                file.read_exact_at(&mut bytes, block.start).at("read", &change.path)?;
                 take(&bytes)
             })?;
         }
@@ -298,18 +271,13 @@ fn read_record(path: &Path) -> Result<(Record, BufReader<File>)> {
         let mut reader = BufReader::new(File::open(path).at("open", path)?);
         let mut line = Vec::new();
         std::io::BufRead::read_until(&mut reader, b'\n', &mut line).at("read", path)?;
-        Ok((
-            serde_json::from_slice(&line).map_err(|_| damaged())?,
-            reader,
-        ))
+        Ok((serde_json::from_slice(&line).map_err(|_| damaged())?, reader))
     };
     let (record, mut reader) = open()?;
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(&mut reader).at("read", path)?;
     let plain = |file: &str| {
-        Path::new(file)
-            .components()
-            .all(|c| matches!(c, std::path::Component::Normal(_)))
+        Path::new(file).components().all(|c| matches!(c, std::path::Component::Normal(_)))
     };
     let whole = hasher.finalize().to_hex().as_str() == record.digest;
     if record.version != RECORD_VERSION || !whole || !record.files.iter().all(|f| plain(&f.file)) {
@@ -325,10 +293,7 @@ fn apply(
     device: &dyn Device,
     step: &mut dyn FnMut(u64) -> bool,
 ) -> Result<()> {
-    let target = File::options()
-        .write(true)
-        .open(&change.path)
-        .at("open", &change.path)?;
+    let target = File::options().write(true).open(&change.path).at("open", &change.path)?;
     let mut sources = Sources::new();
     // The model's own files change under us: they are not read, and not among the sources.
     let own = |id: &SourceId| is_file(plan, *id, &change.path);
@@ -348,16 +313,10 @@ fn apply(
     for range in &change.ranges {
         for_each_block(range, &mut |block| {
             filler.fill(&block, &mut scratch, |bytes| {
-                target
-                    .write_all_at(bytes, block.start)
-                    .at("write", &change.path)
+                target.write_all_at(bytes, block.start).at("write", &change.path)
             })?;
             let go_on = step(block.end - block.start);
-            if go_on {
-                Ok(())
-            } else {
-                Err(Error::Interrupted { resumable: true })
-            }
+            if go_on { Ok(()) } else { Err(Error::Interrupted { resumable: true }) }
         })?;
     }
     target.sync_all().at("flush", &change.path)
@@ -366,19 +325,14 @@ fn apply(
 /// Records the change. Digests of files that did not change stay.
 fn update_provenance(plan: &Plan, root: &Path, digest: &str, changes: &[Change<'_>]) -> Result<()> {
     let path = root.join(PROVENANCE_FILE);
-    let before = fs::read(&path)
-        .ok()
-        .and_then(|json| serde_json::from_slice::<Provenance>(&json).ok());
+    let before =
+        fs::read(&path).ok().and_then(|json| serde_json::from_slice::<Provenance>(&json).ok());
     let files = before.map(|p| p.files).unwrap_or_default();
     let mut files: BTreeMap<String, FileRecord> =
         files.into_iter().map(|f| (f.file.clone(), f)).collect();
     for layout in plan.layout() {
         let changed = changes.iter().any(|c| c.extents.layout.file == layout.file);
-        let record = FileRecord {
-            file: layout.file.clone(),
-            size: layout.size,
-            digest: None,
-        };
+        let record = FileRecord { file: layout.file.clone(), size: layout.size, digest: None };
         if changed || !files.contains_key(&layout.file) {
             files.insert(layout.file, record);
         }

@@ -44,10 +44,7 @@ impl Mark {
     pub(super) fn of(root: &Path) -> std::io::Result<Self> {
         let meta = fs::symlink_metadata(root.join(PROVENANCE_FILE))?;
         let seconds = meta.mtime().saturating_mul(1_000_000_000);
-        Ok(Self {
-            ino: meta.ino(),
-            mtime_ns: seconds.saturating_add(meta.mtime_nsec()),
-        })
+        Ok(Self { ino: meta.ino(), mtime_ns: seconds.saturating_add(meta.mtime_nsec()) })
     }
 
     /// Whether it is the same file, perhaps written again.
@@ -118,16 +115,8 @@ pub(super) struct Journal {
 impl Journal {
     /// Opens for appending; entries are flushed to the device if `sync`.
     pub(super) fn append_to(path: &Path, sync: bool) -> Result<Self> {
-        let file = File::options()
-            .append(true)
-            .create(true)
-            .open(path)
-            .at("open", path)?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            sync,
-        })
+        let file = File::options().append(true).create(true).open(path).at("open", path)?;
+        Ok(Self { file, path: path.to_owned(), sync })
     }
 
     /// Adds an entry, in one write.
@@ -151,9 +140,6 @@ impl Journal {
     pub(super) fn read(path: &Path) -> Vec<Entry> {
         let text = fs::read_to_string(path).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole
-            .lines()
-            .map_while(|line| serde_json::from_str(line).ok())
-            .collect()
+        whole.lines().map_while(|line| serde_json::from_str(line).ok()).collect()
     }
 }

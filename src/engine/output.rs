@@ -33,10 +33,7 @@ impl OutputFile {
             Ok(()) => {}
             Err(_) if size == 0 => {}
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                output
-                    .file
-                    .set_len(size)
-                    .map_err(|e| output.failed("allocate", e))?;
+                output.file.set_len(size).map_err(|e| output.failed("allocate", e))?;
             }
             Err(e) => return Err(output.failed("allocate", e.into())),
         }
@@ -71,9 +68,7 @@ impl OutputFile {
 
     /// Writes bytes at their place.
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(|e| self.failed("write", e))
+        self.file.write_all_at(bytes, offset).map_err(|e| self.failed("write", e))
     }
 
     /// Copies `len` bytes inside the kernel. `false` if it cannot between these files; nothing is lost then.
@@ -124,32 +119,23 @@ impl OutputFile {
 pub(super) fn out_of_space(error: &io::Error, path: &Path, needed: u64) -> Option<Error> {
     let free = match Errno::from_io_error(error)? {
         Errno::NOSPC | Errno::DQUOT => free_bytes(path),
-        Errno::FBIG => rustix::process::getrlimit(rustix::process::Resource::Fsize)
-            .current
-            .unwrap_or(0),
+        Errno::FBIG => {
+            rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(0)
+        }
         _ => return None,
     };
-    Some(Error::NoSpace {
-        path: path.to_owned(),
-        needed,
-        free,
-    })
+    Some(Error::NoSpace { path: path.to_owned(), needed, free })
 }
 
 /// Bytes that can still be written to the filesystem of `path` without privileges.
 pub(super) fn free_bytes(path: &Path) -> u64 {
-    let existing = path
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("."));
+    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
     rustix::fs::statvfs(existing).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
 }
 
 /// Flushes a directory: its entries survive a power cut.
 pub(super) fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .at("flush", path)
+    File::open(path).and_then(|dir| dir.sync_all()).at("flush", path)
 }
 
 /// Removes a file; one that is not there is fine.

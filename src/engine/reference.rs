@@ -51,10 +51,7 @@ fn in_f32(tile: &Checked<'_>, i: usize) -> f64 {
 }
 
 fn in_f64(tile: &Checked<'_>, i: usize) -> f64 {
-    let mut products = tile
-        .terms
-        .iter()
-        .map(|(values, weight)| weight * values.at(i));
+    let mut products = tile.terms.iter().map(|(values, weight)| weight * values.at(i));
     let first = products.next().unwrap_or_default();
     let sum = products.fold(first, |sum, x| sum + x);
     let scaled = tile.lambda * sum;

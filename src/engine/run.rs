@@ -87,13 +87,7 @@ impl<'a> Run<'a> {
             let tiles = layout.size.div_ceil(options.tile).max(1);
             let template = plan.shards[shard].template;
             let extents = Extents::new(plan, shard, layout);
-            jobs.push(Job {
-                extents,
-                template,
-                open: Mutex::default(),
-                tiles,
-                first,
-            });
+            jobs.push(Job { extents, template, open: Mutex::default(), tiles, first });
             first += tiles;
         }
         let total = layouts.iter().map(|l| l.size).sum();
@@ -131,9 +125,7 @@ impl<'a> Run<'a> {
                 }
             }
         };
-        let threads = self
-            .threads()
-            .min(usize::try_from(tiles).unwrap_or(usize::MAX));
+        let threads = self.threads().min(usize::try_from(tiles).unwrap_or(usize::MAX));
         std::thread::scope(|scope| {
             for _ in 1..threads {
                 scope.spawn(worker);
@@ -160,9 +152,7 @@ impl<'a> Run<'a> {
         if self.observer.cancelled() {
             return Err(Error::Interrupted { resumable: true });
         }
-        let job = &self.jobs[self
-            .jobs
-            .partition_point(|job| job.first + job.tiles <= tile)];
+        let job = &self.jobs[self.jobs.partition_point(|job| job.first + job.tiles <= tile)];
         let layout = job.extents.layout;
         let shard = self.open(job)?;
         let start = (tile - job.first) * self.options.tile;
@@ -172,11 +162,7 @@ impl<'a> Run<'a> {
         }
         let len = range.end - range.start;
         let done = self.done.fetch_add(len, Ordering::Relaxed) + len;
-        self.observer.progress(Progress {
-            done,
-            total: self.total,
-            shard: &layout.file,
-        });
+        self.observer.progress(Progress { done, total: self.total, shard: &layout.file });
         if shard.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             *locked(&job.open) = State::Closed;
             finished(self.close(job, &shard)?)?;
@@ -284,13 +270,9 @@ impl<'a> Run<'a> {
             // The link must be to the file itself: in a model cache the name is a symbolic link.
             let real = std::fs::canonicalize(source.path()).at("resolve", source.path())?;
             if std::fs::hard_link(&real, path).is_ok() {
-                return Ok(Some(SharedFile {
-                    output: None,
-                    changes,
-                }));
+                return Ok(Some(SharedFile { output: None, changes }));
             }
-            self.observer
-                .note("hard links are not possible here: copying");
+            self.observer.note("hard links are not possible here: copying");
         }
         if self.no_reflink.load(Ordering::Relaxed) {
             return Ok(None);
@@ -300,10 +282,7 @@ impl<'a> Run<'a> {
         if clone.is_none() {
             self.no_reflink.store(true, Ordering::Relaxed);
         }
-        Ok(clone.map(|output| SharedFile {
-            output: Some(output),
-            changes,
-        }))
+        Ok(clone.map(|output| SharedFile { output: Some(output), changes }))
     }
 
     /// An open source, shared between the shards that read it at the same time.
@@ -335,33 +314,18 @@ impl<'a> Run<'a> {
         let mut non_finite: Vec<(String, u64, u64)> = locked(&shard.healths)
             .iter()
             .map(|(tensor, health)| {
-                (
-                    self.plan.tensors[*tensor].name.clone(),
-                    health.nan,
-                    health.infinite,
-                )
+                (self.plan.tensors[*tensor].name.clone(), health.nan, health.infinite)
             })
             .collect();
         non_finite.sort();
         let (file, size) = (layout.file.clone(), layout.size);
-        let shared = shard
-            .changes
-            .as_ref()
-            .map_or(0, |changes| size - total(changes));
-        Ok(Finished {
-            file,
-            size,
-            digest,
-            shared,
-            non_finite,
-        })
+        let shared = shard.changes.as_ref().map_or(0, |changes| size - total(changes));
+        Ok(Finished { file, size, digest, shared, non_finite })
     }
 
     /// SHA-256 has no tree: one pass over the file, still in the page cache.
     fn digest_again(&self, output: &OutputFile, algorithm: DigestAlgorithm) -> Result<Digest> {
-        digest_file(output.path(), algorithm, &mut |_| {
-            !self.observer.cancelled()
-        })
+        digest_file(output.path(), algorithm, &mut |_| !self.observer.cancelled())
     }
 }
 

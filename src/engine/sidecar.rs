@@ -32,23 +32,13 @@ pub(super) fn write_sidecar(
             if copied != *size {
                 let what = format!("its size went from {size} to {copied} bytes");
                 let path = source.clone();
-                return Err(Error::SourceChanged {
-                    path,
-                    tensor: None,
-                    what,
-                });
+                return Err(Error::SourceChanged { path, tensor: None, what });
             }
             copied
         }
     };
-    let digest = options
-        .digest
-        .map(|algorithm| digest_file(&path, algorithm, &mut |_| true));
-    Ok(FileRecord {
-        file: sidecar.file.clone(),
-        size,
-        digest: digest.transpose()?,
-    })
+    let digest = options.digest.map(|algorithm| digest_file(&path, algorithm, &mut |_| true));
+    Ok(FileRecord { file: sidecar.file.clone(), size, digest: digest.transpose()? })
 }
 
 /// Writes `elo-surgery.json`.
@@ -96,9 +86,5 @@ fn copy(source: &Path, path: &Path, sync: bool) -> Result<()> {
 
 fn failed(error: io::Error, path: &Path, size: u64) -> Error {
     let space = out_of_space(&error, path, size);
-    space.unwrap_or(Error::Io {
-        action: "write",
-        path: path.to_owned(),
-        source: error,
-    })
+    space.unwrap_or(Error::Io { action: "write", path: path.to_owned(), source: error })
 }

@@ -88,14 +88,7 @@ impl Staging {
             journal = Journal::append_to(&journal_path, policy.sync)?;
             journal.add(&Entry::Begun(begun.clone()))?;
         }
-        let staging = Self {
-            dir,
-            out,
-            journal,
-            finished,
-            sync: policy.sync,
-            _lock: lock,
-        };
+        let staging = Self { dir, out, journal, finished, sync: policy.sync, _lock: lock };
         fs::create_dir_all(staging.tree()).at("create", staging.tree())?;
         if policy.sync {
             sync_directory(&staging.dir)?;
@@ -218,29 +211,17 @@ fn lock(dir: &Path, out: &Path) -> Result<File> {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e).at("create", dir),
             _ => {}
         }
-        let file = match File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-        {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            other => other.at("create", &path)?,
-        };
+        let file =
+            match File::options().read(true).write(true).create(true).truncate(false).open(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                other => other.at("create", &path)?,
+            };
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
                 let holder = fs::read_to_string(&path).unwrap_or_default();
-                let holder = if holder.is_empty() {
-                    "another process".to_owned()
-                } else {
-                    holder
-                };
-                return Err(Error::Locked {
-                    path: out.to_owned(),
-                    holder,
-                });
+                let holder = if holder.is_empty() { "another process".to_owned() } else { holder };
+                return Err(Error::Locked { path: out.to_owned(), holder });
             }
             Err(fs::TryLockError::Error(e)) => return Err(e).at("lock", &path),
         }
@@ -258,18 +239,9 @@ fn lock(dir: &Path, out: &Path) -> Result<File> {
 }
 
 fn owner() -> String {
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
-    format!(
-        "process {} on host {host} since {}",
-        std::process::id(),
-        utc(since)
-    )
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    format!("process {} on host {host} since {}", std::process::id(), utc(since))
 }
 
 /// Seconds since 1970 as `2026-11-21 10:30:00 UTC`. Days to dates as in Hinnant, "chrono-compatible low-level date
@@ -282,17 +254,10 @@ fn utc(seconds: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!(
-        "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02} UTC",
-        second % 60
-    )
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02} UTC", second % 60)
 }
 
 /// The finished shards of an earlier run of the same plan; `None` to start from nothing.
@@ -321,10 +286,7 @@ fn resumable(
         return Ok(None);
     }
     match old.difference(begun) {
-        Some(difference) => Err(Error::CannotResume {
-            path: dir.to_owned(),
-            difference,
-        }),
+        Some(difference) => Err(Error::CannotResume { path: dir.to_owned(), difference }),
         None => {
             drop_torn_line(path)?;
             Ok(Some(finished))
@@ -335,10 +297,7 @@ fn resumable(
 /// A kill during a write may have left half a line; entries after it would be lost with it.
 fn drop_torn_line(path: &Path) -> Result<()> {
     let bytes = fs::read(path).at("read", path)?;
-    let whole = bytes
-        .iter()
-        .rposition(|b| *b == b'\n')
-        .map_or(0, |end| end + 1);
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
     if whole < bytes.len() {
         let file = File::options().write(true).open(path).at("open", path)?;
         file.set_len(whole as u64).at("truncate", path)?;
@@ -361,9 +320,7 @@ fn appear(tree: &Path, out: &Path) -> Result<()> {
         return fs::rename(tree, out).at("rename to", out);
     }
     match rustix::fs::renameat_with(CWD, tree, CWD, out, RenameFlags::NOREPLACE) {
-        Err(Errno::EXIST) => Err(Error::OutputExists {
-            path: out.to_owned(),
-        }),
+        Err(Errno::EXIST) => Err(Error::OutputExists { path: out.to_owned() }),
         Err(Errno::INVAL | Errno::NOSYS) => fs::rename(tree, out).at("rename to", out),
         other => other.at("rename to", out),
     }
@@ -400,10 +357,7 @@ fn remove(dir: &Path) -> Result<()> {
     super::output::remove_if_there(&dir.join("lock"))?;
     match fs::remove_dir(dir) {
         Err(e)
-            if !matches!(
-                e.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
-            ) =>
+            if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) =>
         {
             Err(e).at("remove", dir)
         }
@@ -429,31 +383,16 @@ pub fn stagings(dir: &Path) -> Result<Vec<LeftOver>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).at("list", dir)? {
         let path = entry.at("list", dir)?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some(out) = name.strip_prefix('.').and_then(|n| n.strip_suffix(SUFFIX)) else {
             continue;
         };
         let lock = path.join("lock");
         let locked = File::open(&lock)
             .is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
-        let files = fs::read_dir(path.join("tree"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        let bytes = files
-            .filter_map(|entry| entry.metadata().ok())
-            .map(|meta| meta.len())
-            .sum();
-        found.push(LeftOver {
-            out: dir.join(out),
-            path,
-            locked,
-            bytes,
-        });
+        let files = fs::read_dir(path.join("tree")).into_iter().flatten().flatten();
+        let bytes = files.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
+        found.push(LeftOver { out: dir.join(out), path, locked, bytes });
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)

@@ -109,10 +109,7 @@ fn simd() -> Simd {
 
 fn compare_bits(a: Operand<'_>, b: Operand<'_>) -> Comparison {
     let (size_a, size_b) = (element_size(a.dtype), element_size(b.dtype));
-    let pairs = a
-        .bytes
-        .chunks_exact(size_a)
-        .zip(b.bytes.chunks_exact(size_b));
+    let pairs = a.bytes.chunks_exact(size_a).zip(b.bytes.chunks_exact(size_b));
     let elements = pairs.len() as u64;
     let equal = if a.dtype == b.dtype {
         pairs.filter(|(a, b)| a == b).count()
@@ -124,11 +121,7 @@ fn compare_bits(a: Operand<'_>, b: Operand<'_>) -> Comparison {
             })
             .count()
     };
-    Comparison {
-        elements,
-        equal: equal as u64,
-        ..Comparison::default()
-    }
+    Comparison { elements, equal: equal as u64, ..Comparison::default() }
 }
 
 fn element_size(dtype: &Dtype) -> usize {
@@ -179,18 +172,14 @@ mod tests {
             // The top bits decide; one low bit makes NaNs of what would be infinities.
             let patterns =
                 (0..=u64::from(u16::MAX)).flat_map(|top| [top << shift, top << shift | 1]);
-            let data: Vec<u8> = patterns
-                .flat_map(|bits| bits.to_le_bytes()[..float.size()].to_vec())
-                .collect();
+            let data: Vec<u8> =
+                patterns.flat_map(|bits| bits.to_le_bytes()[..float.size()].to_vec()).collect();
             let values: Vec<f64> = data.chunks(float.size()).map(|b| float.read(b)).collect();
             let nan = values.iter().filter(|v| v.is_nan()).count() as u64;
             let infinite = values.iter().filter(|v| v.is_infinite()).count() as u64;
             assert!(nan > 0);
             for simd in Simd::levels() {
-                let values = Values {
-                    float,
-                    bytes: &data,
-                };
+                let values = Values { float, bytes: &data };
                 assert_eq!(simd.non_finite(&values), (nan, infinite), "{dtype}");
             }
         }
@@ -225,10 +214,7 @@ mod tests {
     }
 
     fn check(a_dtype: &Dtype, a: &[u8], b_dtype: &Dtype, b: &[u8]) {
-        let values = |dtype, bytes| Values {
-            float: Float::of(dtype).unwrap(),
-            bytes,
-        };
+        let values = |dtype, bytes| Values { float: Float::of(dtype).unwrap(), bytes };
         let (a, b) = (values(a_dtype, a), values(b_dtype, b));
         let mut expected = Comparison::default();
         for i in 0..a.bytes.len() / a.float.size() {
@@ -251,25 +237,14 @@ mod tests {
         let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * (a.abs() + b.abs()).max(1.0);
         let sums = |c: &Comparison| {
             let Comparison { dot, .. } = *c;
-            [
-                c.sum_squares_a,
-                c.sum_squares_b,
-                dot,
-                c.sum_squares_difference,
-            ]
+            [c.sum_squares_a, c.sum_squares_b, dot, c.sum_squares_difference]
         };
         let found = found[0];
         for (a, b) in sums(&found).into_iter().zip(sums(&expected)) {
             assert!(close(a, b), "{found:?} for {expected:?}");
         }
-        let exact = |c: &Comparison| {
-            (
-                c.elements,
-                c.equal,
-                c.non_finite,
-                c.largest_difference.to_bits(),
-            )
-        };
+        let exact =
+            |c: &Comparison| (c.elements, c.equal, c.non_finite, c.largest_difference.to_bits());
         assert_eq!(exact(&found), exact(&expected), "{a_dtype} {b_dtype}");
     }
 
@@ -296,10 +271,7 @@ mod tests {
     fn integers_are_compared_by_value() {
         use Dtype::{Bool, C64, F4, F32, I8, I16, U8, U64};
         let count = |a: &Dtype, x: &[u8], b: &Dtype, y: &[u8]| {
-            let (a, b) = (
-                Operand { dtype: a, bytes: x },
-                Operand { dtype: b, bytes: y },
-            );
+            let (a, b) = (Operand { dtype: a, bytes: x }, Operand { dtype: b, bytes: y });
             let found = compare(a, b);
             (found.elements, found.equal)
         };

@@ -66,10 +66,7 @@ impl Filler<'_> {
             return None;
         }
         let start = slice.bytes.start + (range.start - extent.out.start);
-        Some(Slice {
-            bytes: start..start + (range.end - range.start),
-            ..slice.clone()
-        })
+        Some(Slice { bytes: start..start + (range.end - range.start), ..slice.clone() })
     }
 
     /// The source and offset of a range that is one stretch of one file.
@@ -85,15 +82,13 @@ impl Filler<'_> {
 
     fn tensor_at(&self, range: &Range<u64>) -> Option<String> {
         let extent = self.extents.within(range).next()?;
-        self.extents
-            .part(extent)
-            .map(|(output, _)| output.name.clone())
+        self.extents.part(extent).map(|(output, _)| output.name.clone())
     }
 
     fn source(&self, id: SourceId) -> Result<&Arc<SourceFile>> {
-        self.sources.get(&id).ok_or_else(|| Error::Plan {
-            problem: format!("source {} is not open", id.0),
-        })
+        self.sources
+            .get(&id)
+            .ok_or_else(|| Error::Plan { problem: format!("source {} is not open", id.0) })
     }
 
     fn fill_pieces(
@@ -115,8 +110,7 @@ impl Filler<'_> {
                         healths.push((tensor, health));
                     }
                     for slice in part.slices() {
-                        self.source(slice.source)?
-                            .check_unchanged(Some(&output.name))?;
+                        self.source(slice.source)?.check_unchanged(Some(&output.name))?;
                     }
                 }
                 _ => piece.copy_from_slice(
@@ -204,25 +198,14 @@ impl Filler<'_> {
             let bytes = start + elements.start * width..start + elements.end * width;
             tiles.push(self.source(slice.source)?.tile(bytes, buffer)?);
         }
-        let mut operands = slices.iter().zip(&tiles).map(|(slice, tile)| Operand {
-            dtype: &slice.dtype,
-            bytes: tile,
-        });
-        let base = if blend.base.is_some() {
-            operands.next()
-        } else {
-            None
-        };
-        let terms: Vec<(Operand<'_>, f64)> = operands
-            .zip(&blend.terms)
-            .map(|(operand, term)| (operand, term.weight))
-            .collect();
-        let tile = BlendTile {
-            base,
-            terms: &terms,
-            lambda: blend.lambda,
-            dtype: &output.dtype,
-        };
+        let mut operands = slices
+            .iter()
+            .zip(&tiles)
+            .map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile });
+        let base = if blend.base.is_some() { operands.next() } else { None };
+        let terms: Vec<(Operand<'_>, f64)> =
+            operands.zip(&blend.terms).map(|(operand, term)| (operand, term.weight)).collect();
+        let tile = BlendTile { base, terms: &terms, lambda: blend.lambda, dtype: &output.dtype };
         self.device.blend(&tile, out)
     }
 }

@@ -10,47 +10,15 @@ fn one_of_each() -> Vec<Error> {
     let dir = || PathBuf::from("model");
     let hint = || "the way out".to_owned();
     vec![
-        Error::Io {
-            action: "read",
-            path: path(),
-            source: io::ErrorKind::PermissionDenied.into(),
-        },
-        Error::NoSpace {
-            path: dir(),
-            needed: 141_000_000_000,
-            free: 12_000,
-        },
-        Error::Header {
-            path: path(),
-            problem: HeaderProblem::Trailing { extra: 13 },
-        },
-        Error::Index {
-            path: path(),
-            problem: IndexProblem::NoWeightMap,
-        },
-        Error::Json {
-            path: path(),
-            message: "EOF at line 1 column 200".into(),
-        },
-        Error::NotACheckpoint {
-            path: dir(),
-            reason: "it holds no `.safetensors` file".into(),
-        },
-        Error::PickleOnly {
-            path: dir(),
-            file: "pytorch_model.bin".into(),
-        },
-        Error::NotRegular {
-            path: path(),
-            kind: "a FIFO, socket or device".into(),
-        },
-        Error::Config {
-            path: path(),
-            problem: ConfigProblem::NoSuchLayer {
-                layer: 7,
-                layers: 6,
-            },
-        },
+        Error::Io { action: "read", path: path(), source: io::ErrorKind::PermissionDenied.into() },
+        Error::NoSpace { path: dir(), needed: 141_000_000_000, free: 12_000 },
+        Error::Header { path: path(), problem: HeaderProblem::Trailing { extra: 13 } },
+        Error::Index { path: path(), problem: IndexProblem::NoWeightMap },
+        Error::Json { path: path(), message: "EOF at line 1 column 200".into() },
+        Error::NotACheckpoint { path: dir(), reason: "it holds no `.safetensors` file".into() },
+        Error::PickleOnly { path: dir(), file: "pytorch_model.bin".into() },
+        Error::NotRegular { path: path(), kind: "a FIFO, socket or device".into() },
+        Error::Config { path: path(), problem: ConfigProblem::NoSuchLayer { layer: 7, layers: 6 } },
         Error::Selector {
             problem: SelectorProblem::NoSuchLayer {
                 layer: "33".into(),
@@ -60,65 +28,32 @@ fn one_of_each() -> Vec<Error> {
         },
         Error::Mismatch {
             what: "the models do not fit together".into(),
-            problems: (0..25)
-                .map(|i| format!("tensor `t{i}` is missing"))
-                .collect(),
+            problems: (0..25).map(|i| format!("tensor `t{i}` is missing")).collect(),
             hint: hint(),
         },
-        Error::Vocabulary {
-            problems: vec!["tensor `embed`: into [12, 8], inst [14, 8]".into()],
-        },
+        Error::Vocabulary { problems: vec!["tensor `embed`: into [12, 8], inst [14, 8]".into()] },
         Error::Unsupported {
             what: "tensor `t`".into(),
             reason: "it is quantised".into(),
             hint: hint(),
         },
         Error::OutputExists { path: dir() },
-        Error::OutputIsInput {
-            output: dir(),
-            input: path(),
-            relation: "contains",
-        },
-        Error::Locked {
-            path: dir(),
-            holder: "process 7 on host h".into(),
-        },
-        Error::CannotResume {
-            path: dir(),
-            difference: "it makes something else".into(),
-        },
+        Error::OutputIsInput { output: dir(), input: path(), relation: "contains" },
+        Error::Locked { path: dir(), holder: "process 7 on host h".into() },
+        Error::CannotResume { path: dir(), difference: "it makes something else".into() },
         Error::SourceChanged {
             path: path(),
             tensor: Some("evil\u{1b}[31m".into()),
             what: "it was truncated".into(),
         },
-        Error::NonFinite {
-            tensor: "t".into(),
-            count: 3,
-            dtype: "F16".into(),
-        },
-        Error::Verification {
-            path: dir(),
-            problems: vec!["`config.json` differs".into()],
-        },
-        Error::Plan {
-            problem: "tensor `t`: it has no parts".into(),
-        },
+        Error::NonFinite { tensor: "t".into(), count: 3, dtype: "F16".into() },
+        Error::Verification { path: dir(), problems: vec!["`config.json` differs".into()] },
+        Error::Plan { problem: "tensor `t`: it has no parts".into() },
         Error::UnfinishedInPlace { path: dir() },
         Error::Interrupted { resumable: true },
-        Error::Device {
-            device: "cuda".into(),
-            reason: "this build has no CUDA support".into(),
-        },
-        Error::Project {
-            path: "elo.yaml".into(),
-            problem: "unknown key".into(),
-            hint: hint(),
-        },
-        Error::Usage {
-            problem: "no model was given".into(),
-            hint: hint(),
-        },
+        Error::Device { device: "cuda".into(), reason: "this build has no CUDA support".into() },
+        Error::Project { path: "elo.yaml".into(), problem: "unknown key".into(), hint: hint() },
+        Error::Usage { problem: "no model was given".into(), hint: hint() },
     ]
 }
 
@@ -161,10 +96,7 @@ fn every_error_reads_well() {
     for (i, error) in errors.iter().enumerate() {
         assert_eq!(position(error), i);
         let message = error.to_string();
-        assert!(
-            !message.ends_with('.') && !message.contains('\u{1b}'),
-            "{message}"
-        );
+        assert!(!message.ends_with('.') && !message.contains('\u{1b}'), "{message}");
         writeln!(page, "[{}] {message}", error.exit_code()).unwrap();
         if let Some(hint) = error.hint() {
             writeln!(page, "    hint: {hint}").unwrap();

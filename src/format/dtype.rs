@@ -133,17 +133,13 @@ impl Dtype {
 
     /// Whole bytes of one element; `None` for sub-byte and unknown dtypes.
     pub fn bytes(&self) -> Option<u64> {
-        self.bits()
-            .filter(|bits| bits % 8 == 0)
-            .map(|bits| bits / 8)
+        self.bits().filter(|bits| bits % 8 == 0).map(|bits| bits / 8)
     }
 
     /// Whether the engine can compute on it: a real float of at least one byte with a sign.
     pub fn is_float(&self) -> bool {
-        matches!(
-            self,
-            Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2
-        ) || matches!(self, Self::F8E4M3Fnuz | Self::F8E5M2Fnuz)
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2)
+            || matches!(self, Self::F8E4M3Fnuz | Self::F8E5M2Fnuz)
     }
 
     /// Whether it is one of the 8-bit floats.
@@ -210,9 +206,7 @@ pub struct Shape(pub Vec<u64>);
 impl Shape {
     /// Number of elements; `None` if it does not fit 64 bits. A scalar (no dimensions) has one.
     pub fn elements(&self) -> Option<u64> {
-        self.0
-            .iter()
-            .try_fold(1_u64, |count, dim| count.checked_mul(*dim))
+        self.0.iter().try_fold(1_u64, |count, dim| count.checked_mul(*dim))
     }
 
     /// Size in bytes for a dtype; `None` on overflow, for unknown dtypes and for counts that do not fill whole bytes.
@@ -273,9 +267,6 @@ mod tests {
         assert_eq!(Shape(vec![0, 4]).byte_len(&Dtype::F32), Some(0));
         assert_eq!(Shape(vec![3]).byte_len(&Dtype::F4), None);
         assert_eq!(Shape(vec![4]).byte_len(&Dtype::F6E2M3), Some(3));
-        assert_eq!(
-            Shape(vec![1 << 31, 3]).byte_len(&Dtype::BF16),
-            Some(3 << 32)
-        );
+        assert_eq!(Shape(vec![1 << 31, 3]).byte_len(&Dtype::BF16), Some(3 << 32));
     }
 }

@@ -21,11 +21,7 @@ struct Slot {
 }
 
 static REGISTRY: [Slot; SLOTS] = [const {
-    Slot {
-        start: AtomicUsize::new(0),
-        len: AtomicUsize::new(0),
-        hit: AtomicBool::new(false),
-    }
+    Slot { start: AtomicUsize::new(0), len: AtomicUsize::new(0), hit: AtomicBool::new(false) }
 }; SLOTS];
 static PREVIOUS: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 static INSTALL: Once = Once::new();
@@ -41,16 +37,12 @@ impl Guard {
     pub(super) fn register(start: *const u8, len: usize) -> Option<Self> {
         INSTALL.call_once(install);
         let free = |slot: &Slot| {
-            slot.start
-                .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+            slot.start.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
         let slot = REGISTRY.iter().position(free)?;
         REGISTRY[slot].hit.store(false, Ordering::Release);
         REGISTRY[slot].len.store(len, Ordering::Release);
-        REGISTRY[slot]
-            .start
-            .store(start as usize, Ordering::Release);
+        REGISTRY[slot].start.store(start as usize, Ordering::Release);
         Some(Self { slot })
     }
 

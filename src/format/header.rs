@@ -102,10 +102,7 @@ pub enum HeaderProblem {
         message: String,
     },
     /// One name occurs twice.
-    #[error(
-        "tensor `{}` occurs twice in the header (duplicate name)",
-        printable(name)
-    )]
+    #[error("tensor `{}` occurs twice in the header (duplicate name)", printable(name))]
     Duplicate {
         /// The name.
         name: String,
@@ -167,8 +164,7 @@ impl Header {
         }
         let text = start.trim_ascii_start();
         let begins = |tag: &str| {
-            text.get(..tag.len())
-                .is_some_and(|head| head.eq_ignore_ascii_case(tag.as_bytes()))
+            text.get(..tag.len()).is_some_and(|head| head.eq_ignore_ascii_case(tag.as_bytes()))
         };
         if begins("<!doctype") || begins("<html") {
             return Err(HeaderProblem::HtmlPage);
@@ -181,10 +177,7 @@ impl Header {
             return Err(HeaderProblem::TooLong { found: header });
         }
         if file_len - 8 < header {
-            return Err(HeaderProblem::PastEnd {
-                header,
-                file: file_len,
-            });
+            return Err(HeaderProblem::PastEnd { header, file: file_len });
         }
         Ok(header)
     }
@@ -197,9 +190,8 @@ impl Header {
         data_len: u64,
         unknown: UnknownDtypes,
     ) -> Result<Self, HeaderProblem> {
-        let text = std::str::from_utf8(json).map_err(|e| HeaderProblem::NotUtf8 {
-            at: e.valid_up_to(),
-        })?;
+        let text = std::str::from_utf8(json)
+            .map_err(|e| HeaderProblem::NotUtf8 { at: e.valid_up_to() })?;
         if !text.starts_with('{') {
             let found: String = text.chars().take(16).collect();
             return Err(HeaderProblem::NotJson {
@@ -208,30 +200,19 @@ impl Header {
         }
         let mut problem = None;
         let mut parser = serde_json::Deserializer::from_str(text);
-        let parsed = RawHeader {
-            unknown,
-            problem: &mut problem,
-        }
-        .deserialize(&mut parser)
-        .and_then(|header| parser.end().map(|()| header));
+        let parsed = RawHeader { unknown, problem: &mut problem }
+            .deserialize(&mut parser)
+            .and_then(|header| parser.end().map(|()| header));
         let mut header = match (problem, parsed) {
             (Some(problem), _) => return Err(problem),
             (None, Ok(header)) => header,
             (None, Err(e)) => {
-                return Err(HeaderProblem::NotJson {
-                    message: printable(&e.to_string()),
-                });
+                return Err(HeaderProblem::NotJson { message: printable(&e.to_string()) });
             }
         };
         let mut seen = HashSet::with_capacity(header.tensors.len());
-        if let Some(twice) = header
-            .tensors
-            .iter()
-            .find(|t| !seen.insert(t.name.as_str()))
-        {
-            return Err(HeaderProblem::Duplicate {
-                name: twice.name.clone(),
-            });
+        if let Some(twice) = header.tensors.iter().find(|t| !seen.insert(t.name.as_str())) {
+            return Err(HeaderProblem::Duplicate { name: twice.name.clone() });
         }
         header.tensors.sort_by_key(|t| (t.range.start, t.range.end));
         check_coverage(&header.tensors, data_len)?;
@@ -245,11 +226,8 @@ impl Header {
         let mut json = String::from("{");
         let quote = |text: &str| serde_json::Value::from(text).to_string();
         if !self.metadata.is_empty() {
-            let pairs: Vec<String> = self
-                .metadata
-                .iter()
-                .map(|(k, v)| format!("{}:{}", quote(k), quote(v)))
-                .collect();
+            let pairs: Vec<String> =
+                self.metadata.iter().map(|(k, v)| format!("{}:{}", quote(k), quote(v))).collect();
             json.extend(["\"", METADATA, "\":{", &pairs.join(","), "}"]);
         }
         for tensor in &self.tensors {
@@ -293,15 +271,9 @@ fn check_coverage(tensors: &[TensorEntry], data_len: u64) -> Result<(), HeaderPr
                     "overlap: its data starts at offset {start}, the tensor before ends at {end}"
                 )
             } else {
-                format!(
-                    "hole: {} unused bytes before its data at offset {start}",
-                    start - end
-                )
+                format!("hole: {} unused bytes before its data at offset {start}", start - end)
             };
-            return Err(HeaderProblem::Tensor {
-                name: tensor.name.clone(),
-                problem,
-            });
+            return Err(HeaderProblem::Tensor { name: tensor.name.clone(), problem });
         }
         if next > data_len {
             let (name, missing) = (tensor.name.clone(), next - data_len);
@@ -326,12 +298,7 @@ struct RawEntry {
 impl RawEntry {
     fn check(self, name: String, unknown: UnknownDtypes) -> Result<TensorEntry, HeaderProblem> {
         match self.resolve(unknown) {
-            Ok((dtype, shape, range)) => Ok(TensorEntry {
-                name,
-                dtype,
-                shape,
-                range,
-            }),
+            Ok((dtype, shape, range)) => Ok(TensorEntry { name, dtype, shape, range }),
             Err(problem) => Err(HeaderProblem::Tensor { name, problem }),
         }
     }
@@ -339,10 +306,7 @@ impl RawEntry {
     fn resolve(self, unknown: UnknownDtypes) -> Result<(Dtype, Shape, Range<u64>), String> {
         let number = |field: &str, text: &String| {
             text.parse::<u64>().map_err(|_| {
-                format!(
-                    "{field} holds {}, not a whole number of 64 bits",
-                    printable(text)
-                )
+                format!("{field} holds {}, not a whole number of 64 bits", printable(text))
             })
         };
         let dtype = Dtype::from(self.dtype.ok_or("`dtype` is missing")?);
@@ -354,23 +318,14 @@ impl RawEntry {
                 shape.len()
             ));
         }
-        let dims = shape
-            .iter()
-            .map(|d| number("shape", d))
-            .collect::<Result<Vec<_>, _>>()?;
+        let dims = shape.iter().map(|d| number("shape", d)).collect::<Result<Vec<_>, _>>()?;
         let shape = Shape(dims);
         let [start, end] = offsets.as_slice() else {
-            return Err(format!(
-                "data_offsets has {} numbers instead of 2",
-                offsets.len()
-            ));
+            return Err(format!("data_offsets has {} numbers instead of 2", offsets.len()));
         };
         let range = number("data_offsets", start)?..number("data_offsets", end)?;
         if range.start > range.end {
-            return Err(format!(
-                "data_offsets are reversed: [{}, {}]",
-                range.start, range.end
-            ));
+            return Err(format!("data_offsets are reversed: [{}, {}]", range.start, range.end));
         }
         let found = range.end - range.start;
         if dtype.bits().is_none() {
@@ -508,11 +463,7 @@ impl<'de> Visitor<'de> for EntryVisitor {
                     }
                 },
                 "shape" | "data_offsets" => {
-                    let field = if key == "shape" {
-                        &mut entry.shape
-                    } else {
-                        &mut entry.offsets
-                    };
+                    let field = if key == "shape" { &mut entry.shape } else { &mut entry.offsets };
                     match map.next_value::<Numbers>()?.0 {
                         Ok(numbers) => *field = Some(numbers),
                         Err(message) => {
@@ -529,27 +480,19 @@ impl<'de> Visitor<'de> for EntryVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<EntryOr, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(EntryOr::Problem(
-            "its entry is an array, not an object".into(),
-        ))
+        Ok(EntryOr::Problem("its entry is an array, not an object".into()))
     }
 
     fn visit_str<E>(self, _: &str) -> Result<EntryOr, E> {
-        Ok(EntryOr::Problem(
-            "its entry is a string, not an object".into(),
-        ))
+        Ok(EntryOr::Problem("its entry is a string, not an object".into()))
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<EntryOr, E> {
-        Ok(EntryOr::Problem(
-            "its entry is a boolean, not an object".into(),
-        ))
+        Ok(EntryOr::Problem("its entry is a boolean, not an object".into()))
     }
 
     fn visit_u64<E: de::Error>(self, _: u64) -> Result<EntryOr, E> {
-        Ok(EntryOr::Problem(
-            "its entry is a number, not an object".into(),
-        ))
+        Ok(EntryOr::Problem("its entry is a number, not an object".into()))
     }
 
     fn visit_i64<E: de::Error>(self, _: i64) -> Result<EntryOr, E> {
@@ -572,20 +515,14 @@ impl<'de> de::Deserialize<'de> for Numbers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
         let serde_json::Value::Array(items) = value else {
-            return Ok(Self(Err(format!(
-                "is {}, not an array",
-                printable(&value.to_string())
-            ))));
+            return Ok(Self(Err(format!("is {}, not an array", printable(&value.to_string())))));
         };
         Ok(Self(
             items
                 .into_iter()
                 .map(|item| match item {
                     serde_json::Value::Number(n) => Ok(n.to_string()),
-                    other => Err(format!(
-                        "holds {}, not a number",
-                        printable(&other.to_string())
-                    )),
+                    other => Err(format!("holds {}, not a number", printable(&other.to_string()))),
                 })
                 .collect(),
         ))

@@ -105,38 +105,22 @@ impl IndexProblem {
 impl Index {
     /// Parses and checks an index.
     pub fn parse(json: &[u8]) -> Result<Self, IndexProblem> {
-        let not_json = |e: serde_json::Error| IndexProblem::NotJson {
-            message: printable(&e.to_string()),
-        };
+        let not_json =
+            |e: serde_json::Error| IndexProblem::NotJson { message: printable(&e.to_string()) };
         let raw: RawIndex = serde_json::from_slice(json).map_err(not_json)?;
         let weight_map = raw.weight_map.ok_or(IndexProblem::NoWeightMap)?.0;
         for (tensor, path) in &weight_map {
             let (tensor, path) = (tensor.clone(), path.clone());
             if let Some(reason) = leaves_directory(&path) {
-                return Err(IndexProblem::Outside {
-                    tensor,
-                    path,
-                    reason,
-                });
+                return Err(IndexProblem::Outside { tensor, path, reason });
             }
-            if Path::new(&path)
-                .extension()
-                .is_none_or(|e| e != "safetensors")
-            {
+            if Path::new(&path).extension().is_none_or(|e| e != "safetensors") {
                 return Err(IndexProblem::NotSafetensors { tensor, path });
             }
         }
-        let total = |key| {
-            raw.metadata
-                .as_ref()
-                .and_then(|m| m.get(key).and_then(number))
-        };
+        let total = |key| raw.metadata.as_ref().and_then(|m| m.get(key).and_then(number));
         let (total_size, total_parameters) = (total("total_size"), total("total_parameters"));
-        Ok(Self {
-            weight_map,
-            total_size,
-            total_parameters,
-        })
+        Ok(Self { weight_map, total_size, total_parameters })
     }
 
     /// The shard files it names, sorted.
@@ -161,14 +145,8 @@ impl Index {
             weight_map: &'a BTreeMap<String, String>,
         }
         let total_size = self.total_size.unwrap_or_default();
-        let metadata = Metadata {
-            total_parameters: self.total_parameters,
-            total_size,
-        };
-        let file = File {
-            metadata,
-            weight_map: &self.weight_map,
-        };
+        let metadata = Metadata { total_parameters: self.total_parameters, total_size };
+        let file = File { metadata, weight_map: &self.weight_map };
         let mut bytes = serde_json::to_vec_pretty(&file).unwrap_or_default();
         bytes.push(b'\n');
         bytes
@@ -196,11 +174,7 @@ fn leaves_directory(path: &str) -> Option<&'static str> {
     if path.starts_with('/') || path.starts_with('\\') || path.get(1..2) == Some(":") {
         return Some("it is an absolute path;");
     }
-    let climbs = |p: &str| {
-        Path::new(p)
-            .components()
-            .any(|c| !matches!(c, Component::Normal(_)))
-    };
+    let climbs = |p: &str| Path::new(p).components().any(|c| !matches!(c, Component::Normal(_)));
     (climbs(path) || climbs(&path.replace('\\', "/"))).then_some("`..` and other")
 }
 

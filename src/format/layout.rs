@@ -52,22 +52,14 @@ impl ShardLayout {
             let width = |i: &usize| std::cmp::Reverse(spec.tensors[*i].1.bits().unwrap_or(8));
             order.sort_by_key(width);
         }
-        let mut header = Header {
-            metadata: spec.metadata.clone(),
-            tensors: Vec::new(),
-        };
+        let mut header = Header { metadata: spec.metadata.clone(), tensors: Vec::new() };
         let mut end = 0;
         for &i in &order {
             let (name, dtype, shape, len) = &spec.tensors[i];
             let range = end..end + len;
             end = range.end;
             let (name, dtype, shape) = (name.clone(), dtype.clone(), shape.clone());
-            header.tensors.push(TensorEntry {
-                name,
-                dtype,
-                shape,
-                range,
-            });
+            header.tensors.push(TensorEntry { name, dtype, shape, range });
         }
         let bytes = match &spec.template {
             Some(raw) if says_the_same(raw, &header) => raw.clone(),
@@ -79,12 +71,7 @@ impl ShardLayout {
             bytes: start + entry.range.start..start + entry.range.end,
         };
         let placements = order.iter().zip(&header.tensors).map(place).collect();
-        Self {
-            file: spec.file.clone(),
-            header: bytes,
-            placements,
-            size: start + end,
-        }
+        Self { file: spec.file.clone(), header: bytes, placements, size: start + end }
     }
 }
 
@@ -139,10 +126,7 @@ mod tests {
 
     #[test]
     fn split_keeps_order_and_limit() {
-        assert_eq!(
-            split_by_size(&[3, 3, 3, 10, 1], 6),
-            vec![0..2, 2..3, 3..4, 4..5]
-        );
+        assert_eq!(split_by_size(&[3, 3, 3, 10, 1], 6), vec![0..2, 2..3, 3..4, 4..5]);
         assert_eq!(split_by_size(&[], 6), vec![0..0]);
         assert_eq!(split_by_size(&[0, 6, 0], 6), vec![0..3]);
     }
@@ -155,25 +139,14 @@ mod tests {
             ("z".to_owned(), Dtype::F32, Shape(vec![0]), 0),
         ];
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let spec = ShardSpec {
-            file: "m".into(),
-            metadata,
-            tensors,
-            template: None,
-        };
+        let spec = ShardSpec { file: "m".into(), metadata, tensors, template: None };
         let layout = ShardLayout::new(&spec);
         assert_eq!(layout.header.len() as u64 % ALIGNMENT, 0);
         assert_eq!(layout.size, layout.header.len() as u64 + 11);
-        assert_eq!(
-            layout.placements[0].tensor, 1,
-            "wide elements first, to stay aligned"
-        );
+        assert_eq!(layout.placements[0].tensor, 1, "wide elements first, to stay aligned");
         let header = Header::parse(&layout.header[8..], 11, super::super::UnknownDtypes::Refuse);
         assert_eq!(header.unwrap().tensors.len(), 3);
-        let again = ShardSpec {
-            template: Some(layout.header.clone()),
-            ..spec
-        };
+        let again = ShardSpec { template: Some(layout.header.clone()), ..spec };
         assert_eq!(ShardLayout::new(&again), layout);
     }
 }

@@ -46,20 +46,9 @@ impl Provenance {
         notes: Vec<String>,
         files: Vec<FileRecord>,
     ) -> Self {
-        let (tool, version) = (
-            env!("CARGO_PKG_NAME").to_owned(),
-            env!("CARGO_PKG_VERSION").to_owned(),
-        );
-        Self {
-            tool,
-            version,
-            operation,
-            plan: plan.to_owned(),
-            parents,
-            layer_map,
-            notes,
-            files,
-        }
+        let (tool, version) =
+            (env!("CARGO_PKG_NAME").to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        Self { tool, version, operation, plan: plan.to_owned(), parents, layer_map, notes, files }
     }
 
     /// As it is written: two spaces, a final newline.
@@ -162,9 +151,8 @@ impl TryFrom<String> for Digest {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let (name, hex) = text
-            .split_once(':')
-            .ok_or_else(|| format!("`{text}` is not a digest"))?;
+        let (name, hex) =
+            text.split_once(':').ok_or_else(|| format!("`{text}` is not a digest"))?;
         let algorithm = match name {
             "blake3" => DigestAlgorithm::Blake3,
             "sha256" => DigestAlgorithm::Sha256,
@@ -173,9 +161,6 @@ impl TryFrom<String> for Digest {
         if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(format!("`{text}` is not 64 hex digits"));
         }
-        Ok(Self {
-            algorithm,
-            hex: hex.to_ascii_lowercase(),
-        })
+        Ok(Self { algorithm, hex: hex.to_ascii_lowercase() })
     }
 }

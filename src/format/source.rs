@@ -40,25 +40,14 @@ pub struct Identity {
 impl Identity {
     fn of(file: &File, path: &Path) -> Result<Self> {
         let meta = file.metadata().at("examine", path)?;
-        let mtime_ns = meta
-            .mtime()
-            .saturating_mul(1_000_000_000)
-            .saturating_add(meta.mtime_nsec());
-        Ok(Self {
-            dev: meta.dev(),
-            ino: meta.ino(),
-            size: meta.size(),
-            mtime_ns,
-        })
+        let mtime_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+        Ok(Self { dev: meta.dev(), ino: meta.ino(), size: meta.size(), mtime_ns })
     }
 
     /// What differs from `now`, in words; `None` if nothing does.
     pub fn difference(&self, now: &Self) -> Option<String> {
         if self.size != now.size {
-            Some(format!(
-                "its size went from {} to {} bytes",
-                self.size, now.size
-            ))
+            Some(format!("its size went from {} to {} bytes", self.size, now.size))
         } else if (self.dev, self.ino) != (now.dev, now.ino) {
             Some("another file stands under its name".to_owned())
         } else {
@@ -82,31 +71,15 @@ impl SourceFile {
     /// Opens a regular file. FIFOs, devices and directories are refused without blocking.
     pub fn open(path: &Path) -> Result<Self> {
         let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let file = File::options()
-            .read(true)
-            .custom_flags(nonblocking)
-            .open(path)
-            .at("open", path)?;
+        let file =
+            File::options().read(true).custom_flags(nonblocking).open(path).at("open", path)?;
         let kind = file.metadata().at("examine", path)?.file_type();
         if !kind.is_file() {
-            let kind = if kind.is_dir() {
-                "a directory"
-            } else {
-                "a FIFO, socket or device"
-            };
-            return Err(Error::NotRegular {
-                path: path.to_owned(),
-                kind: kind.to_owned(),
-            });
+            let kind = if kind.is_dir() { "a directory" } else { "a FIFO, socket or device" };
+            return Err(Error::NotRegular { path: path.to_owned(), kind: kind.to_owned() });
         }
         let identity = Identity::of(&file, path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            identity,
-            guard: None,
-            map: None,
-        })
+        Ok(Self { path: path.to_owned(), file, identity, guard: None, map: None })
     }
 
     /// Prepares tile reading. Mapping is an optimisation: where it fails, tiles are read by calls.
@@ -114,10 +87,7 @@ impl SourceFile {
     pub fn reading(mut self, how: Reading) -> Self {
         if how == Reading::Mapped && self.map.is_none() && self.identity.size > 0 {
             self.map = MmapOptions::new().map_raw_read_only(&self.file).ok();
-            self.guard = self
-                .map
-                .as_ref()
-                .and_then(|map| Guard::register(map.as_ptr(), map.len()));
+            self.guard = self.map.as_ref().and_then(|map| Guard::register(map.as_ptr(), map.len()));
             if self.guard.is_none() {
                 self.map = None;
             }
@@ -153,10 +123,7 @@ impl SourceFile {
         }
         scratch.resize(len, 0);
         self.read_exact_at(scratch, range.start)?;
-        Ok(Tile {
-            bytes: scratch,
-            mapping: None,
-        })
+        Ok(Tile { bytes: scratch, mapping: None })
     }
 
     fn mapped<'a>(&'a self, map: &'a MmapRaw, start: usize, len: usize) -> Result<Tile<'a>> {
@@ -173,26 +140,15 @@ impl SourceFile {
         // SAFETY: start + len <= identity.size == map.len(), and the mapping lives as long as self. Others may
         // write to the file; the bytes are plain u8, and a reader discards the tile if the file has changed.
         let bytes = unsafe { std::slice::from_raw_parts(map.as_ptr().add(start), len) };
-        Ok(Tile {
-            bytes,
-            mapping: Some((map, start)),
-        })
+        Ok(Tile { bytes, mapping: Some((map, start)) })
     }
 
     /// Reads exactly `buffer` at `offset`. A file that ends early has been truncated: an error.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.file
-            .read_exact_at(buffer, offset)
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::UnexpectedEof => {
-                    self.changed(None, "it was truncated".to_owned())
-                }
-                _ => Error::Io {
-                    action: "read",
-                    path: self.path.clone(),
-                    source: e,
-                },
-            })
+        self.file.read_exact_at(buffer, offset).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.changed(None, "it was truncated".to_owned()),
+            _ => Error::Io { action: "read", path: self.path.clone(), source: e },
+        })
     }
 
     /// Fails if the file changed since it was opened, or if a mapped page of it went missing.
@@ -218,10 +174,7 @@ impl SourceFile {
     /// Reads and parses the header. Returns it with its raw bytes, length field included.
     pub fn header(&self, unknown: UnknownDtypes) -> Result<(Header, Vec<u8>)> {
         const PROBE: u64 = 64 << 10;
-        let refuse = |problem: HeaderProblem| Error::Header {
-            path: self.path.clone(),
-            problem,
-        };
+        let refuse = |problem: HeaderProblem| Error::Header { path: self.path.clone(), problem };
         let size = self.identity.size;
         let mut raw = vec![0; to_usize(size.min(PROBE))];
         self.read_exact_at(&mut raw, 0)?;
@@ -238,11 +191,7 @@ impl SourceFile {
 
     fn changed(&self, tensor: Option<&str>, what: String) -> Error {
         let tensor = tensor.map(str::to_owned);
-        Error::SourceChanged {
-            path: self.path.clone(),
-            tensor,
-            what,
-        }
+        Error::SourceChanged { path: self.path.clone(), tensor, what }
     }
 }
 

@@ -11,7 +11,7 @@ use super::filter::TensorFilter;
 use super::sums::Sums;
 use super::vector::{Vector, refuse_vectors};
 use super::vocabulary::VocabularyPolicy;
-use crate::checkpoint::{Checkpoint, LayerSelector, Role, set_dtype, set_vocab_size};
+use crate::checkpoint::{Checkpoint, LayerSelector, Role, set_dtype, set_tied, set_vocab_size};
 use crate::error::Result;
 use crate::format::Dtype;
 use crate::plan::Plan;
@@ -85,7 +85,8 @@ pub fn add_vector(vector: &Checkpoint, into: &Checkpoint, request: &ChatVector) 
 
 fn plan(vector: Vector<'_>, into: &Checkpoint, request: &ChatVector) -> Result<Plan> {
     refuse_vectors(&[into])?;
-    request.filter.check(into)?;
+    let models: Vec<&Checkpoint> = vector.models().into_iter().map(|(_, model)| model).collect();
+    request.filter.check(&[&[into], &models[..]].concat())?;
     let mut draft = Draft::new("chat-vector", &request.describe());
     draft.parent("into", into);
     for (role, model) in vector.models() {
@@ -103,10 +104,7 @@ fn plan(vector: Vector<'_>, into: &Checkpoint, request: &ChatVector) -> Result<P
     sums.add_missing_head(&mut draft)?;
     sums.check_extras(&mut draft);
     let rows = sums.finish(&draft.plan().tensors)?;
-    let mut derived = Derived {
-        shard_size: request.shard_size,
-        ..Derived::from(into, "into")
-    };
+    let mut derived = Derived { shard_size: request.shard_size, ..Derived::from(into, "into") };
     if let Some(config) = &mut derived.config {
         if let Some(rows) = rows {
             set_vocab_size(config, rows);
@@ -114,18 +112,15 @@ fn plan(vector: Vector<'_>, into: &Checkpoint, request: &ChatVector) -> Result<P
         if let Some(dtype) = &request.dtype {
             set_dtype(config, dtype);
         }
-        if request.untie && into.is_tied() {
-            config.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+        if request.untie {
+            set_tied(config, false);
         }
     }
     let sidecars = vector.sidecars(into, rows.is_some());
     if rows.is_some() {
         draft.note("the vocabulary was extended: the tokenizer files are the instruct model's");
     }
-    draft.finish(&Derived {
-        sidecars: &sidecars,
-        ..derived
-    })
+    draft.finish(&Derived { sidecars: &sidecars, ..derived })
 }
 
 impl ChatVector {

@@ -56,10 +56,7 @@ impl Draft {
         let parameters = parameters.as_object().cloned().unwrap_or_default();
         let plan = Plan {
             version: PLAN_VERSION,
-            operation: Operation {
-                verb: verb.to_owned(),
-                parameters,
-            },
+            operation: Operation { verb: verb.to_owned(), parameters },
             sources: Vec::new(),
             tensors: Vec::new(),
             shards: Vec::new(),
@@ -69,11 +66,7 @@ impl Draft {
             layer_map: None,
             notes: Vec::new(),
         };
-        Self {
-            plan,
-            ids: HashMap::new(),
-            homes: Vec::new(),
-        }
+        Self { plan, ids: HashMap::new(), homes: Vec::new() }
     }
 
     /// The plan so far, for fields that only some operations set.
@@ -85,9 +78,7 @@ impl Draft {
     pub(super) fn parent(&mut self, role: &str, checkpoint: &Checkpoint) {
         self.plan.parents.push(checkpoint.as_parent(role));
         let doubts = checkpoint.warnings().iter();
-        self.plan
-            .notes
-            .extend(doubts.map(|w| format!("{}: {w}", checkpoint.name())));
+        self.plan.notes.extend(doubts.map(|w| format!("{}: {w}", checkpoint.name())));
     }
 
     pub(super) fn note(&mut self, note: impl Into<String>) {
@@ -101,11 +92,7 @@ impl Draft {
         // Millions of source files would exhaust memory long before the id.
         let id = SourceId(u32::try_from(self.plan.sources.len()).unwrap_or(u32::MAX));
         let (role, path) = (role.to_owned(), shard.path.clone());
-        self.plan.sources.push(Source {
-            role,
-            path: path.clone(),
-            identity: shard.identity,
-        });
+        self.plan.sources.push(Source { role, path: path.clone(), identity: shard.identity });
         self.ids.insert(path, id);
         id
     }
@@ -122,10 +109,7 @@ impl Draft {
 
     /// Stretches as slices.
     pub(super) fn slices(&mut self, role: &str, stretches: &[Stretch<'_>]) -> Vec<Slice> {
-        stretches
-            .iter()
-            .map(|stretch| self.slice(role, stretch))
-            .collect()
+        stretches.iter().map(|stretch| self.slice(role, stretch)).collect()
     }
 
     /// Adds a tensor that belongs to shard `home` of the base.
@@ -137,12 +121,7 @@ impl Draft {
         shape: Shape,
         parts: Vec<Part>,
     ) {
-        self.plan.tensors.push(Output {
-            name: name.to_owned(),
-            dtype,
-            shape,
-            parts,
-        });
+        self.plan.tensors.push(Output { name: name.to_owned(), dtype, shape, parts });
         self.homes.push(home);
     }
 
@@ -158,14 +137,8 @@ impl Draft {
         self.add_config(derived);
         self.add_index(derived.base);
         for SidecarFile { file, path, size } in derived.sidecars {
-            let content = SidecarContent::Copy {
-                path: path.clone(),
-                size: *size,
-            };
-            self.plan.sidecars.push(Sidecar {
-                file: file.clone(),
-                content,
-            });
+            let content = SidecarContent::Copy { path: path.clone(), size: *size };
+            self.plan.sidecars.push(Sidecar { file: file.clone(), content });
         }
         self.plan.validate()?;
         Ok(self.plan)
@@ -175,15 +148,9 @@ impl Draft {
         let sizes: Vec<u64> = self.plan.tensors.iter().map(Output::byte_len).collect();
         let cuts = split_by_size(&sizes, limit);
         let count = cuts.len();
-        let mut metadata = derived
-            .base
-            .shards()
-            .first()
-            .map(|s| s.header.metadata.clone())
-            .unwrap_or_default();
-        metadata
-            .entry("format".to_owned())
-            .or_insert_with(|| "pt".to_owned());
+        let mut metadata =
+            derived.base.shards().first().map(|s| s.header.metadata.clone()).unwrap_or_default();
+        metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
         let shard = |(i, range): (usize, std::ops::Range<usize>)| Shard {
             file: shard_file_name(i, count),
             metadata: metadata.clone(),
@@ -216,11 +183,7 @@ impl Draft {
             let same = tensors.len() == shard.header.tensors.len();
             let header = || String::from_utf8(shard.raw_header[8..].to_vec()).ok();
             shards.push(Shard {
-                file: if all {
-                    shard.file.clone()
-                } else {
-                    shard_file_name(i, count)
-                },
+                file: if all { shard.file.clone() } else { shard_file_name(i, count) },
                 metadata: shard.header.metadata.clone(),
                 tensors,
                 template: same.then(|| self.source(derived.role, shard)),
@@ -232,10 +195,7 @@ impl Draft {
 
     fn add_config(&mut self, derived: &Derived<'_>) {
         let Some(config) = &derived.config else {
-            self.note(format!(
-                "`{}` has no config.json: the output has none",
-                derived.base.name()
-            ));
+            self.note(format!("`{}` has no config.json: the output has none", derived.base.name()));
             return;
         };
         let path = derived.base.config_path();
@@ -245,10 +205,7 @@ impl Draft {
         } else {
             SidecarContent::Text(pretty(config))
         };
-        self.plan.sidecars.push(Sidecar {
-            file: "config.json".to_owned(),
-            content,
-        });
+        self.plan.sidecars.push(Sidecar { file: "config.json".to_owned(), content });
     }
 
     /// Writes an index where there is more than one shard; an index that says the same is copied.
@@ -261,9 +218,7 @@ impl Draft {
         for shard in &self.plan.shards {
             for &tensor in &shard.tensors {
                 let output = &self.plan.tensors[tensor];
-                index
-                    .weight_map
-                    .insert(output.name.clone(), shard.file.clone());
+                index.weight_map.insert(output.name.clone(), shard.file.clone());
                 total.0 += output.byte_len();
                 total.1 += output.shape.elements().unwrap_or(0);
             }
@@ -275,22 +230,12 @@ impl Draft {
             let same_size = old.total_size.is_none_or(|size| size == total.0);
             let size = std::fs::metadata(path).map_or(0, |m| m.len());
             if old.weight_map == index.weight_map && same_size && size > 0 {
-                file = path
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
-                content = Some(SidecarContent::Copy {
-                    path: path.to_owned(),
-                    size,
-                });
+                file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                content = Some(SidecarContent::Copy { path: path.to_owned(), size });
             }
         }
         let text = || SidecarContent::Text(String::from_utf8(index.to_bytes()).unwrap_or_default());
-        self.plan.sidecars.push(Sidecar {
-            file,
-            content: content.unwrap_or_else(text),
-        });
+        self.plan.sidecars.push(Sidecar { file, content: content.unwrap_or_else(text) });
     }
 }
 
@@ -307,9 +252,5 @@ pub(super) fn as_dtype(slice: Slice, dtype: &Dtype) -> Part {
         return Part::Copy(slice);
     }
     let terms = vec![Term { slice, weight: 1.0 }];
-    Part::Blend(Box::new(Blend {
-        base: None,
-        terms,
-        lambda: 1.0,
-    }))
+    Part::Blend(Box::new(Blend { base: None, terms, lambda: 1.0 }))
 }

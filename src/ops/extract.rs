@@ -33,10 +33,7 @@ pub fn extract(model: &Checkpoint, request: &Extract) -> Result<Plan> {
     let parameters = json!({ "layers": numbers, "shard_size": request.shard_size });
     let mut draft = Draft::new("extract", &parameters);
     draft.parent("model", model);
-    draft.plan().layer_map = Some(LayerMap {
-        of: model.layers(),
-        layers: numbers,
-    });
+    draft.plan().layer_map = Some(LayerMap { of: model.layers(), layers: numbers });
 
     let mut dropped = 0_u64;
     for (home, entry) in model.names_in_file_order() {
@@ -54,28 +51,16 @@ pub fn extract(model: &Checkpoint, request: &Extract) -> Result<Plan> {
         let Some((_, stretches)) = crate::checkpoint::locate(model, &entry.name) else {
             continue;
         };
-        let parts = draft
-            .slices("model", &stretches)
-            .into_iter()
-            .map(Part::Copy)
-            .collect();
+        let parts = draft.slices("model", &stretches).into_iter().map(Part::Copy).collect();
         draft.push(home, &name, entry.dtype.clone(), entry.shape.clone(), parts);
     }
     if dropped > 0 {
-        draft.note(format!(
-            "{dropped} tensors of multi-token prediction layers were left out"
-        ));
+        draft.note(format!("{dropped} tensors of multi-token prediction layers were left out"));
     }
-    let mut derived = Derived {
-        shard_size: request.shard_size,
-        ..Derived::from(model, "model")
-    };
+    let mut derived = Derived { shard_size: request.shard_size, ..Derived::from(model, "model") };
     if let Some(config) = model.config() {
-        let kept =
-            keep_layers(config, model.anatomy(), &kept).map_err(|problem| Error::Config {
-                path: model.config_path(),
-                problem,
-            })?;
+        let kept = keep_layers(config, model.anatomy(), &kept)
+            .map_err(|problem| Error::Config { path: model.config_path(), problem })?;
         for note in kept.notes {
             draft.note(note);
         }

@@ -15,16 +15,9 @@ pub struct TensorFilter {
 impl TensorFilter {
     /// Compiles the patterns.
     pub fn new<S: AsRef<str>>(include: &[S], exclude: &[S]) -> Result<Self> {
-        let compile = |globs: &[S]| {
-            globs
-                .iter()
-                .map(|g| compile(g.as_ref()))
-                .collect::<Result<_>>()
-        };
-        Ok(Self {
-            include: compile(include)?,
-            exclude: compile(exclude)?,
-        })
+        let compile =
+            |globs: &[S]| globs.iter().map(|g| compile(g.as_ref())).collect::<Result<_>>();
+        Ok(Self { include: compile(include)?, exclude: compile(exclude)? })
     }
 
     /// Whether a tensor is selected.
@@ -33,14 +26,14 @@ impl TensorFilter {
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
     }
 
-    /// Fails on a pattern that selects nothing in `checkpoint`: most likely a typo.
-    pub fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
+    /// Fails on a pattern that selects nothing in any of the models: most likely a typo.
+    pub fn check(&self, models: &[&Checkpoint]) -> Result<()> {
         for (glob, set) in self.include.iter().chain(&self.exclude) {
-            if !checkpoint.tensors().any(|(name, _)| set.is_match(name)) {
-                let (glob, model) = (glob.clone(), checkpoint.name().to_owned());
-                return Err(Error::Selector {
-                    problem: SelectorProblem::MatchesNothing { glob, model },
-                });
+            let mut names = models.iter().flat_map(|model| model.tensors());
+            if !names.any(|(name, _)| set.is_match(name)) {
+                let model = models.first().map(|m| m.name().to_owned()).unwrap_or_default();
+                let problem = SelectorProblem::MatchesNothing { glob: glob.clone(), model };
+                return Err(Error::Selector { problem });
             }
         }
         Ok(())
@@ -61,9 +54,7 @@ fn compile(glob: &str) -> Result<(String, GlobSet)> {
         Ok(set) => Ok((glob.to_owned(), set)),
         Err(e) => {
             let (glob, message) = (glob.to_owned(), e.kind().to_string());
-            Err(Error::Selector {
-                problem: SelectorProblem::Glob { glob, message },
-            })
+            Err(Error::Selector { problem: SelectorProblem::Glob { glob, message } })
         }
     }
 }

@@ -34,6 +34,7 @@ pub struct Inject {
 pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<Plan> {
     refuse_vectors(&[part, into])?;
     check_layer_count(into)?;
+    check_layer_count(part)?;
     let map = layer_mapping(part, into, request.layers.as_ref())?;
     let mut numbers: Vec<u64> = map.keys().map(|layer| layer + 1).collect();
     numbers.sort_unstable();
@@ -46,9 +47,9 @@ pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<
     let mut problems = Vec::new();
     for (home, entry) in into.names_in_file_order() {
         let wanted = match into.anatomy().role(&entry.name) {
-            Role::Layer(layer) => map
-                .get(&layer)
-                .map(|own| into.anatomy().renumbered(&entry.name, *own)),
+            Role::Layer(layer) => {
+                map.get(&layer).map(|own| into.anatomy().renumbered(&entry.name, *own))
+            }
             Role::MultiToken => None,
             // What else lies outside the layers (a vision tower, an embedding's norm) stays where the part lacks it.
             Role::Other if counterpart(into, &entry.name, part).is_none() => None,
@@ -56,26 +57,14 @@ pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<
         };
         let parts = match wanted {
             None => {
-                let stretches = locate(into, &entry.name)
-                    .map(|(_, s)| s)
-                    .unwrap_or_default();
-                Ok(draft
-                    .slices("into", &stretches)
-                    .into_iter()
-                    .map(Part::Copy)
-                    .collect())
+                let stretches = locate(into, &entry.name).map(|(_, s)| s).unwrap_or_default();
+                Ok(draft.slices("into", &stretches).into_iter().map(Part::Copy).collect())
             }
             Some(name) => replacement(&mut draft, part, into, &name, entry),
         };
         match parts {
             Ok(parts) => {
-                draft.push(
-                    home,
-                    &entry.name,
-                    entry.dtype.clone(),
-                    entry.shape.clone(),
-                    parts,
-                );
+                draft.push(home, &entry.name, entry.dtype.clone(), entry.shape.clone(), parts);
             }
             Err(problem) => problems.push(problem),
         }
@@ -88,10 +77,7 @@ pub fn inject(part: &Checkpoint, into: &Checkpoint, request: &Inject) -> Result<
             hint: "inject the part into the model it was extracted from; `elo-surgery inspect` shows both".into(),
         });
     }
-    draft.finish(&Derived {
-        shard_size: request.shard_size,
-        ..Derived::from(into, "into")
-    })
+    draft.finish(&Derived { shard_size: request.shard_size, ..Derived::from(into, "into") })
 }
 
 /// The part's tensor `name` in the dtype of the target's `entry`, or why it does not fit.
@@ -114,18 +100,11 @@ fn replacement(
     }
     let slices = draft.slices("part", &stretches);
     let quantised = || scaled(part, into, name);
-    match slices
-        .iter()
-        .find(|s| !converts(&s.dtype, &entry.dtype, quantised))
-    {
-        Some(odd) => Err(format!(
-            "tensor `{name}` is {}, `{model}` needs {}",
-            odd.dtype, entry.dtype
-        )),
-        None => Ok(slices
-            .into_iter()
-            .map(|s| as_dtype(s, &entry.dtype))
-            .collect()),
+    match slices.iter().find(|s| !converts(&s.dtype, &entry.dtype, quantised)) {
+        Some(odd) => {
+            Err(format!("tensor `{name}` is {}, `{model}` needs {}", odd.dtype, entry.dtype))
+        }
+        None => Ok(slices.into_iter().map(|s| as_dtype(s, &entry.dtype)).collect()),
     }
 }
 
@@ -136,9 +115,7 @@ fn converts(from: &Dtype, to: &Dtype, quantised: impl Fn() -> bool) -> bool {
 
 /// A quantised weight means nothing without its scale: its codes must not be converted alone.
 fn scaled(part: &Checkpoint, into: &Checkpoint, name: &str) -> bool {
-    [part, into]
-        .into_iter()
-        .any(|model| super::quantised::scale_of(model, name).is_some())
+    [part, into].into_iter().any(|model| super::quantised::scale_of(model, name).is_some())
 }
 
 /// Which layer of the target gets which layer of the part, both from 0.
@@ -149,9 +126,7 @@ fn layer_mapping(
 ) -> Result<HashMap<u64, u64>> {
     let recorded = part.provenance().and_then(|p| p.layer_map.as_ref());
     let recorded = recorded.filter(|map| map.layers.len() as u64 == part.layers());
-    let selected = selector
-        .map(|s| s.resolve(into.layers(), into.name()))
-        .transpose()?;
+    let selected = selector.map(|s| s.resolve(into.layers(), into.name())).transpose()?;
     let usage = |problem: String| Error::Usage {
         problem,
         hint: "the full form: `elo-surgery inject PART --into MODEL --layers 1,32 --out DIR`"
@@ -191,10 +166,7 @@ fn layer_mapping(
                 has.join(", ")
             )));
         }
-        return Ok(selected
-            .into_iter()
-            .map(|layer| (layer, origin[&layer]))
-            .collect());
+        return Ok(selected.into_iter().map(|layer| (layer, origin[&layer])).collect());
     }
     match selected {
         // A whole model: layer for layer.

@@ -67,10 +67,7 @@ pub(super) fn line_up(operands: &[Vec<Slice>]) -> Option<Vec<Vec<Slice>>> {
     if operands.iter().all(|slices| slices.len() == 1) {
         let whole: Vec<Slice> = operands.iter().map(|slices| slices[0].clone()).collect();
         let count = whole.first()?.shape.elements();
-        return whole
-            .iter()
-            .all(|s| s.shape.elements() == count)
-            .then(|| vec![whole]);
+        return whole.iter().all(|s| s.shape.elements() == count).then(|| vec![whole]);
     }
     let mut seams = Vec::new();
     let mut totals = Vec::new();
@@ -110,12 +107,7 @@ fn elements_of(slices: &[Slice], from: u64, to: u64) -> Option<Slice> {
             let first = slice.bytes.start + (from - start) * width;
             let bytes = first..first + (to - from) * width;
             let (source, dtype) = (slice.source, slice.dtype.clone());
-            return Some(Slice {
-                source,
-                bytes,
-                dtype,
-                shape: Shape(vec![to - from]),
-            });
+            return Some(Slice { source, bytes, dtype, shape: Shape(vec![to - from]) });
         }
         start = end;
     }

@@ -7,19 +7,9 @@ use crate::error::{Error, Result};
 pub(super) fn scale_of(model: &Checkpoint, name: &str) -> Option<String> {
     let stem = name.strip_suffix(".weight").unwrap_or(name);
     let beside = ["_scale_inv", "_scale", "_scale_2"].map(|end| format!("{name}{end}"));
-    let within = [
-        ".scale_weight",
-        ".input_scale",
-        ".scale_input",
-        ".scale",
-        ".scales",
-        "_scales",
-    ]
-    .map(|end| format!("{stem}{end}"));
-    beside
-        .into_iter()
-        .chain(within)
-        .find(|scale| model.tensor(scale).is_some())
+    let within = [".scale_weight", ".input_scale", ".scale_input", ".scale", ".scales", "_scales"]
+        .map(|end| format!("{stem}{end}"));
+    beside.into_iter().chain(within).find(|scale| model.tensor(scale).is_some())
 }
 
 /// Refuses arithmetic on a tensor that any of the models stores as codes.

@@ -15,26 +15,11 @@ pub fn reshard(model: &Checkpoint, shard_size: u64) -> Result<Plan> {
     let mut draft = Draft::new("reshard", &json!({ "shard_size": shard_size }));
     draft.parent("model", model);
     for (home, entry) in model.names_in_file_order() {
-        let stretches = locate(model, &entry.name)
-            .map(|(_, s)| s)
-            .unwrap_or_default();
-        let parts = draft
-            .slices("model", &stretches)
-            .into_iter()
-            .map(Part::Copy)
-            .collect();
-        draft.push(
-            home,
-            &entry.name,
-            entry.dtype.clone(),
-            entry.shape.clone(),
-            parts,
-        );
+        let stretches = locate(model, &entry.name).map(|(_, s)| s).unwrap_or_default();
+        let parts = draft.slices("model", &stretches).into_iter().map(Part::Copy).collect();
+        draft.push(home, &entry.name, entry.dtype.clone(), entry.shape.clone(), parts);
     }
-    draft.finish(&Derived {
-        shard_size: Some(shard_size),
-        ..Derived::from(model, "model")
-    })
+    draft.finish(&Derived { shard_size: Some(shard_size), ..Derived::from(model, "model") })
 }
 
 /// What to cast.
@@ -53,7 +38,7 @@ pub struct Cast {
 /// # Errors
 /// Quantised weights: their codes mean nothing without the scales.
 pub fn cast(model: &Checkpoint, request: &Cast) -> Result<Plan> {
-    request.filter.check(model)?;
+    request.filter.check(&[model])?;
     let parameters = json!({
         "dtype": request.dtype, "filter": request.filter.describe(), "shard_size": request.shard_size,
     });
@@ -61,36 +46,22 @@ pub fn cast(model: &Checkpoint, request: &Cast) -> Result<Plan> {
     draft.parent("model", model);
     let mut untouched = 0_u64;
     for (home, entry) in model.names_in_file_order() {
-        let stretches = locate(model, &entry.name)
-            .map(|(_, s)| s)
-            .unwrap_or_default();
+        let stretches = locate(model, &entry.name).map(|(_, s)| s).unwrap_or_default();
         let slices = draft.slices("model", &stretches);
         let chosen = request.filter.selects(&entry.name) && entry.dtype.is_float();
         let changes = chosen && entry.dtype != request.dtype;
         if changes {
             refuse_quantised(&[model], &entry.name)?;
         }
-        let dtype = if chosen {
-            request.dtype.clone()
-        } else {
-            entry.dtype.clone()
-        };
+        let dtype = if chosen { request.dtype.clone() } else { entry.dtype.clone() };
         untouched += u64::from(!chosen);
-        let parts = slices
-            .into_iter()
-            .map(|slice| as_dtype(slice, &dtype))
-            .collect();
+        let parts = slices.into_iter().map(|slice| as_dtype(slice, &dtype)).collect();
         draft.push(home, &entry.name, dtype, entry.shape.clone(), parts);
     }
     if untouched > 0 {
-        draft.note(format!(
-            "{untouched} tensors keep their dtype (not floats, or not selected)"
-        ));
+        draft.note(format!("{untouched} tensors keep their dtype (not floats, or not selected)"));
     }
-    let mut derived = Derived {
-        shard_size: request.shard_size,
-        ..Derived::from(model, "model")
-    };
+    let mut derived = Derived { shard_size: request.shard_size, ..Derived::from(model, "model") };
     if let Some(config) = &mut derived.config {
         set_dtype(config, &request.dtype);
     }

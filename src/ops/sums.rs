@@ -4,7 +4,7 @@ use super::chat_vector::ChatVector;
 use super::draft::{Draft, as_dtype};
 use super::operand::{effective, is_buffer, line_up};
 use super::quantised::refuse_quantised;
-use super::vector::Vector;
+use super::vector::{Vector, is_saved_rows};
 use super::vocabulary::{Rows, VocabularyPolicy};
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
@@ -20,6 +20,8 @@ pub(super) struct Sums<'a> {
     vocabularies: Vec<String>,
     /// Rows of the extended vocabulary.
     rows: Option<u64>,
+    /// Tensors that no model of the vector has.
+    untouched: u64,
 }
 
 /// Whether a tensor has one row a token.
@@ -41,25 +43,14 @@ impl<'a> Sums<'a> {
             problems.extend(missing_layers(model, into));
             problems.extend(missing_layers(into, model));
         }
-        Self {
-            vector,
-            into,
-            request,
-            problems,
-            vocabularies: Vec::new(),
-            rows: None,
-        }
+        Self { vector, into, request, problems, vocabularies: Vec::new(), rows: None, untouched: 0 }
     }
 
     /// The rows of an extended vocabulary, or everything that is wrong.
     pub(super) fn finish(mut self, tensors: &[Output]) -> Result<Option<u64>> {
         if let Some(rows) = self.rows {
             let vocabulary = |t: &&Output| is_vocabulary(self.into.anatomy().role(&t.name));
-            for tensor in tensors
-                .iter()
-                .filter(vocabulary)
-                .filter(|t| t.shape.rows() != rows)
-            {
+            for tensor in tensors.iter().filter(vocabulary).filter(|t| t.shape.rows() != rows) {
                 self.problems.push(format!(
                     "`--vocab extend` gives {rows} rows, but `{}` is left at {}: extend both or none",
                     tensor.name,
@@ -68,9 +59,7 @@ impl<'a> Sums<'a> {
             }
         }
         if !self.vocabularies.is_empty() {
-            return Err(Error::Vocabulary {
-                problems: self.vocabularies,
-            });
+            return Err(Error::Vocabulary { problems: self.vocabularies });
         }
         if !self.problems.is_empty() {
             return Err(mismatch("the models do not fit together", self.problems));
@@ -83,10 +72,8 @@ impl<'a> Sums<'a> {
         let mut lookup = |role: &str, model: &'a Checkpoint| {
             let found = effective(self.into, name, model);
             if found.is_none() {
-                self.problems.push(format!(
-                    "tensor `{name}` is missing in {role} `{}`",
-                    model.name()
-                ));
+                self.problems
+                    .push(format!("tensor `{name}` is missing in {role} `{}`", model.name()));
             }
             found
         };
@@ -94,19 +81,11 @@ impl<'a> Sums<'a> {
             Vector::Pair { inst, base } => {
                 let (a, b) = (lookup("inst", inst), lookup("base", base));
                 let ((shape, inst), base) = (a?, b?);
-                Some(Found {
-                    shape,
-                    inst,
-                    base: Some(base),
-                })
+                Some(Found { shape, inst, base: Some(base) })
             }
             Vector::Saved { vector, .. } => {
                 let (shape, inst) = lookup("vector", vector)?;
-                Some(Found {
-                    shape,
-                    inst,
-                    base: None,
-                })
+                Some(Found { shape, inst, base: None })
             }
         }
     }
@@ -126,37 +105,29 @@ impl<'a> Sums<'a> {
             Some(dtype) if entry.dtype.is_float() => dtype.clone(),
             _ => entry.dtype.clone(),
         };
-        let own = locate(self.into, &entry.name)
-            .map(|(_, s)| s)
-            .unwrap_or_default();
+        let own = locate(self.into, &entry.name).map(|(_, s)| s).unwrap_or_default();
         let own = draft.slices("into", &own);
         let copied = |own: Vec<_>| own.into_iter().map(|s| as_dtype(s, &dtype)).collect();
         if !chosen || !entry.dtype.is_float() {
             if chosen {
                 self.check_integers(draft, entry)?;
             }
-            draft.push(
-                home,
-                &entry.name,
-                dtype.clone(),
-                entry.shape.clone(),
-                copied(own),
-            );
+            draft.push(home, &entry.name, dtype.clone(), entry.shape.clone(), copied(own));
             return Ok(());
         }
         let models: Vec<&Checkpoint> = self.vector.models().into_iter().map(|(_, m)| m).collect();
         refuse_quantised(&[&models[..], &[self.into]].concat(), &entry.name)?;
+        if matches!(role, Role::Other | Role::MultiToken) && self.is_unknown(&entry.name) {
+            self.untouched += 1;
+            draft.push(home, &entry.name, dtype.clone(), entry.shape.clone(), copied(own));
+            return Ok(());
+        }
         let Some(found) = self.find(&entry.name) else {
             return Ok(());
         };
         let fits = found.shape == entry.shape
-            && found
-                .base
-                .as_ref()
-                .is_none_or(|(shape, _)| *shape == entry.shape)
-            && self
-                .saved_rows(vocabulary)
-                .is_none_or(|rows| rows == entry.shape.rows());
+            && found.base.as_ref().is_none_or(|(shape, _)| *shape == entry.shape)
+            && self.saved_rows(vocabulary).is_none_or(|rows| rows == entry.shape.rows());
         if fits {
             let parts = sum(draft, &own, &found, scale);
             draft.push(home, &entry.name, dtype, entry.shape.clone(), parts);
@@ -164,27 +135,15 @@ impl<'a> Sums<'a> {
         }
         let columns = entry.shape.0.get(1..);
         let same_columns = found.shape.0.get(1..) == columns
-            && found
-                .base
-                .as_ref()
-                .is_none_or(|(shape, _)| shape.0.get(1..) == columns);
+            && found.base.as_ref().is_none_or(|(shape, _)| shape.0.get(1..) == columns);
         match self.request.vocabulary {
             _ if !vocabulary || !same_columns => self.problems.push(self.shapes(entry, &found)),
             VocabularyPolicy::Error => self.vocabularies.push(self.shapes(entry, &found)),
             VocabularyPolicy::Skip => {
-                draft.note(format!(
-                    "`{}` stays the target's: vocabularies differ",
-                    entry.name
-                ));
-                draft.push(
-                    home,
-                    &entry.name,
-                    dtype.clone(),
-                    entry.shape.clone(),
-                    copied(own),
-                );
+                draft.note(format!("`{}` stays the target's: vocabularies differ", entry.name));
+                draft.push(home, &entry.name, dtype.clone(), entry.shape.clone(), copied(own));
             }
-            policy => self.add_rows(draft, home, entry, &own, &found, &dtype, scale, policy)?,
+            policy => self.add_rows(draft, home, entry, &own, &found, &dtype, scale, policy),
         }
         Ok(())
     }
@@ -204,36 +163,24 @@ impl<'a> Sums<'a> {
         dtype: &Dtype,
         scale: f64,
         policy: VocabularyPolicy,
-    ) -> Result<()> {
-        let Some(rows) = self.rows_of(draft, own, found, scale) else {
+    ) {
+        let Some(rows) = self.rows_of(draft, &entry.name, own, found, scale) else {
             self.problems.push(self.shapes(entry, found));
-            return Ok(());
+            return;
         };
         let (shape, parts) = rows.parts(policy, dtype);
         let (old, new) = (entry.shape.rows(), shape.rows());
-        if new > old && rows.base.is_none() && rows.base_rows > old {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "`--vocab extend` of `{}` from {old} to {new} rows",
-                    entry.name
-                ),
-                reason: format!(
-                    "the saved vector holds differences, not the instruct model's rows, up to row {}",
-                    rows.base_rows
-                ),
-                hint: "use `--inst` and `--base`, or `--vocab overlap`".into(),
-            });
-        }
         if new != old {
             self.rows = Some(new);
         }
         let shared = old.min(rows.inst.shape.rows()).min(rows.base_rows);
-        draft.note(format!(
-            "`{}`: {shared} of {new} rows get the vector",
-            entry.name
-        ));
+        draft.note(format!("`{}`: {shared} of {new} rows get the vector", entry.name));
         draft.push(home, &entry.name, dtype.clone(), shape, parts);
-        Ok(())
+    }
+
+    /// Whether no model of the vector has a tensor, so that there is no difference to add: a vision tower.
+    fn is_unknown(&self, name: &str) -> bool {
+        self.vector.models().iter().all(|(_, model)| effective(self.into, name, model).is_none())
     }
 
     /// Rows of the base model behind a saved vector.
@@ -247,6 +194,7 @@ impl<'a> Sums<'a> {
     fn rows_of(
         &self,
         draft: &mut Draft,
+        name: &str,
         own: &[Slice],
         found: &Found<'_>,
         scale: f64,
@@ -269,13 +217,11 @@ impl<'a> Sums<'a> {
             Some(base) => base.shape.rows(),
             None => self.saved_rows(true).unwrap_or(inst.shape.rows()),
         };
-        Some(Rows {
-            into: into.clone(),
-            inst,
-            base,
-            base_rows,
-            scale,
-        })
+        let further = match self.vector.saved_rows(self.into.anatomy().role(name)) {
+            Some(stretch) => draft.slice("vector", &stretch),
+            None => inst.clone(),
+        };
+        Some(Rows { into: into.clone(), inst, base, base_rows, further, scale })
     }
 
     fn shapes(&self, entry: &TensorEntry, found: &Found<'_>) -> String {
@@ -284,10 +230,7 @@ impl<'a> Sums<'a> {
             (None, Some(rows)) => format!(", base {rows} rows"),
             (None, None) => String::new(),
         };
-        format!(
-            "tensor `{}`: into {}, inst {}{base}",
-            entry.name, entry.shape, found.shape
-        )
+        format!("tensor `{}`: into {}, inst {}{base}", entry.name, entry.shape, found.shape)
     }
 
     /// Integer buffers stay the target's; integer weights are quantised codes.
@@ -301,54 +244,28 @@ impl<'a> Sums<'a> {
                 hint: "use the unquantised checkpoint of the model".into(),
             });
         }
-        draft.note(format!(
-            "`{}` ({}) stays the target's: not a float",
-            entry.name, entry.dtype
-        ));
+        draft.note(format!("`{}` ({}) stays the target's: not a float", entry.name, entry.dtype));
         Ok(())
     }
 
     /// A tied target has no head to add the vector's head to.
     pub(super) fn add_missing_head(&mut self, draft: &mut Draft) -> Result<()> {
-        let heads = self
-            .vector
-            .models()
-            .into_iter()
-            .flat_map(|(_, m)| m.names_with_role(Role::Head));
-        let Some(head) = heads
-            .map(str::to_owned)
-            .next()
-            .filter(|_| self.into.is_tied())
-        else {
+        let heads =
+            self.vector.models().into_iter().flat_map(|(_, m)| m.names_with_role(Role::Head));
+        let Some(head) = heads.map(str::to_owned).next().filter(|_| self.into.is_tied()) else {
             return Ok(());
         };
         if self.request.skip_embeddings || !self.request.filter.selects(&head) {
             return Ok(());
         }
-        let embedding = self
-            .into
-            .names_with_role(Role::Embedding)
-            .first()
-            .map(|n| (*n).to_owned());
+        let embedding = self.into.names_with_role(Role::Embedding).first().map(|n| (*n).to_owned());
         let entry = embedding.and_then(|name| {
-            let home = self
-                .into
-                .names_in_file_order()
-                .find(|(_, e)| e.name == name)?
-                .0;
-            Some((
-                home,
-                TensorEntry {
-                    name: head.clone(),
-                    ..self.into.tensor(&name)?.1.clone()
-                },
-            ))
+            let home = self.into.names_in_file_order().find(|(_, e)| e.name == name)?.0;
+            Some((home, TensorEntry { name: head.clone(), ..self.into.tensor(&name)?.1.clone() }))
         });
         match entry {
             Some((home, entry)) if self.request.untie => {
-                draft.note(format!(
-                    "`{head}` was added: the target's head is no longer tied"
-                ));
+                draft.note(format!("`{head}` was added: the target's head is no longer tied"));
                 self.add_head(draft, home, &entry)
             }
             _ => {
@@ -376,21 +293,24 @@ impl<'a> Sums<'a> {
         }
         let own = draft.slices("into", &own);
         let parts = sum(draft, &own, &found, self.request.scale);
-        let dtype = self
-            .request
-            .dtype
-            .clone()
-            .unwrap_or_else(|| entry.dtype.clone());
+        let dtype = self.request.dtype.clone().unwrap_or_else(|| entry.dtype.clone());
         draft.push(home, &entry.name, dtype, shape, parts);
         Ok(())
     }
 
     /// Tensors of the vector that the target does not have: in a layer a problem, elsewhere worth a note.
     pub(super) fn check_extras(&mut self, draft: &mut Draft) {
+        if self.untouched > 0 {
+            draft.note(format!(
+                "{} tensors outside the layers stay the target's: the vector has none of them",
+                self.untouched
+            ));
+        }
         for (role, model) in self.vector.models() {
             let mut extras = Vec::new();
             for (name, _) in model.tensors() {
-                if is_buffer(name) || effective(model, name, self.into).is_some() {
+                let known = is_buffer(name) || is_saved_rows(name);
+                if known || effective(model, name, self.into).is_some() {
                     continue;
                 }
                 match model.anatomy().role(name) {
@@ -426,21 +346,10 @@ fn sum(draft: &mut Draft, own: &[Slice], found: &Found<'_>, scale: f64) -> Vec<P
         let mut group = group.into_iter();
         let base = group.next();
         let weights = [1.0, -1.0];
-        let terms = group
-            .zip(weights)
-            .map(|(slice, weight)| Term { slice, weight })
-            .collect();
-        Part::Blend(Box::new(Blend {
-            base,
-            terms,
-            lambda: scale,
-        }))
+        let terms = group.zip(weights).map(|(slice, weight)| Term { slice, weight }).collect();
+        Part::Blend(Box::new(Blend { base, terms, lambda: scale }))
     };
-    line_up(&operands)
-        .unwrap_or_default()
-        .into_iter()
-        .map(blend)
-        .collect()
+    line_up(&operands).unwrap_or_default().into_iter().map(blend).collect()
 }
 
 /// Decoder layers that `model` has and `other` lacks, by their first tensor.
@@ -460,9 +369,5 @@ pub(super) fn missing_layers(model: &Checkpoint, other: &Checkpoint) -> Vec<Stri
 
 pub(super) fn mismatch(what: &str, problems: Vec<String>) -> Error {
     let hint = "the models must be of one family; `--exclude GLOB` leaves tensors as they are in the target";
-    Error::Mismatch {
-        what: what.to_owned(),
-        problems,
-        hint: hint.to_owned(),
-    }
+    Error::Mismatch { what: what.to_owned(), problems, hint: hint.to_owned() }
 }

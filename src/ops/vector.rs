@@ -9,16 +9,18 @@ use serde_json::json;
 
 use super::draft::{Derived, Draft, as_dtype};
 use super::filter::TensorFilter;
-use super::operand::{effective, line_up, rows_of};
+use super::operand::{effective, is_buffer, line_up, rows_of};
 use super::quantised::refuse_quantised;
 use super::sums::{is_vocabulary, mismatch, missing_layers};
-use crate::checkpoint::{Checkpoint, Role, SidecarFile, locate};
+use crate::checkpoint::{Checkpoint, Role, SidecarFile, Stretch, locate};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::plan::{Blend, Part, Plan, Slice, Term};
 
 /// Header metadata of a saved vector: rows of the base model's vocabulary.
 const BASE_ROWS: &str = "elo_surgery.base_vocabulary_rows";
+/// Prefix of a copy of the instruct model's vocabulary-sized tensors: an extended vocabulary takes rows from it.
+const ROWS: &str = "elo_surgery.rows.";
 /// Header metadata that marks a saved vector.
 const KIND: &str = "elo_surgery.kind";
 const KIND_VECTOR: &str = "chat-vector";
@@ -27,15 +29,9 @@ const KIND_VECTOR: &str = "chat-vector";
 #[derive(Clone, Copy)]
 pub(super) enum Vector<'a> {
     /// The difference of two models.
-    Pair {
-        inst: &'a Checkpoint,
-        base: &'a Checkpoint,
-    },
+    Pair { inst: &'a Checkpoint, base: &'a Checkpoint },
     /// A difference saved earlier, and the rows of the base model's vocabulary.
-    Saved {
-        vector: &'a Checkpoint,
-        base_rows: Option<u64>,
-    },
+    Saved { vector: &'a Checkpoint, base_rows: Option<u64> },
 }
 
 impl<'a> Vector<'a> {
@@ -60,6 +56,17 @@ impl<'a> Vector<'a> {
         }
     }
 
+    /// The copy of the instruct model's rows beside a saved difference; a tied head's are the embedding's.
+    pub(super) fn saved_rows(self, role: Role) -> Option<Stretch<'a>> {
+        let Self::Saved { vector, .. } = self else {
+            return None;
+        };
+        let own = vector.names_with_role(role).first().copied();
+        let name = own.or_else(|| vector.names_with_role(Role::Embedding).first().copied())?;
+        let (_, stretches) = locate(vector, &format!("{ROWS}{name}"))?;
+        stretches.into_iter().next()
+    }
+
     /// The model whose rows a larger vocabulary comes from.
     fn inst(self) -> &'a Checkpoint {
         match self {
@@ -74,23 +81,13 @@ impl<'a> Vector<'a> {
             return into.sidecars().to_vec();
         }
         let own = into.sidecars().iter().filter(|s| !is_tokenizer(&s.file));
-        let new = self
-            .inst()
-            .sidecars()
-            .iter()
-            .filter(|s| is_tokenizer(&s.file));
+        let new = self.inst().sidecars().iter().filter(|s| is_tokenizer(&s.file));
         own.chain(new).cloned().collect()
     }
 }
 
 fn metadata<'a>(checkpoint: &'a Checkpoint, key: &str) -> Option<&'a str> {
-    checkpoint
-        .shards()
-        .first()?
-        .header
-        .metadata
-        .get(key)
-        .map(String::as_str)
+    checkpoint.shards().first()?.header.metadata.get(key).map(String::as_str)
 }
 
 fn is_saved_vector(checkpoint: &Checkpoint) -> bool {
@@ -109,13 +106,28 @@ pub(super) fn refuse_vectors(models: &[&Checkpoint]) -> Result<()> {
     }
 }
 
+/// Whether a tensor of a saved vector is a copy of rows, not a difference.
+pub(super) fn is_saved_rows(name: &str) -> bool {
+    name.starts_with(ROWS)
+}
+
+/// Tensors of the base's layers that the instruct model lacks: their difference cannot be told.
+fn unmatched_layer_tensors(
+    base: &Checkpoint,
+    inst: &Checkpoint,
+    filter: &TensorFilter,
+) -> Vec<String> {
+    let in_layer =
+        |name: &&str| matches!(base.anatomy().role(name), Role::Layer(l) if l < inst.layers());
+    let lost = |name: &&str| {
+        filter.selects(name) && !is_buffer(name) && effective(base, name, inst).is_none()
+    };
+    let names = base.tensors().map(|(name, _)| name).filter(in_layer).filter(lost);
+    names.map(|name| format!("tensor `{name}` is missing in inst `{}`", inst.name())).collect()
+}
+
 fn is_tokenizer(file: &str) -> bool {
-    let names = [
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-    ];
+    let names = ["special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"];
     file.starts_with("tokenizer") || file.starts_with("chat_template") || names.contains(&file)
 }
 
@@ -131,20 +143,15 @@ pub fn save_vector(
     shard_size: Option<u64>,
 ) -> Result<Plan> {
     refuse_vectors(&[inst, base])?;
-    filter.check(inst)?;
+    filter.check(&[inst, base])?;
     let parameters = json!({ "filter": filter.describe(), "shard_size": shard_size });
     let mut draft = Draft::new("save-vector", &parameters);
     draft.parent("inst", inst);
     draft.parent("base", base);
     let mut problems = missing_layers(base, inst);
     let own_head = inst.names_with_role(Role::Head).is_empty() && inst.is_tied();
-    let base_head = base
-        .names_with_role(Role::Head)
-        .into_iter()
-        .filter(|_| own_head);
-    let names = inst
-        .names_in_file_order()
-        .map(|(home, entry)| (home, entry.name.as_str()));
+    let base_head = base.names_with_role(Role::Head).into_iter().filter(|_| own_head);
+    let names = inst.names_in_file_order().map(|(home, entry)| (home, entry.name.as_str()));
     // A head that only the base stores has a difference too: to the instruct model's embedding.
     for (home, name) in names.chain(base_head.map(|name| (0, name))) {
         let Some((shape, a)) = effective(base, name, inst) else {
@@ -158,10 +165,7 @@ pub fn save_vector(
         refuse_quantised(&[inst, base], name)?;
         let Some((base_shape, b)) = effective(inst, name, base).or_else(|| locate(base, name))
         else {
-            problems.push(format!(
-                "tensor `{name}` is missing in base `{}`",
-                base.name()
-            ));
+            problems.push(format!("tensor `{name}` is missing in base `{}`", base.name()));
             continue;
         };
         let vocabulary = is_vocabulary(inst.anatomy().role(name));
@@ -174,8 +178,14 @@ pub fn save_vector(
         let dtype = if wide { Dtype::F64 } else { Dtype::F32 };
         let (a, b) = (draft.slices("inst", &a), draft.slices("base", &b));
         let parts = difference(&a, &b, &dtype);
+        if vocabulary {
+            let rows = a.iter().cloned().map(Part::Copy).collect();
+            let kept = a.first().map_or(Dtype::F32, |slice| slice.dtype.clone());
+            draft.push(home, &format!("{ROWS}{name}"), kept, shape.clone(), rows);
+        }
         draft.push(home, name, dtype, shape, parts);
     }
+    problems.extend(unmatched_layer_tensors(base, inst, filter));
     if !problems.is_empty() {
         return Err(mismatch("the vector cannot be computed", problems));
     }
@@ -183,31 +193,14 @@ pub fn save_vector(
     if let Some(rows) = base.vocabulary_rows() {
         metadata.insert(BASE_ROWS.to_owned(), rows.to_string());
     }
-    draft.finish(&Derived {
-        shard_size,
-        metadata,
-        ..Derived::from(inst, "inst")
-    })
+    draft.finish(&Derived { shard_size, metadata, ..Derived::from(inst, "inst") })
 }
 
 /// Rows both have as differences, further rows of the instruct model as they are.
 fn difference(a: &[Slice], b: &[Slice], dtype: &Dtype) -> Vec<Part> {
     let subtract = |a: Slice, b: Slice| {
-        let terms = vec![
-            Term {
-                slice: a,
-                weight: 1.0,
-            },
-            Term {
-                slice: b,
-                weight: -1.0,
-            },
-        ];
-        Part::Blend(Box::new(Blend {
-            base: None,
-            terms,
-            lambda: 1.0,
-        }))
+        let terms = vec![Term { slice: a, weight: 1.0 }, Term { slice: b, weight: -1.0 }];
+        Part::Blend(Box::new(Blend { base: None, terms, lambda: 1.0 }))
     };
     if let Some(groups) = line_up(&[a.to_vec(), b.to_vec()]) {
         let pair = |group: Vec<_>| {

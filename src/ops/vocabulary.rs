@@ -33,9 +33,7 @@ impl FromStr for VocabularyPolicy {
             "overlap" => Ok(Self::Overlap),
             "extend" => Ok(Self::Extend),
             "skip" => Ok(Self::Skip),
-            _ => Err(format!(
-                "`{text}` is not one of error, overlap, extend, skip"
-            )),
+            _ => Err(format!("`{text}` is not one of error, overlap, extend, skip")),
         }
     }
 }
@@ -50,6 +48,8 @@ pub(super) struct Rows {
     pub(super) base: Option<Slice>,
     /// Rows of the base model, from where on the instruct rows are no differences.
     pub(super) base_rows: u64,
+    /// Where the instruct model's own rows are: `inst`, or the copy beside a saved difference.
+    pub(super) further: Slice,
     /// Factor of the difference.
     pub(super) scale: f64,
 }
@@ -62,35 +62,21 @@ impl Rows {
     pub(super) fn parts(&self, policy: VocabularyPolicy, dtype: &Dtype) -> (Shape, Vec<Part>) {
         let (c, a) = (self.into.shape.rows(), self.inst.shape.rows());
         let shared = c.min(a).min(self.base_rows);
-        let total = if policy == VocabularyPolicy::Extend {
-            c.max(a)
-        } else {
-            c
-        };
+        let total = if policy == VocabularyPolicy::Extend { c.max(a) } else { c };
         let mut parts = Vec::new();
         if shared > 0 {
-            let mut terms = vec![Term {
-                slice: rows_of(&self.inst, 0, shared),
-                weight: 1.0,
-            }];
+            let mut terms = vec![Term { slice: rows_of(&self.inst, 0, shared), weight: 1.0 }];
             if let Some(base) = &self.base {
-                terms.push(Term {
-                    slice: rows_of(base, 0, shared),
-                    weight: -1.0,
-                });
+                terms.push(Term { slice: rows_of(base, 0, shared), weight: -1.0 });
             }
             let base = Some(rows_of(&self.into, 0, shared));
-            parts.push(Part::Blend(Box::new(Blend {
-                base,
-                terms,
-                lambda: self.scale,
-            })));
+            parts.push(Part::Blend(Box::new(Blend { base, terms, lambda: self.scale })));
         }
         if shared < c {
             parts.push(as_dtype(rows_of(&self.into, shared, c), dtype));
         }
         if c < total {
-            parts.push(as_dtype(rows_of(&self.inst, c, total), dtype));
+            parts.push(as_dtype(rows_of(&self.further, c, total), dtype));
         }
         (self.into.shape.with_rows(total), parts)
     }

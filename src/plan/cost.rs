@@ -24,10 +24,7 @@ pub struct Cost {
 }
 
 pub(super) fn cost(plan: &Plan) -> Cost {
-    let mut cost = Cost {
-        shards: plan.shards.len() as u64,
-        ..Cost::default()
-    };
+    let mut cost = Cost { shards: plan.shards.len() as u64, ..Cost::default() };
     cost.tensors = plan.tensors.len() as u64;
     cost.written = plan.layout().iter().map(|shard| shard.size).sum();
     for tensor in &plan.tensors {

@@ -260,10 +260,7 @@ impl Output {
 impl Plan {
     /// Where every byte lies. Pure: the same plan gives the same layout.
     pub fn layout(&self) -> Vec<ShardLayout> {
-        self.shards
-            .iter()
-            .map(|shard| ShardLayout::new(&self.shard_spec(shard)))
-            .collect()
+        self.shards.iter().map(|shard| ShardLayout::new(&self.shard_spec(shard))).collect()
     }
 
     fn shard_spec(&self, shard: &Shard) -> ShardSpec {
@@ -271,14 +268,7 @@ impl Plan {
             .tensors
             .iter()
             .map(|&i| &self.tensors[i])
-            .map(|t| {
-                (
-                    t.name.clone(),
-                    t.dtype.clone(),
-                    t.shape.clone(),
-                    t.byte_len(),
-                )
-            })
+            .map(|t| (t.name.clone(), t.dtype.clone(), t.shape.clone(), t.byte_len()))
             .collect();
         let template = shard.template_header.as_ref().map(|json| {
             let mut raw = (json.len() as u64).to_le_bytes().to_vec();
@@ -286,12 +276,7 @@ impl Plan {
             raw
         });
         let (file, metadata) = (shard.file.clone(), shard.metadata.clone());
-        ShardSpec {
-            file,
-            metadata,
-            tensors,
-            template,
-        }
+        ShardSpec { file, metadata, tensors, template }
     }
 
     /// Checks everything an engine relies on; all arithmetic is checked. Plans from files must pass this first.

@@ -13,10 +13,7 @@ pub(super) fn validate(plan: &Plan) -> Result<()> {
 
 fn check(plan: &Plan) -> Result<(), String> {
     if plan.version != PLAN_VERSION {
-        return Err(format!(
-            "version {} (this program reads {PLAN_VERSION})",
-            plan.version
-        ));
+        return Err(format!("version {} (this program reads {PLAN_VERSION})", plan.version));
     }
     let mut names = HashSet::new();
     let mut total = 0_u64;
@@ -26,9 +23,8 @@ fn check(plan: &Plan) -> Result<(), String> {
             return Err(in_tensor("it occurs twice".to_owned()));
         }
         check_tensor(plan, tensor).map_err(in_tensor)?;
-        total = total
-            .checked_add(tensor.byte_len())
-            .ok_or("the output's size overflows 64 bits")?;
+        total =
+            total.checked_add(tensor.byte_len()).ok_or("the output's size overflows 64 bits")?;
     }
     let mut placed = vec![false; plan.tensors.len()];
     let mut files = HashSet::new();
@@ -48,21 +44,12 @@ fn check(plan: &Plan) -> Result<(), String> {
                 }
             }
         }
-        if shard
-            .template
-            .is_some_and(|id| source_size(plan, id.0).is_none())
-        {
-            return Err(format!(
-                "`{}` names a source that does not exist",
-                shard.file
-            ));
+        if shard.template.is_some_and(|id| source_size(plan, id.0).is_none()) {
+            return Err(format!("`{}` names a source that does not exist", shard.file));
         }
     }
     if let Some(missing) = placed.iter().position(|placed| !placed) {
-        return Err(format!(
-            "tensor `{}` is in no shard",
-            printable(&plan.tensors[missing].name)
-        ));
+        return Err(format!("tensor `{}` is in no shard", printable(&plan.tensors[missing].name)));
     }
     for sidecar in &plan.sidecars {
         check_file(&sidecar.file)?;
@@ -80,18 +67,13 @@ fn check(plan: &Plan) -> Result<(), String> {
 fn check_file(file: &str) -> Result<(), String> {
     let plain = |c| matches!(c, Component::Normal(_));
     if file.is_empty() || file.contains('\0') || !Path::new(file).components().all(plain) {
-        return Err(format!(
-            "`{}` is not a relative path inside the output",
-            printable(file)
-        ));
+        return Err(format!("`{}` is not a relative path inside the output", printable(file)));
     }
     Ok(())
 }
 
 fn source_size(plan: &Plan, id: u32) -> Option<u64> {
-    plan.sources
-        .get(id as usize)
-        .map(|source| source.identity.size)
+    plan.sources.get(id as usize).map(|source| source.identity.size)
 }
 
 fn check_tensor(plan: &Plan, tensor: &Output) -> Result<(), String> {
@@ -108,18 +90,11 @@ fn check_tensor(plan: &Plan, tensor: &Output) -> Result<(), String> {
             check_slice(plan, slice)?;
         }
         check_part(tensor, part)?;
-        let elements = tensor
-            .part_elements(part)
-            .ok_or("its size overflows 64 bits")?;
-        filled = filled
-            .checked_add(elements)
-            .ok_or("its size overflows 64 bits")?;
+        let elements = tensor.part_elements(part).ok_or("its size overflows 64 bits")?;
+        filled = filled.checked_add(elements).ok_or("its size overflows 64 bits")?;
     }
     if !opaque && Some(filled) != tensor.shape.elements() {
-        return Err(format!(
-            "its parts have {filled} elements, its shape is {}",
-            tensor.shape
-        ));
+        return Err(format!("its parts have {filled} elements, its shape is {}", tensor.shape));
     }
     if !opaque && tensor.shape.byte_len(&tensor.dtype).is_none() {
         return Err(format!("shape {} is too large", tensor.shape));
@@ -129,20 +104,13 @@ fn check_tensor(plan: &Plan, tensor: &Output) -> Result<(), String> {
 
 fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
     match part {
-        Part::Copy(slice) if slice.dtype != tensor.dtype => Err(format!(
-            "{} bytes copied into a {} tensor",
-            slice.dtype, tensor.dtype
-        )),
+        Part::Copy(slice) if slice.dtype != tensor.dtype => {
+            Err(format!("{} bytes copied into a {} tensor", slice.dtype, tensor.dtype))
+        }
         Part::Blend(blend) => {
-            let shape = blend
-                .terms
-                .first()
-                .map(|t| &t.slice.shape)
-                .ok_or("a blend without terms")?;
-            if let Some(odd) = blend
-                .slices()
-                .find(|s| s.shape.elements() != shape.elements())
-            {
+            let shape =
+                blend.terms.first().map(|t| &t.slice.shape).ok_or("a blend without terms")?;
+            if let Some(odd) = blend.slices().find(|s| s.shape.elements() != shape.elements()) {
                 return Err(format!("a blend of shapes {shape} and {}", odd.shape));
             }
             let mut dtypes = blend.slices().map(|s| &s.dtype).chain([&tensor.dtype]);
@@ -159,16 +127,13 @@ fn check_slice(plan: &Plan, slice: &Slice) -> Result<(), String> {
     let size = source_size(plan, slice.source.0).ok_or("it names a source that does not exist")?;
     let range = &slice.bytes;
     if range.start > range.end || range.end > size {
-        return Err(format!(
-            "bytes {range:?} are outside a source of {size} bytes"
-        ));
+        return Err(format!("bytes {range:?} are outside a source of {size} bytes"));
     }
     match (&slice.dtype, slice.shape.byte_len(&slice.dtype)) {
         (Dtype::Other(_), _) => Ok(()),
         (_, Some(len)) if len == range.end - range.start => Ok(()),
-        (dtype, _) => Err(format!(
-            "shape {} of {dtype} does not take bytes {range:?}",
-            slice.shape
-        )),
+        (dtype, _) => {
+            Err(format!("shape {} of {dtype} does not take bytes {range:?}", slice.shape))
+        }
     }
 }

@@ -61,12 +61,7 @@ fn run(dir: &TempDir, words: &str) -> Elo {
 
 /// What people see of a run, without what differs between machines.
 fn transcript(dir: &TempDir, words: &str) -> String {
-    let Outcome {
-        stdout,
-        stderr,
-        status,
-        ..
-    } = run(dir, words).run();
+    let Outcome { stdout, stderr, status, .. } = run(dir, words).run();
     let status = status.and_then(|s| s.code()).unwrap();
     let text = format!("$ elo-surgery {words}\n{stdout}{stderr}exit {status}\n");
     let real = fs::canonicalize(dir.path()).unwrap();
@@ -83,11 +78,7 @@ fn help(command: &str) -> String {
 #[test]
 fn help_of_every_command() {
     for command in COMMANDS {
-        let name = if command.is_empty() {
-            "program"
-        } else {
-            command
-        };
+        let name = if command.is_empty() { "program" } else { command };
         insta::assert_snapshot!(format!("help-{name}"), help(command));
     }
     insta::assert_snapshot!("help-extract-short", elo("extract -h").ok().stdout);
@@ -98,16 +89,9 @@ fn the_list_of_commands_is_complete() {
     let listed = elo("man").ok().stdout;
     for command in &COMMANDS[1..] {
         let name = command.replace('-', "\\-");
-        assert!(
-            listed.contains(&format!("elo\\-surgery\\-{name}(1)")),
-            "{command}"
-        );
+        assert!(listed.contains(&format!("elo\\-surgery\\-{name}(1)")), "{command}");
     }
-    assert_eq!(
-        listed.matches("(1)").count(),
-        COMMANDS.len() - 1,
-        "{listed}"
-    );
+    assert_eq!(listed.matches("(1)").count(), COMMANDS.len() - 1, "{listed}");
 }
 
 /// `docs/cli.md` ends with the help of every command. `UPDATE_DOCS=1` writes it.
@@ -127,10 +111,7 @@ fn the_reference_is_current() {
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, &expected).unwrap();
     } else {
-        assert!(
-            text == expected,
-            "run this test with UPDATE_DOCS=1 to write docs/cli.md"
-        );
+        assert!(text == expected, "run this test with UPDATE_DOCS=1 to write docs/cli.md");
     }
 }
 
@@ -225,34 +206,20 @@ fn the_three_commands_work_as_written_inside_a_project() {
     let dir = project();
     let at = |path: &str| dir.path().join("work").join(path);
     run(&dir, "extract --layers 1,6").ok();
-    run(&dir, "inject")
-        .fails(2)
-        .expect(2, &["02-pretrain/model", "elo-surgery inject PART"]);
+    run(&dir, "inject").fails(2).expect(2, &["02-pretrain/model", "elo-surgery inject PART"]);
     // Training programs write weights and config, and do not know our record.
     fs::create_dir_all(at("02-pretrain")).unwrap();
     fs::rename(at("01-extract/model"), at("02-pretrain/model")).unwrap();
     fs::remove_file(at("02-pretrain/model/elo-surgery.json")).unwrap();
     run(&dir, "inject").ok();
-    let same = run(&dir, "diff base work/03-inject/model --json")
-        .ok()
-        .json();
+    let same = run(&dir, "diff base work/03-inject/model --json").ok().json();
     assert_eq!(same["total"]["changed"], 0);
     run(&dir, "chat-vector --inst inst --base base --into target").ok();
     assert!(at("05-chat-vector/model/model.safetensors.index.json").exists());
     // From below, and with nothing named: the injected model gets the vector.
-    let below = elo("chat-vector --overwrite --json")
-        .within(&at("03-inject"))
-        .ok()
-        .json();
-    assert!(
-        below["out"]
-            .as_str()
-            .unwrap()
-            .ends_with("05-chat-vector/model")
-    );
-    let equal = run(&dir, "diff inst work/05-chat-vector/model --json")
-        .ok()
-        .json();
+    let below = elo("chat-vector --overwrite --json").within(&at("03-inject")).ok().json();
+    assert!(below["out"].as_str().unwrap().ends_with("05-chat-vector/model"));
+    let equal = run(&dir, "diff inst work/05-chat-vector/model --json").ok().json();
     assert_eq!(equal["a"], "inst");
 }
 
@@ -301,10 +268,7 @@ fn a_plan_can_be_saved_and_carried_out() {
     let same = run(&dir, "diff direct applied --json").ok().json();
     assert_eq!(same["total"]["changed"], 0);
     let printed = run(&dir, "plan extract base --layers 1,6").ok();
-    assert_eq!(
-        printed.stdout,
-        fs::read_to_string(dir.path().join("p.json")).unwrap()
-    );
+    assert_eq!(printed.stdout, fs::read_to_string(dir.path().join("p.json")).unwrap());
     fs::write(dir.path().join("p.json"), "{\"version\": 1}").unwrap();
     run(&dir, "apply p.json --out x").fails(3);
 }
@@ -321,10 +285,7 @@ fn results_for_programs() {
         let event: Value = serde_json::from_str(line).unwrap();
         assert!(event["event"].is_string(), "{line}");
     }
-    assert_eq!(
-        run(&dir, "verify o --json").ok().json()["problems"],
-        serde_json::json!([])
-    );
+    assert_eq!(run(&dir, "verify o --json").ok().json()["problems"], serde_json::json!([]));
     let quiet = run(&dir, "extract base --layers 1,6 --out q -q").ok();
     assert_eq!(quiet.text(), "");
 }
@@ -334,11 +295,7 @@ fn damage_is_exit_code_7() {
     let dir = workplace();
     run(&dir, "extract base --layers 1,6 --out o").ok();
     let config = dir.path().join("o/config.json");
-    fs::write(
-        &config,
-        fs::read_to_string(&config).unwrap().replace("256", "257"),
-    )
-    .unwrap();
+    fs::write(&config, fs::read_to_string(&config).unwrap().replace("256", "257")).unwrap();
     let told = run(&dir, "verify o").fails(7);
     assert_eq!(told.stderr, "");
     assert!(told.stdout.contains("config.json"), "{told}");
@@ -352,10 +309,8 @@ fn damage_is_exit_code_7() {
 #[test]
 fn a_change_in_place_and_back() {
     let dir = tempfile::tempdir().unwrap();
-    let (base, part) = (
-        fixture("golden/models/llama31-base"),
-        fixture("golden/models/llama31-inst"),
-    );
+    let (base, part) =
+        (fixture("golden/models/llama31-base"), fixture("golden/models/llama31-inst"));
     fs::create_dir(dir.path().join("m")).unwrap();
     for file in fs::read_dir(&base).unwrap() {
         let file = file.unwrap();
@@ -402,10 +357,7 @@ fn memory_bounds_tiles_and_threads() {
         let number = |key: &str| memory[key].as_u64().unwrap();
         (number("threads"), number("tile"), number("bytes"))
     };
-    assert_eq!(
-        budget("--threads 8 --memory 2GB"),
-        (8, 256 << 10, 8 * 5 * (256 << 10))
-    );
+    assert_eq!(budget("--threads 8 --memory 2GB"), (8, 256 << 10, 8 * 5 * (256 << 10)));
     let (threads, tile, bytes) = budget("--threads 8 --memory 1MB");
     assert_eq!((threads, tile), (3, 64 << 10));
     assert!(bytes <= 1_000_000);
@@ -417,15 +369,10 @@ fn whoever_stops_reading_is_no_error() {
     let output = Command::new("bash").args(["-c", &script]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
-    let script = format!(
-        "'{PROGRAM}' inspect '{}' --tensors >&-",
-        fixture("golden/models/gpt2").display()
-    );
+    let script =
+        format!("'{PROGRAM}' inspect '{}' --tensors >&-", fixture("golden/models/gpt2").display());
     let output = Command::new("bash").args(["-c", &script]).output().unwrap();
-    assert!(
-        output.status.code().is_some_and(|code| code <= 1),
-        "{output:?}"
-    );
+    assert!(output.status.code().is_some_and(|code| code <= 1), "{output:?}");
 }
 
 #[test]
@@ -442,10 +389,7 @@ fn names_need_not_be_utf8() {
     let dir = workplace();
     let name = |bytes: &'static [u8]| dir.path().join(OsStr::from_bytes(bytes));
     symlink(fixture("golden/models/llama31-base"), name(b"m\xff")).unwrap();
-    elo("extract --layers 1,6")
-        .arg(name(b"m\xff"))
-        .with("--out", name(b"o\xfe"))
-        .ok();
+    elo("extract --layers 1,6").arg(name(b"m\xff")).with("--out", name(b"o\xfe")).ok();
     assert!(name(b"o\xfe").join("config.json").exists());
     elo("verify").arg(name(b"o\xfe")).ok();
     elo("inspect").arg(name(b"none\xff")).fails(3);
@@ -464,14 +408,8 @@ fn colour_obeys_flag_and_environment() {
     assert!(!coloured(&told(&[], &[])));
     assert!(coloured(&told(&["--color", "always"], &[])));
     assert!(coloured(&told(&[], &[("CLICOLOR_FORCE", "1")])));
-    assert!(!coloured(&told(
-        &[],
-        &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]
-    )));
-    assert!(!coloured(&told(
-        &["--color=never"],
-        &[("CLICOLOR_FORCE", "1")]
-    )));
+    assert!(!coloured(&told(&[], &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")])));
+    assert!(!coloured(&told(&["--color=never"], &[("CLICOLOR_FORCE", "1")])));
     assert!(!coloured(&told(&["--color=always", "--json"], &[])));
 }
 
@@ -479,19 +417,11 @@ fn colour_obeys_flag_and_environment() {
 fn manual_pages_and_completions() {
     let dir = tempfile::tempdir().unwrap();
     run(&dir, "man --out pages").ok();
-    let pages: Vec<PathBuf> = fs::read_dir(dir.path().join("pages"))
-        .unwrap()
-        .map(|page| page.unwrap().path())
-        .collect();
+    let pages: Vec<PathBuf> =
+        fs::read_dir(dir.path().join("pages")).unwrap().map(|page| page.unwrap().path()).collect();
     assert!(pages.len() >= COMMANDS.len(), "{pages:?}");
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        assert!(
-            elo("completions")
-                .arg(shell)
-                .ok()
-                .stdout
-                .contains("chat-vector")
-        );
+        assert!(elo("completions").arg(shell).ok().stdout.contains("chat-vector"));
     }
 }
 

@@ -125,8 +125,7 @@ fn specials(dtype: &Dtype) -> Vec<u8> {
     ];
     let sign = 1_u64 << (mantissa + exponent);
     let all = magnitudes.iter().flat_map(|m| [*m, m | sign]);
-    all.flat_map(|bits| bits.to_le_bytes()[..size(dtype)].to_vec())
-        .collect()
+    all.flat_map(|bits| bits.to_le_bytes()[..size(dtype)].to_vec()).collect()
 }
 
 /// Every pattern of the narrow formats; for the wide ones the specials, every value and midpoint of every narrow
@@ -185,14 +184,10 @@ fn run(device: &dyn Device, case: &Case, offset: usize) -> (Vec<u8>, Health) {
     let terms = case.terms.iter();
     let terms: Vec<_> = terms.map(|(d, bytes, w)| (d, shift(bytes), *w)).collect();
     let operand = |dtype, bytes| Operand { dtype, bytes };
-    let terms: Vec<_> = terms
-        .iter()
-        .map(|(d, bytes, w)| (operand(*d, &bytes[offset..]), *w))
-        .collect();
+    let terms: Vec<_> =
+        terms.iter().map(|(d, bytes, w)| (operand(*d, &bytes[offset..]), *w)).collect();
     let tile = BlendTile {
-        base: base
-            .as_ref()
-            .map(|(d, bytes)| operand(*d, &bytes[offset..])),
+        base: base.as_ref().map(|(d, bytes)| operand(*d, &bytes[offset..])),
         terms: &terms,
         lambda: case.lambda,
         dtype: &case.dtype,
@@ -313,38 +308,17 @@ fn sums_round_like_the_reference(device: &dyn Device) {
 
 fn wrong_tiles_are_refused(device: &dyn Device) {
     let operand = |dtype, bytes| Operand { dtype, bytes };
-    let tile = |base, terms, dtype| BlendTile {
-        base,
-        terms,
-        lambda: 1.0,
-        dtype,
-    };
+    let tile = |base, terms, dtype| BlendTile { base, terms, lambda: 1.0, dtype };
     let four = [(operand(&Dtype::BF16, &[0; 8]), 1.0)];
     let integers = [(operand(&Dtype::I16, &[0; 8]), 1.0)];
     let mut out = [0; 8];
     let bf16 = &Dtype::BF16;
     assert!(device.blend(&tile(None, &four, bf16), &mut out).is_ok());
     assert!(device.blend(&tile(None, &[], bf16), &mut out).is_err());
-    assert!(
-        device
-            .blend(&tile(None, &integers, bf16), &mut out)
-            .is_err()
-    );
-    assert!(
-        device
-            .blend(&tile(None, &four, &Dtype::I16), &mut out)
-            .is_err()
-    );
-    assert!(
-        device
-            .blend(&tile(None, &four, bf16), &mut out[..6])
-            .is_err()
-    );
-    assert!(
-        device
-            .blend(&tile(None, &four, bf16), &mut out[..7])
-            .is_err()
-    );
+    assert!(device.blend(&tile(None, &integers, bf16), &mut out).is_err());
+    assert!(device.blend(&tile(None, &four, &Dtype::I16), &mut out).is_err());
+    assert!(device.blend(&tile(None, &four, bf16), &mut out[..6]).is_err());
+    assert!(device.blend(&tile(None, &four, bf16), &mut out[..7]).is_err());
     let short = Some(operand(bf16, &[0; 6]));
     assert!(device.blend(&tile(short, &four, bf16), &mut out).is_err());
 }
@@ -531,16 +505,7 @@ fn reference_follows_the_formula() {
 /// The choices that the formats leave open, spelled out.
 #[test]
 fn overflow_and_nan_are_as_documented() {
-    let inputs = [
-        f32::NAN,
-        -f32::NAN,
-        f32::INFINITY,
-        464.0,
-        465.0,
-        1e9,
-        -1e9,
-        -1e-30,
-    ];
+    let inputs = [f32::NAN, -f32::NAN, f32::INFINITY, 464.0, 465.0, 1e9, -1e9, -1e-30];
     let bytes: Vec<u8> = inputs.iter().flat_map(|v| v.to_le_bytes()).collect();
     let to = |dtype| cast(&Dtype::F32, &bytes, &dtype);
     let e4m3 = [0x7f, 0x7f, 0x7f, 0x7e, 0x7f, 0x7f, 0x7f, 0x80];

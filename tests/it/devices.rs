@@ -16,30 +16,16 @@ fn model(name: &str) -> Checkpoint {
 }
 
 fn plan() -> Plan {
-    let layer_scales = vec![LayerScale {
-        layers: "2-3".parse().unwrap(),
-        factor: -0.3,
-    }];
-    let request = ChatVector {
-        scale: 0.7,
-        layer_scales,
-        ..ChatVector::default()
-    };
-    chat_vector(
-        &model("llama31-inst"),
-        &model("llama31-base"),
-        &model("llama31-target"),
-        &request,
-    )
-    .unwrap()
+    let layer_scales = vec![LayerScale { layers: "2-3".parse().unwrap(), factor: -0.3 }];
+    let request = ChatVector { scale: 0.7, layer_scales, ..ChatVector::default() };
+    chat_vector(&model("llama31-inst"), &model("llama31-base"), &model("llama31-target"), &request)
+        .unwrap()
 }
 
 /// Every file of a directory.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
-    entries
-        .map(|p| (p.file_name().unwrap().into(), fs::read(&p).unwrap()))
-        .collect()
+    entries.map(|p| (p.file_name().unwrap().into(), fs::read(&p).unwrap())).collect()
 }
 
 fn run(device: &dyn Device, change: impl FnOnce(&mut Execution)) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -54,10 +40,7 @@ fn run(device: &dyn Device, change: impl FnOnce(&mut Execution)) -> BTreeMap<Pat
 #[test]
 fn every_device_gives_the_same_files() {
     let expected = run(&Reference, |_| {});
-    assert!(
-        expected.len() > 5,
-        "shards, index, config, tokenizer, provenance"
-    );
+    assert!(expected.len() > 5, "shards, index, config, tokenizer, provenance");
     for device in Simd::levels() {
         assert!(run(&device, |_| {}) == expected, "{}", device.name());
     }
@@ -73,10 +56,7 @@ fn tiles_threads_and_reading_change_nothing() {
                 let found = run(&device, |options| {
                     (options.tile, options.threads, options.reading) = (tile, threads, reading);
                 });
-                assert!(
-                    found == expected,
-                    "tile {tile}, {threads} threads, {reading:?}"
-                );
+                assert!(found == expected, "tile {tile}, {threads} threads, {reading:?}");
             }
         }
     }
@@ -91,11 +71,7 @@ fn digests_are_those_of_the_files() {
         execute_on(&Simd::new(), &plan(), &options, &NoObserver).unwrap();
         let output = Checkpoint::open(&options.out).unwrap();
         let record = output.provenance().unwrap();
-        assert_eq!(
-            record.files.len(),
-            files(&options.out).len() - 1,
-            "all but itself"
-        );
+        assert_eq!(record.files.len(), files(&options.out).len() - 1, "all but itself");
         for file in &record.files {
             let path = options.out.join(&file.file);
             let digest = elo_surgery::engine::digest_file(&path, algorithm, &mut |_| true).unwrap();

@@ -41,13 +41,7 @@ impl SmallDisk {
     fn mount(at: &Path, bytes: u64) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let done = Command::new("mount")
-            .args([
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("size={bytes}"),
-                "elo-surgery-test",
-            ])
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "elo-surgery-test"])
             .arg(at)
             .stderr(Stdio::null())
             .status();
@@ -59,11 +53,7 @@ impl SmallDisk {
             .args(["-o", &format!("remount,size={bytes}")])
             .arg(&self.0)
             .status();
-        assert!(
-            done.unwrap().success(),
-            "could not grow {}",
-            self.0.display()
-        );
+        assert!(done.unwrap().success(), "could not grow {}", self.0.display());
     }
 }
 
@@ -81,10 +71,8 @@ fn a_full_disk_is_told_in_bytes_and_resumed() {
     family(temp.path(), &model);
     let reference = temp.path().join("reference");
     chat_vector(temp.path()).with("--out", &reference).ok();
-    let needed: u64 = fs::read_dir(&reference)
-        .unwrap()
-        .map(|e| e.unwrap().metadata().unwrap().len())
-        .sum();
+    let needed: u64 =
+        fs::read_dir(&reference).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
     let disk = temp.path().join("disk");
     for percent in [0, 3, 30, 60, 97] {
         let Some(small) = SmallDisk::mount(&disk, (needed * percent / 100).max(64 << 10)) else {
@@ -93,14 +81,8 @@ fn a_full_disk_is_told_in_bytes_and_resumed() {
         };
         let out = disk.join("out");
         for flags in [&[][..], &["--link", "never"]] {
-            let outcome = chat_vector(temp.path())
-                .args(flags)
-                .with("--out", &out)
-                .run();
-            outcome.expect(
-                4,
-                &["not enough space", "bytes needed", "bytes free", "hint"],
-            );
+            let outcome = chat_vector(temp.path()).args(flags).with("--out", &out).run();
+            outcome.expect(4, &["not enough space", "bytes needed", "bytes free", "hint"]);
             let free = outcome.stderr.split(" bytes free").next().unwrap();
             let free: u64 = free.rsplit(' ').next().unwrap().parse().unwrap();
             assert!(free <= needed, "{percent} %: free {free}: {outcome}");
@@ -108,11 +90,7 @@ fn a_full_disk_is_told_in_bytes_and_resumed() {
         }
         small.grow(needed * 2);
         chat_vector(temp.path()).with("--out", &out).ok();
-        assert_same(
-            &tree(&out),
-            &tree(&reference),
-            &format!("resumed after {percent} %"),
-        );
+        assert_same(&tree(&out), &tree(&reference), &format!("resumed after {percent} %"));
         assert!(!disk.join(".out.elo-staging").exists());
     }
 }
@@ -124,23 +102,14 @@ fn space_is_checked_before_anything_is_written() {
     family(temp.path(), &Model::medium(1));
     let disk = temp.path().join("disk");
     let Some(_small) = SmallDisk::mount(&disk, 20 << 20) else {
-        skipped(
-            "the check of space",
-            "tmpfs cannot be mounted here (needs root)",
-        );
+        skipped("the check of space", "tmpfs cannot be mounted here (needs root)");
         return;
     };
     let out = disk.join("out");
     let runs = [
         ("chat-vector", chat_vector(temp.path())),
-        (
-            "reshard",
-            elo("reshard --shard-size 3MB").arg(temp.path().join("into")),
-        ),
-        (
-            "extract",
-            elo("extract --layers 1-12").arg(temp.path().join("into")),
-        ),
+        ("reshard", elo("reshard --shard-size 3MB").arg(temp.path().join("into"))),
+        ("extract", elo("extract --layers 1-12").arg(temp.path().join("into"))),
     ];
     let mut late = Vec::new();
     for (verb, run) in runs {
@@ -201,8 +170,7 @@ const CHANGES: [(&str, Change); 7] = [
         let mut file = writable(path);
         let half = file.metadata().unwrap().len() / 2;
         file.seek(SeekFrom::Start(half)).unwrap();
-        file.write_all(&vec![0x3c; usize::try_from(half).unwrap()])
-            .unwrap();
+        file.write_all(&vec![0x3c; usize::try_from(half).unwrap()]).unwrap();
     }),
     ("replaced", |path| {
         let other = path.with_extension("other");
@@ -222,20 +190,15 @@ fn writable(path: &Path) -> fs::File {
 /// Never a signal, never mixed data: exit status 8, or the right output.
 #[test]
 fn a_source_that_changes_under_a_run_is_noticed() {
-    let rounds = std::env::var("ELO_KILL_ROUNDS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(28_u64);
+    let rounds =
+        std::env::var("ELO_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(28_u64);
     let temp = TempDir::new().unwrap();
     let model = Model::medium(1);
     let (clean, work) = (temp.path().join("clean"), temp.path().join("work"));
     family(&clean, &model);
     let reference = temp.path().join("reference");
     let started = Instant::now();
-    chat_vector(&clean)
-        .args(["--link", "never"])
-        .with("--out", &reference)
-        .ok();
+    chat_vector(&clean).args(["--link", "never"]).with("--out", &reference).ok();
     let span = u64::try_from(started.elapsed().as_micros()).unwrap();
     let (mut noticed, mut right, mut early) = (0, 0, 0);
     for round in 0..rounds {
@@ -251,10 +214,8 @@ fn a_source_that_changes_under_a_run_is_noticed() {
         let out = temp.path().join("out");
         let _gone = fs::remove_dir_all(&out);
         let _gone = fs::remove_dir_all(temp.path().join(".out.elo-staging"));
-        let running = chat_vector(&work)
-            .args(["--link", "never", "--io", io])
-            .with("--out", &out)
-            .start();
+        let running =
+            chat_vector(&work).args(["--link", "never", "--io", io]).with("--out", &out).start();
         thread::sleep(Duration::from_micros(random.below(span)));
         change(&work.join(role).join(&shard));
         let outcome = running.finish(PATIENCE);
@@ -309,11 +270,7 @@ fn two_runs_on_one_output_do_not_mix() {
     let mut lost = 0;
     for round in 0..6 {
         let out = temp.path().join(format!("out{round}"));
-        let run = || {
-            chat_vector(temp.path())
-                .with("--out", &out)
-                .args(["--threads", "1"])
-        };
+        let run = || chat_vector(temp.path()).with("--out", &out).args(["--threads", "1"]);
         let first = run().start();
         thread::sleep(Duration::from_millis(round * 20));
         let second = run().start();
@@ -325,22 +282,14 @@ fn two_runs_on_one_output_do_not_mix() {
             if end.code() == Some(5) {
                 lost += 1;
                 let rival = format!("process {}", pids[1 - i]);
-                assert!(
-                    end.stderr.contains(&rival),
-                    "round {round}: {rival} is not named: {end}"
-                );
+                assert!(end.stderr.contains(&rival), "round {round}: {rival} is not named: {end}");
             } else {
                 // After the winner's end there is an output.
                 assert!(matches!(end.code(), Some(0 | 2)), "round {round}: {end}");
             }
         }
         assert_same(&tree(&out), &tree(&reference), &format!("round {round}"));
-        assert!(
-            !temp
-                .path()
-                .join(format!(".out{round}.elo-staging"))
-                .exists()
-        );
+        assert!(!temp.path().join(format!(".out{round}.elo-staging")).exists());
     }
     assert!(lost > 0, "the runs never met");
 }
@@ -372,23 +321,14 @@ fn an_output_over_an_input_is_refused() {
         (&model, root.to_owned()),
         (&odd, odd.join("inside")),
         (&odd, odd.clone()),
-        (
-            &model.join("model-00001-of-00002.safetensors"),
-            root.join("model"),
-        ),
+        (&model.join("model-00001-of-00002.safetensors"), root.join("model")),
     ] {
         for flags in [&[][..], &["--overwrite"]] {
-            let outcome = elo("extract --layers 1 --no-sync")
-                .arg(from)
-                .with("--out", &out)
-                .args(flags)
-                .run();
+            let outcome =
+                elo("extract --layers 1 --no-sync").arg(from).with("--out", &out).args(flags).run();
             assert_eq!(outcome.code(), Some(2), "{outcome}");
             assert_eq!(tree(&model), before, "changed by {outcome}");
-            assert!(
-                !model.join("deep").exists(),
-                "a folder was made in the input: {outcome}"
-            );
+            assert!(!model.join("deep").exists(), "a folder was made in the input: {outcome}");
         }
     }
 }
@@ -396,32 +336,16 @@ fn an_output_over_an_input_is_refused() {
 #[test]
 fn few_files_and_little_address_space_are_enough() {
     let temp = TempDir::new().unwrap();
-    family(
-        temp.path(),
-        &Model {
-            shards: 40,
-            layers: 40,
-            ..Model::tiny(1)
-        },
-    );
+    family(temp.path(), &Model { shards: 40, layers: 40, ..Model::tiny(1) });
     let reference = temp.path().join("reference");
     chat_vector(temp.path()).with("--out", &reference).ok();
-    for (i, limit) in [
-        "ulimit -n 64",
-        "ulimit -n 24",
-        "ulimit -v 2097152",
-        "ulimit -v 1000000",
-    ]
-    .iter()
-    .enumerate()
+    for (i, limit) in ["ulimit -n 64", "ulimit -n 24", "ulimit -v 2097152", "ulimit -v 1000000"]
+        .iter()
+        .enumerate()
     {
         for io in ["mmap", "read"] {
             let out = temp.path().join(format!("out{i}{io}"));
-            chat_vector(temp.path())
-                .with("--io", io)
-                .with("--out", &out)
-                .after(limit)
-                .ok();
+            chat_vector(temp.path()).with("--io", io).with("--out", &out).after(limit).ok();
             assert_same(&tree(&out), &tree(&reference), limit);
         }
     }
@@ -431,11 +355,9 @@ fn few_files_and_little_address_space_are_enough() {
 fn modes_follow_the_umask() {
     let temp = TempDir::new().unwrap();
     let model = Model::tiny(1).at(temp.path(), "model");
-    for (umask, files, folder) in [
-        ("022", 0o644, 0o755),
-        ("077", 0o600, 0o700),
-        ("002", 0o664, 0o775),
-    ] {
+    for (umask, files, folder) in
+        [("022", 0o644, 0o755), ("077", 0o600, 0o700), ("002", 0o664, 0o775)]
+    {
         let out = temp.path().join(umask);
         elo("extract --layers 1")
             .arg(&model)
@@ -454,11 +376,7 @@ fn modes_follow_the_umask() {
 #[test]
 fn a_closed_pipe_is_no_failure() {
     let temp = TempDir::new().unwrap();
-    let model = Model {
-        layers: 60,
-        ..Model::tiny(1)
-    }
-    .at(temp.path(), "model");
+    let model = Model { layers: 60, ..Model::tiny(1) }.at(temp.path(), "model");
     for words in [
         "inspect",
         "inspect --tensors",
@@ -473,11 +391,7 @@ fn a_closed_pipe_is_no_failure() {
         if !words.contains("help") {
             command.arg(&model);
         }
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut pipe = child.stdout.take().unwrap();
         let mut one = [0];
         let _first = pipe.read(&mut one);
@@ -491,24 +405,15 @@ fn a_closed_pipe_is_no_failure() {
     // Closed from the start.
     for closed in ["exec >&-", "exec 2>&-", "exec <&- >&- 2>&-"] {
         let outcome = elo("inspect").arg(&model).after(closed).run();
-        assert!(
-            outcome.signal().is_none() && !outcome.panicked(),
-            "{closed}: {outcome}"
-        );
+        assert!(outcome.signal().is_none() && !outcome.panicked(), "{closed}: {outcome}");
         let out = temp.path().join("out");
         let outcome = elo("extract --layers 1 --no-sync --overwrite")
             .arg(&model)
             .with("--out", &out)
             .after(closed)
             .run();
-        assert!(
-            outcome.signal().is_none() && !outcome.panicked(),
-            "{closed}: {outcome}"
-        );
-        assert!(
-            out.exists(),
-            "{closed}: the work is done although nobody listens: {outcome}"
-        );
+        assert!(outcome.signal().is_none() && !outcome.panicked(), "{closed}: {outcome}");
+        assert!(out.exists(), "{closed}: the work is done although nobody listens: {outcome}");
         assert_eq!(read(&out).len(), 12, "{closed}");
     }
 }
@@ -516,14 +421,10 @@ fn a_closed_pipe_is_no_failure() {
 #[test]
 fn names_that_are_not_text_are_names() {
     let temp = TempDir::new().unwrap();
-    let root = temp
-        .path()
-        .join(OsString::from_vec(b"m\xffd\nel \xc3\x28".to_vec()));
+    let root = temp.path().join(OsString::from_vec(b"m\xffd\nel \xc3\x28".to_vec()));
     family(&root, &Model::tiny(1));
-    let (plain, odd) = (
-        temp.path().join("plain"),
-        root.join(OsString::from_vec(b"out\xfe".to_vec())),
-    );
+    let (plain, odd) =
+        (temp.path().join("plain"), root.join(OsString::from_vec(b"out\xfe".to_vec())));
     chat_vector(&root).with("--out", &plain).ok();
     chat_vector(&root).with("--out", &odd).ok();
     assert_eq!(read(&odd), read(&plain));
@@ -532,19 +433,12 @@ fn names_that_are_not_text_are_names() {
     elo("verify").arg(&odd).ok();
     let again = chat_vector(&root).with("--out", &odd).fails(2);
     assert!(!again.text().contains('\u{1b}'), "{again}");
-    let long = temp
-        .path()
-        .join("d".repeat(200))
-        .join("e".repeat(200))
-        .join("o".repeat(230));
+    let long = temp.path().join("d".repeat(200)).join("e".repeat(200)).join("o".repeat(230));
     chat_vector(&root).with("--out", &long).ok();
     assert_eq!(read(&long), read(&plain));
     let too_long = temp.path().join("o".repeat(256));
     let outcome = chat_vector(&root).with("--out", &too_long).run();
-    assert!(
-        outcome.code().is_some_and(|c| c > 0) && !outcome.panicked(),
-        "{outcome}"
-    );
+    assert!(outcome.code().is_some_and(|c| c > 0) && !outcome.panicked(), "{outcome}");
 }
 
 #[test]
@@ -564,19 +458,13 @@ fn threads_tiles_links_and_digests_do_not_change_the_weights() {
     ];
     for (i, flags) in variants.iter().enumerate() {
         let out = temp.path().join(format!("v{i}"));
-        chat_vector(temp.path())
-            .args(flags.split(' '))
-            .with("--out", &out)
-            .ok();
+        chat_vector(temp.path()).args(flags.split(' ')).with("--out", &out).ok();
         assert_same(&tree(&out), &tree(&reference), flags);
         fs::remove_dir_all(&out).unwrap();
     }
     for flags in ["--digest sha256", "--digest none"] {
         let out = temp.path().join("digest");
-        chat_vector(temp.path())
-            .args(flags.split(' '))
-            .with("--out", &out)
-            .ok();
+        chat_vector(temp.path()).args(flags.split(' ')).with("--out", &out).ok();
         elo("verify").arg(&out).ok();
         assert_eq!(read(&out), read(&reference), "{flags}");
         fs::remove_dir_all(&out).unwrap();
@@ -612,14 +500,8 @@ fn verify_finds_every_flipped_bit() {
             fs::write(path, bad).unwrap();
             let outcome = elo("verify").arg(&out).run();
             let file = path.file_name().unwrap().to_string_lossy();
-            assert!(
-                matches!(outcome.code(), Some(3 | 7)),
-                "bit in byte {at} of {file}: {outcome}"
-            );
-            assert!(
-                outcome.text().contains(&*file),
-                "bit in byte {at} of {file}: {outcome}"
-            );
+            assert!(matches!(outcome.code(), Some(3 | 7)), "bit in byte {at} of {file}: {outcome}");
+            assert!(outcome.text().contains(&*file), "bit in byte {at} of {file}: {outcome}");
             fs::write(path, good).unwrap();
         }
         elo("verify").arg(&out).ok();
@@ -633,17 +515,12 @@ fn an_interruption_is_told_and_resumed() {
     family(temp.path(), &Model::medium(1));
     let reference = temp.path().join("reference");
     let started = Instant::now();
-    chat_vector(temp.path())
-        .args(["--threads", "1"])
-        .with("--out", &reference)
-        .ok();
+    chat_vector(temp.path()).args(["--threads", "1"]).with("--out", &reference).ok();
     let span = u64::try_from(started.elapsed().as_micros()).unwrap();
     let (mut interrupted, mut resumed) = (0, 0);
     for round in 0..10 {
         let out = temp.path().join(format!("out{round}"));
-        let run = chat_vector(temp.path())
-            .args(["--threads", "1"])
-            .with("--out", &out);
+        let run = chat_vector(temp.path()).args(["--threads", "1"]).with("--out", &out);
         let mut running = run.start();
         thread::sleep(Duration::from_micros(span / 4 + span * round / 20));
         if running.is_over() {
@@ -673,21 +550,11 @@ fn anonymous_memory_is_bounded() {
     const LIMIT: u64 = 300 << 20;
     let temp = TempDir::new().unwrap();
     // A tensor of 64 MB, three times the work's other buffers.
-    let model = Model {
-        vocabulary: 80_000,
-        layers: 2,
-        shards: 3,
-        ..Model::medium(1)
-    };
+    let model = Model { vocabulary: 80_000, layers: 2, shards: 3, ..Model::medium(1) };
     family(temp.path(), &model);
     let mut tried = 0;
-    for (i, flags) in [
-        "--io mmap",
-        "--io read",
-        "--io read --link never --digest sha256",
-    ]
-    .iter()
-    .enumerate()
+    for (i, flags) in
+        ["--io mmap", "--io read", "--io read --link never --digest sha256"].iter().enumerate()
     {
         let out = temp.path().join(format!("out{i}"));
         let run = chat_vector(temp.path())
@@ -707,15 +574,8 @@ fn anonymous_memory_is_bounded() {
         let outcome = running.finish(PATIENCE);
         assert_eq!(outcome.code(), Some(0), "{outcome}");
         assert!(samples > 3, "only {samples} samples with {flags}");
-        assert!(
-            peak < LIMIT,
-            "{} MB of anonymous memory with {flags}",
-            peak >> 20
-        );
-        println!(
-            "{flags}: {} MB of anonymous memory, {samples} samples",
-            peak >> 20
-        );
+        assert!(peak < LIMIT, "{} MB of anonymous memory with {flags}", peak >> 20);
+        println!("{flags}: {} MB of anonymous memory, {samples} samples", peak >> 20);
         tried += 1;
         fs::remove_dir_all(&out).unwrap();
     }

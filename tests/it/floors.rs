@@ -13,10 +13,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("ops", vec!["plan", "checkpoint", "format"]),
         ("engine", vec!["plan", "format"]),
         ("audit", vec!["engine", "plan", "checkpoint", "format"]),
-        (
-            "cli",
-            vec!["audit", "ops", "engine", "plan", "checkpoint", "format"],
-        ),
+        ("cli", vec!["audit", "ops", "engine", "plan", "checkpoint", "format"]),
         ("main", vec!["cli"]),
     ])
 }
@@ -34,11 +31,8 @@ fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
 
 /// Modules that a source text names through `crate::` or `elo_surgery::`.
 fn imports(text: &str) -> Vec<String> {
-    let code: String = text
-        .lines()
-        .filter(|l| !l.trim_start().starts_with("//"))
-        .collect::<Vec<_>>()
-        .join("\n");
+    let code: String =
+        text.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
     let mut found = Vec::new();
     for root in ["crate::", "elo_surgery::"] {
         for (at, _) in code.match_indices(root) {
@@ -60,10 +54,8 @@ fn imports(text: &str) -> Vec<String> {
                 vec![rest]
             };
             for name in names {
-                let ident: String = name
-                    .chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect();
+                let ident: String =
+                    name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
                 if ident.starts_with(char::is_lowercase) {
                     found.push(ident);
                 }
@@ -83,20 +75,12 @@ fn modules_import_only_what_the_table_allows() {
     let mut broken = Vec::new();
     for file in &files {
         let relative = file.strip_prefix(&src).unwrap();
-        let first = relative
-            .components()
-            .next()
-            .unwrap()
-            .as_os_str()
-            .to_str()
-            .unwrap();
+        let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
         let module = first.trim_end_matches(".rs");
         if matches!(module, "lib" | "error") {
             continue;
         }
-        let may = allowed
-            .get(module)
-            .unwrap_or_else(|| panic!("`{module}` is not in the table"));
+        let may = allowed.get(module).unwrap_or_else(|| panic!("`{module}` is not in the table"));
         for import in imports(&fs::read_to_string(file).unwrap()) {
             let free =
                 import == "error" || import == module || !allowed.contains_key(import.as_str());

@@ -40,12 +40,7 @@ fn manifest(case: &Value) -> BTreeMap<String, Content> {
     let tensors = parsed.get("tensors").unwrap_or(&parsed);
     let content = |entry: &Value| Content {
         dtype: entry["dtype"].as_str().unwrap().to_owned(),
-        shape: entry["shape"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|d| d.as_u64().unwrap())
-            .collect(),
+        shape: entry["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).collect(),
         sha256: entry["sha256"].as_str().unwrap().to_owned(),
     };
     tensors
@@ -74,9 +69,9 @@ fn command(case: &Value) -> Elo {
     let kind = case["kind"].as_str().unwrap();
     let run = match kind {
         "elo-extract" => elo("extract").arg(input(case, "model")),
-        "elo-inject" => elo("inject")
-            .arg(input(case, "trained"))
-            .with("--into", input(case, "full")),
+        "elo-inject" => {
+            elo("inject").arg(input(case, "trained")).with("--into", input(case, "full"))
+        }
         _ => elo("chat-vector")
             .with("--inst", input(case, "inst"))
             .with("--base", input(case, "base"))
@@ -86,13 +81,7 @@ fn command(case: &Value) -> Elo {
         Some(layers) => run.with("--layers", layers),
         None => run,
     };
-    run.args(
-        case["args"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|a| a.as_str().unwrap()),
-    )
+    run.args(case["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()))
 }
 
 fn source_root(case: &Value) -> PathBuf {
@@ -112,10 +101,7 @@ fn check(case: &Value) -> Vec<String> {
     }
     let mut problems = compare(&read(&out), &manifest(case));
     problems.extend(check_config(case, &config(&out)));
-    let left: Vec<_> = fs::read_dir(temp.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let left: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     if left.len() != 1 {
         problems.push(format!("files besides the output were left: {left:?}"));
     }
@@ -131,13 +117,7 @@ fn run_all(kind: &str) {
             failed.push(format!("{}:\n  {}", case["name"], problems.join("\n  ")));
         }
     }
-    assert!(
-        failed.is_empty(),
-        "{} of {} cases:\n{}",
-        failed.len(),
-        cases.len(),
-        failed.join("\n")
-    );
+    assert!(failed.is_empty(), "{} of {} cases:\n{}", failed.len(), cases.len(), failed.join("\n"));
 }
 
 /// The name that a config of this family gives a setting.
@@ -158,32 +138,20 @@ fn check_config(case: &Value, found: &Value) -> Vec<String> {
         .map(|expected| expected.keys().map(String::as_str).collect())
         .unwrap_or_default();
     for (key, value) in case["expected_config"].as_object().into_iter().flatten() {
-        if [
-            "max_window_layers",
-            "decoder_sparse_step",
-            "mlp_only_layers",
-        ]
-        .contains(&key.as_str())
-        {
+        if ["max_window_layers", "decoder_sparse_step", "mlp_only_layers"].contains(&key.as_str()) {
             continue;
         }
         let key = spelled(key, &source);
         // A setting left to the class default stays there: it does not depend on the layers.
         let by_default = source.get(key).is_none() && key != "layer_types";
         if found.get(key) != Some(value) && !(by_default && found.get(key).is_none()) {
-            problems.push(format!(
-                "config.{key}: {:?} instead of {value}",
-                found.get(key)
-            ));
+            problems.push(format!("config.{key}: {:?} instead of {value}", found.get(key)));
         }
     }
     for (key, value) in source.as_object().unwrap() {
         let per_layer = changed.iter().any(|c| spelled(c, &source) == key);
         if !per_layer && found.get(key) != Some(value) {
-            problems.push(format!(
-                "config.{key} changed from {value} to {:?}",
-                found.get(key)
-            ));
+            problems.push(format!("config.{key} changed from {value} to {:?}", found.get(key)));
         }
     }
     problems
@@ -216,28 +184,17 @@ fn the_comparison_has_teeth() {
         compare(&wrong, &right).len()
     };
     assert_eq!(spoilt(|c| c.dtype = "F16".into()), 1);
-    assert_eq!(
-        spoilt(|c| c.shape.reverse()) + spoilt(|c| c.shape.push(1)),
-        2
-    );
+    assert_eq!(spoilt(|c| c.shape.reverse()) + spoilt(|c| c.shape.push(1)), 2);
     assert_eq!(spoilt(|c| c.sha256.replace_range(..1, "x")), 1);
     let mut missing = right.clone();
     missing.remove(&name);
     assert_eq!(compare(&missing, &right).len(), 1);
     assert_eq!(compare(&right, &missing).len(), 1);
     let mut config = config(&source_root(case));
-    assert_eq!(
-        check_config(case, &config).len(),
-        1,
-        "the source has too many layers"
-    );
+    assert_eq!(check_config(case, &config).len(), 1, "the source has too many layers");
     config["num_hidden_layers"] = 2.into();
     config["hidden_size"] = 7.into();
-    assert_eq!(
-        check_config(case, &config).len(),
-        1,
-        "a foreign setting changed"
-    );
+    assert_eq!(check_config(case, &config).len(), 1, "a foreign setting changed");
 }
 
 fn run_into(dir: &Path, name: &str, run: Elo) -> PathBuf {
@@ -268,46 +225,25 @@ fn extract_after_inject_gives_the_part_back() {
         let temp = TempDir::new().unwrap();
         let (full, trained) = (input(&case, "full"), input(&case, "trained"));
         let extract = |model: &Path| {
-            elo("extract")
-                .arg(model)
-                .with("--layers", case["layers"].as_str().unwrap())
+            elo("extract").arg(model).with("--layers", case["layers"].as_str().unwrap())
         };
         let injected = run_into(temp.path(), "injected", command(&case));
         let part = run_into(temp.path(), "part", extract(&injected));
         let untrained = run_into(temp.path(), "untrained", extract(&full));
-        let all = case["args"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|a| a == "--all");
+        let all = case["args"].as_array().unwrap().iter().any(|a| a == "--all");
         let (found, of_full, of_trained) = (read(&part), read(&untrained), read(&trained));
         for (name, content) in &found {
             let from_part = all || name.contains(".layers.");
-            let expected = if from_part {
-                &of_trained[name]
-            } else {
-                &of_full[name]
-            };
+            let expected = if from_part { &of_trained[name] } else { &of_full[name] };
             assert_eq!(content, expected, "{}: {name}", case["name"]);
         }
         assert_eq!(found.len(), of_full.len(), "{}", case["name"]);
         // Once more round: the same bytes, config and all.
-        let again = elo("inject")
-            .arg(&part)
-            .with("--into", &injected)
-            .args(all.then_some("--all"));
+        let again = elo("inject").arg(&part).with("--into", &injected).args(all.then_some("--all"));
         let again = run_into(temp.path(), "again", again);
-        assert_same(
-            &weights_and_config(&again),
-            &weights_and_config(&injected),
-            "injected twice",
-        );
+        assert_same(&weights_and_config(&again), &weights_and_config(&injected), "injected twice");
         let part_again = run_into(temp.path(), "part-again", extract(&again));
-        assert_same(
-            &model_files(&part_again),
-            &model_files(&part),
-            "extracted twice",
-        );
+        assert_same(&model_files(&part_again), &model_files(&part), "extracted twice");
     }
 }
 
@@ -317,17 +253,12 @@ fn widen(bits: u16) -> f32 {
 }
 
 fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
-    bytes
-        .chunks_exact(2)
-        .map(|b| u16::from_le_bytes([b[0], b[1]]))
+    bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]))
 }
 
 /// `C + 0 (A - B)` is C, but for the sign of zeros: `-0 + 0` is `+0`, and `-0 + -0` stays `-0`.
 #[test]
-#[expect(
-    clippy::float_cmp,
-    reason = "zeros of either sign are equal, everything else is exact"
-)]
+#[expect(clippy::float_cmp, reason = "zeros of either sign are equal, everything else is exact")]
 fn scale_zero_gives_the_target() {
     let temp = TempDir::new().unwrap();
     let model = |role: &str| golden(&format!("models/llama31-{role}"));
@@ -360,16 +291,9 @@ fn scale_zero_gives_the_target() {
         wanted.insert(name.clone(), (bytes(&sums), bytes(&spoilt)));
         tensors.push(Tensor::new(&name, "BF16", &shape, bytes(&spoilt)));
     }
-    assert!(
-        zeros.iter().all(|n| *n > 100),
-        "both kinds of zero occur: {zeros:?}"
-    );
+    assert!(zeros.iter().all(|n| *n > 100), "both kinds of zero occur: {zeros:?}");
     write_sharded(&target, &tensors, 3);
-    fs::copy(
-        model("target").join("config.json"),
-        target.join("config.json"),
-    )
-    .unwrap();
+    fs::copy(model("target").join("config.json"), target.join("config.json")).unwrap();
     let run = elo("chat-vector --scale 0")
         .with("--inst", model("inst"))
         .with("--base", model("base"))
@@ -378,9 +302,7 @@ fn scale_zero_gives_the_target() {
     for (name, (_, _, bytes, _)) in read_raw(&out) {
         let (sum, source) = &wanted[&name];
         assert!(bytes == *sum, "{name} is not C + 0 (A - B)");
-        let equal = halves(&bytes)
-            .zip(halves(source))
-            .all(|(x, y)| widen(x) == widen(y));
+        let equal = halves(&bytes).zip(halves(source)).all(|(x, y)| widen(x) == widen(y));
         assert!(equal, "{name} does not equal the target's values");
     }
 }
@@ -388,10 +310,9 @@ fn scale_zero_gives_the_target() {
 #[test]
 fn a_saved_vector_gives_the_bytes_of_the_direct_form() {
     let model = |role: &str| golden(&format!("models/llama31-{role}"));
-    for (inst, policies) in [
-        ("inst", &["error", "overlap"][..]),
-        ("instbig", &["overlap", "extend", "skip"]),
-    ] {
+    for (inst, policies) in
+        [("inst", &["error", "overlap"][..]), ("instbig", &["overlap", "extend", "skip"])]
+    {
         let temp = TempDir::new().unwrap();
         let vector = temp.path().join("vector");
         elo("chat-vector --no-sync")
@@ -402,9 +323,7 @@ fn a_saved_vector_gives_the_bytes_of_the_direct_form() {
         for policy in policies {
             for extra in [&[][..], &["--scale", "0.37"], &["--skip-embeddings"]] {
                 let common = |run: Elo| {
-                    run.with("--into", model("target"))
-                        .with("--vocab", policy)
-                        .args(extra)
+                    run.with("--into", model("target")).with("--vocab", policy).args(extra)
                 };
                 let direct = elo("chat-vector").with("--inst", model(inst));
                 let direct = common(direct.with("--base", model("base")));
@@ -430,9 +349,6 @@ fn different_vocabularies_are_refused_with_the_four_choices() {
         .with("--into", model("target"))
         .with("--out", &out)
         .fails(3)
-        .expect(
-            3,
-            &["264", "256", "overlap", "extend", "skip", "embed_tokens"],
-        );
+        .expect(3, &["264", "256", "overlap", "extend", "skip", "embed_tokens"]);
     assert!(tree(temp.path()).is_empty(), "nothing was written");
 }

@@ -1,10 +1,6 @@
 //! The integration tests: one binary, one module a subject.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a failing test should say where"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing test should say where")]
 
 #[cfg(feature = "cli")]
 mod cli;

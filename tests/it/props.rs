@@ -24,9 +24,7 @@ use crate::support::random::Random;
 use crate::support::tree::{assert_same, tree};
 
 fn cases(count: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|n| n.parse().ok());
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
     ProptestConfig {
         cases: cases.unwrap_or(count),
         failure_persistence: None,
@@ -106,10 +104,7 @@ fn entries(header: &Header) -> Entries {
     let place = |n: u64| usize::try_from(n).unwrap();
     let entry = |t: &TensorEntry| {
         let range = (place(t.range.start), place(t.range.end));
-        (
-            t.name.clone(),
-            (t.dtype.to_string(), t.shape.0.clone(), range.0, range.1),
-        )
+        (t.name.clone(), (t.dtype.to_string(), t.shape.0.clone(), range.0, range.1))
     };
     header.tensors.iter().map(entry).collect()
 }
@@ -143,9 +138,7 @@ fn names_a_tensor_twice(json: &[u8]) -> bool {
             Ok(twice)
         }
     }
-    serde_json::Deserializer::from_slice(json)
-        .deserialize_map(Names)
-        .unwrap_or(false)
+    serde_json::Deserializer::from_slice(json).deserialize_map(Names).unwrap_or(false)
 }
 
 /// Both readers agree: the same tensors, or both refuse, or the refusal is on the list.
@@ -156,10 +149,7 @@ fn agree(file: &[u8]) -> Result<(), String> {
         (Ok(ours), Some(theirs)) if entries(&ours) == theirs => Ok(()),
         (Err(problem), Some(_)) if refused_on_purpose(&problem) => Ok(()),
         (Err(_), Some(_)) if names_a_tensor_twice(&file[8..]) => Ok(()),
-        (ours, theirs) => Err(format!(
-            "ours {ours:?}\ntheirs {theirs:?}\nheader {}",
-            text()
-        )),
+        (ours, theirs) => Err(format!("ours {ours:?}\ntheirs {theirs:?}\nheader {}", text())),
     }
 }
 
@@ -316,10 +306,7 @@ fn every_difference_from_the_crate_is_real() {
         let problem = we_read(&file).expect_err(&json);
         assert!(refused_on_purpose(&problem), "{json}: {problem}");
     }
-    let differs = file_of(
-        br#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,1]}}"#,
-        1,
-    );
+    let differs = file_of(br#"{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,1]}}"#, 1);
     assert!(agree(&differs).is_ok() && we_read(&differs).is_err());
 }
 

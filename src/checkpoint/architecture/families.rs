@@ -37,10 +37,7 @@ const GPT2: Scheme = Scheme {
     head: &["lm_head"],
 };
 /// GPT-Neo and Exaone 3.
-const GPT_NEO: Scheme = Scheme {
-    count: "num_layers",
-    ..GPT2
-};
+const GPT_NEO: Scheme = Scheme { count: "num_layers", ..GPT2 };
 /// GPT-NeoX and Pythia.
 const NEOX: Scheme = Scheme {
     root: "gpt_neox.",
@@ -62,10 +59,7 @@ const FALCON: Scheme = Scheme {
     head: &["lm_head"],
 };
 /// BLOOM.
-const BLOOM: Scheme = Scheme {
-    count: "n_layer",
-    ..FALCON
-};
+const BLOOM: Scheme = Scheme { count: "n_layer", ..FALCON };
 /// MPT and DBRX.
 const MPT: Scheme = Scheme {
     root: "transformer.",
@@ -118,9 +112,8 @@ const MAMBA: Scheme = Scheme {
 };
 
 /// Every scheme, in the order in which a checkpoint without a known family tries them.
-pub(super) const SCHEMES: &[&Scheme] = &[
-    &LLAMA, &GPT2, &NEOX, &FALCON, &MPT, &OPT, &INTERNLM2, &CHATGLM, &MAMBA,
-];
+pub(super) const SCHEMES: &[&Scheme] =
+    &[&LLAMA, &GPT2, &NEOX, &FALCON, &MPT, &OPT, &INTERNLM2, &CHATGLM, &MAMBA];
 
 /// One row a family: the `model_type` of its text model, and its scheme.
 pub(super) const FAMILIES: &[(&str, &Scheme)] = &[
@@ -253,29 +246,16 @@ pub(super) const TOWERS: &[&str] = &[
 pub(super) const LAYER_WORDS: &[&str] = &["layers", "h", "blocks", "block", "layer"];
 
 /// Names that mark multi-token-prediction layers kept at the end of the decoder's numbering.
-pub(super) const MULTI_TOKEN_SUFFIXES: &[&str] = &[
-    "eh_proj.",
-    "enorm.",
-    "hnorm.",
-    "shared_head.",
-    "embed_tokens.",
-];
+pub(super) const MULTI_TOKEN_SUFFIXES: &[&str] =
+    &["eh_proj.", "enorm.", "hnorm.", "shared_head.", "embed_tokens."];
 
 /// Components that hold multi-token-prediction layers of their own.
 pub(super) const MULTI_TOKEN_GROUPS: &[&str] = &["mtp", "mtp_layers", "mtp_block"];
 
 /// The config keys that count multi-token-prediction layers.
-pub(in crate::checkpoint) const MULTI_TOKEN_KEYS: &[&str] = &[
-    "num_nextn_predict_layers",
-    "num_mtp_layers",
-    "mtp_num_hidden_layers",
-];
+pub(in crate::checkpoint) const MULTI_TOKEN_KEYS: &[&str] =
+    &["num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers"];
 
 /// The config keys that count decoder layers.
-pub(in crate::checkpoint) const COUNT_KEYS: &[&str] = &[
-    "num_hidden_layers",
-    "n_layer",
-    "num_layers",
-    "n_layers",
-    "num_transformer_layers",
-];
+pub(in crate::checkpoint) const COUNT_KEYS: &[&str] =
+    &["num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers"];

@@ -20,13 +20,7 @@ fn bare(names: &[&str]) -> Anatomy {
 
 /// Family, layer prefix, embedding, final norm, head.
 const NAMES: &[[&str; 5]] = &[
-    [
-        "llama",
-        "model.layers.",
-        "model.embed_tokens.weight",
-        "model.norm.weight",
-        "lm_head.weight",
-    ],
+    ["llama", "model.layers.", "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"],
     [
         "phi",
         "model.layers.",
@@ -34,21 +28,9 @@ const NAMES: &[[&str; 5]] = &[
         "model.final_layernorm.bias",
         "lm_head.bias",
     ],
-    [
-        "gpt2",
-        "transformer.h.",
-        "transformer.wte.weight",
-        "transformer.ln_f.bias",
-        "lm_head.weight",
-    ],
+    ["gpt2", "transformer.h.", "transformer.wte.weight", "transformer.ln_f.bias", "lm_head.weight"],
     ["gpt2", "h.", "wte.weight", "ln_f.weight", "lm_head.weight"],
-    [
-        "gptj",
-        "transformer.h.",
-        "transformer.wte.weight",
-        "transformer.ln_f.bias",
-        "lm_head.bias",
-    ],
+    ["gptj", "transformer.h.", "transformer.wte.weight", "transformer.ln_f.bias", "lm_head.bias"],
     [
         "exaone",
         "transformer.h.",
@@ -70,13 +52,7 @@ const NAMES: &[[&str; 5]] = &[
         "transformer.ln_f.weight",
         "lm_head.weight",
     ],
-    [
-        "bloom",
-        "h.",
-        "word_embeddings.weight",
-        "ln_f.weight",
-        "lm_head.weight",
-    ],
+    ["bloom", "h.", "word_embeddings.weight", "ln_f.weight", "lm_head.weight"],
     [
         "mpt",
         "transformer.blocks.",
@@ -140,36 +116,20 @@ const NAMES: &[[&str; 5]] = &[
         "thinker.model.norm.weight",
         "thinker.lm_head.weight",
     ],
-    [
-        "llama",
-        "layers.",
-        "embed_tokens.weight",
-        "norm.weight",
-        "lm_head.weight",
-    ],
+    ["llama", "layers.", "embed_tokens.weight", "norm.weight", "lm_head.weight"],
 ];
 
 #[test]
 fn families_and_their_names() {
     for [family, prefix, embedding, norm, head] in NAMES.iter().copied() {
         let layers = [format!("{prefix}0.a.weight"), format!("{prefix}1.a.weight")];
-        let names = [
-            &layers[0],
-            &layers[1],
-            "vision_tower.encoder.layers.9.a",
-            embedding,
-            norm,
-            head,
-        ];
+        let names =
+            [&layers[0], &layers[1], "vision_tower.encoder.layers.9.a", embedding, norm, head];
         // With the family, and from the names alone.
         for anatomy in [resolve(json!({"model_type": family}), &names), bare(&names)] {
             assert_eq!(anatomy.layer_prefix, prefix, "{family}");
             assert_eq!(anatomy.layers, 2, "{family}");
-            assert_eq!(
-                anatomy.role(embedding),
-                Role::Embedding,
-                "{family} {embedding}"
-            );
+            assert_eq!(anatomy.role(embedding), Role::Embedding, "{family} {embedding}");
             assert_eq!(anatomy.role(norm), Role::FinalNorm, "{family} {norm}");
             assert_eq!(anatomy.role(head), Role::Head, "{family} {head}");
             assert_eq!(anatomy.role(&layers[1]), Role::Layer(1), "{family}");
@@ -202,44 +162,26 @@ fn positions_are_apart_and_lookalikes_are_other() {
 fn suffixes_and_renumbering() {
     let anatomy = bare(&["model.layers.0.mlp.experts.7.w1.weight"]);
     let name = "model.layers.12.mlp.experts.7.w1.weight";
-    assert_eq!(
-        anatomy.layer_suffix(name),
-        Some((12, "mlp.experts.7.w1.weight"))
-    );
-    assert_eq!(
-        anatomy.renumbered(name, 3),
-        "model.layers.3.mlp.experts.7.w1.weight"
-    );
+    assert_eq!(anatomy.layer_suffix(name), Some((12, "mlp.experts.7.w1.weight")));
+    assert_eq!(anatomy.renumbered(name, 3), "model.layers.3.mlp.experts.7.w1.weight");
     assert_eq!(anatomy.renumbered("lm_head.weight", 3), "lm_head.weight");
-    assert_eq!(
-        anatomy.layer_suffix("model.layers.99999999999999999999.a"),
-        None
-    );
+    assert_eq!(anatomy.layer_suffix("model.layers.99999999999999999999.a"), None);
 }
 
 #[test]
 fn config_and_tensors_may_disagree() {
     let names = ["model.layers.0.a", "model.layers.1.a"];
-    let anatomy = resolve(
-        json!({"model_type": "llama", "num_hidden_layers": 3}),
-        &names,
-    );
+    let anatomy = resolve(json!({"model_type": "llama", "num_hidden_layers": 3}), &names);
     assert_eq!((anatomy.config_layers(), anatomy.layers), (Some(3), 2));
     assert_eq!(anatomy.count_key.as_deref(), Some("num_hidden_layers"));
     let nested = resolve(
         json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "num_hidden_layers": 2}}),
         &names,
     );
-    assert_eq!(
-        nested.count_key.as_deref(),
-        Some("text_config.num_hidden_layers")
-    );
+    assert_eq!(nested.count_key.as_deref(), Some("text_config.num_hidden_layers"));
     assert_eq!(nested.family, "gemma3_text");
     let gap = bare(&["model.layers.0.a", "model.layers.4000000000.a"]);
-    assert_eq!(
-        (gap.layers, gap.missing_layers()),
-        (4_000_000_001, 3_999_999_999)
-    );
+    assert_eq!((gap.layers, gap.missing_layers()), (4_000_000_001, 3_999_999_999));
     assert_eq!(gap.present_layers().collect::<Vec<_>>(), [0, 4_000_000_000]);
 }
 
@@ -269,19 +211,12 @@ fn multi_token_layers_are_not_decoder_layers() {
         assert_eq!(anatomy.role("model.layers.1.a"), Role::Layer(1));
         assert!(anatomy.has_multi_token());
     }
-    let apart = bare(&[
-        "model.layers.0.a",
-        "mtp.layers.0.mlp.weight",
-        "mtp.fc.weight",
-    ]);
+    let apart = bare(&["model.layers.0.a", "mtp.layers.0.mlp.weight", "mtp.fc.weight"]);
     assert_eq!(apart.layer_prefix, "model.layers.");
     assert_eq!(apart.role("mtp.layers.0.mlp.weight"), Role::MultiToken);
     assert!(apart.has_multi_token());
     // One layer too many without the marks of multi-token prediction is a disagreement, no more.
-    let plain = resolve(
-        json!({"model_type": "llama", "num_hidden_layers": 1}),
-        &names[..2],
-    );
+    let plain = resolve(json!({"model_type": "llama", "num_hidden_layers": 1}), &names[..2]);
     assert_eq!((plain.layers, plain.has_multi_token()), (2, false));
 }
 
@@ -300,10 +235,7 @@ fn unknown_families_are_inferred() {
         "brain.adapters.2.a",
     ];
     let anatomy = resolve(json!({"model_type": "brainiac"}), &names);
-    assert_eq!(
-        (anatomy.layer_prefix.as_str(), anatomy.layers),
-        ("brain.cortex.block.", 2)
-    );
+    assert_eq!((anatomy.layer_prefix.as_str(), anatomy.layers), ("brain.cortex.block.", 2));
     assert_eq!(anatomy.role("brain.cortex.wte.weight"), Role::Embedding);
     assert_eq!(anatomy.role("brain.lm_head.weight"), Role::Head);
 }
@@ -313,9 +245,6 @@ fn counts_of_the_wrong_type_are_named() {
     for value in [json!("6"), json!(-1), json!(1.5), json!([6])] {
         let config = config(json!({"model_type": "llama", "num_hidden_layers": value}));
         let problem = Anatomy::resolve(Some(&config), std::iter::empty()).unwrap_err();
-        assert!(
-            problem.to_string().starts_with("`num_hidden_layers` is "),
-            "{problem}"
-        );
+        assert!(problem.to_string().starts_with("`num_hidden_layers` is "), "{problem}");
     }
 }

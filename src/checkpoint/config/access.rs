@@ -6,12 +6,7 @@ use super::problem::{ConfigProblem, shown};
 use crate::format::Dtype;
 
 /// Sub-configs that describe the text model. Anything else nested is another model's business.
-const TEXT_CONFIGS: &[&str] = &[
-    "text_config",
-    "llm_config",
-    "language_config",
-    "thinker_config",
-];
+const TEXT_CONFIGS: &[&str] = &["text_config", "llm_config", "language_config", "thinker_config"];
 
 /// How deep text configs nest: `thinker_config.text_config`.
 const DEEPEST: usize = 3;
@@ -26,18 +21,14 @@ impl Scope {
         &self,
         config: &'a Map<String, Value>,
     ) -> Option<&'a Map<String, Value>> {
-        self.0
-            .iter()
-            .try_fold(config, |map, key| map.get(*key)?.as_object())
+        self.0.iter().try_fold(config, |map, key| map.get(*key)?.as_object())
     }
 
     fn get_mut<'a>(
         &self,
         config: &'a mut Map<String, Value>,
     ) -> Option<&'a mut Map<String, Value>> {
-        self.0
-            .iter()
-            .try_fold(config, |map, key| map.get_mut(*key)?.as_object_mut())
+        self.0.iter().try_fold(config, |map, key| map.get_mut(*key)?.as_object_mut())
     }
 
     /// Puts a changed scope back. Deeper text configs stay those of `config`.
@@ -80,14 +71,11 @@ pub(in crate::checkpoint) fn whole_number(
 ) -> Result<Option<u64>, ConfigProblem> {
     match map.get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => value
-            .as_u64()
-            .map(Some)
-            .ok_or_else(|| ConfigProblem::WrongType {
-                key: scope.key(key),
-                expected: "a whole number",
-                found: shown(value),
-            }),
+        Some(value) => value.as_u64().map(Some).ok_or_else(|| ConfigProblem::WrongType {
+            key: scope.key(key),
+            expected: "a whole number",
+            found: shown(value),
+        }),
     }
 }
 
@@ -96,10 +84,7 @@ fn innermost<T>(
     config: &Map<String, Value>,
     read: impl Fn(&Map<String, Value>) -> Option<T>,
 ) -> Option<T> {
-    text_scopes(config)
-        .iter()
-        .rev()
-        .find_map(|scope| read(scope.get(config)?))
+    text_scopes(config).iter().rev().find_map(|scope| read(scope.get(config)?))
 }
 
 /// The vocabulary size of the text model.
@@ -112,10 +97,7 @@ pub fn vocab_size(config: &Map<String, Value>) -> Option<u64> {
 pub fn set_vocab_size(config: &mut Map<String, Value>, size: u64) {
     let mut written = false;
     for scope in text_scopes(config) {
-        if let Some(value) = scope
-            .get_mut(config)
-            .and_then(|map| map.get_mut("vocab_size"))
-        {
+        if let Some(value) = scope.get_mut(config).and_then(|map| map.get_mut("vocab_size")) {
             *value = size.into();
             written = true;
         }
@@ -123,6 +105,17 @@ pub fn set_vocab_size(config: &mut Map<String, Value>, size: u64) {
     if !written {
         config.insert("vocab_size".to_owned(), size.into());
     }
+}
+
+/// Sets `tie_word_embeddings` at the top and wherever a nested text config has it.
+pub fn set_tied(config: &mut Map<String, Value>, tied: bool) {
+    for scope in text_scopes(config) {
+        let map = scope.get_mut(config);
+        if let Some(value) = map.and_then(|map| map.get_mut("tie_word_embeddings")) {
+            *value = tied.into();
+        }
+    }
+    config.insert("tie_word_embeddings".to_owned(), tied.into());
 }
 
 /// Sets the dtype under whichever of `dtype` and `torch_dtype` is there, nested text configs

@@ -51,14 +51,7 @@ const fn sliding(
     keys: &'static [&'static str],
     default: u64,
 ) -> Cycle {
-    Cycle {
-        families,
-        keys,
-        default,
-        list: "layer_types",
-        nth: FULL,
-        rest: SLIDING,
-    }
+    Cycle { families, keys, default, list: "layer_types", nth: FULL, rest: SLIDING }
 }
 
 /// Every rule of the kind.
@@ -105,12 +98,7 @@ pub(super) fn translate(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
 /// Writes a cycle's list where the class would derive it, then fits the period to the new list.
 fn cut_cycle(cut: &mut Cut<'_>, cycle: &Cycle) -> Result<(), ConfigProblem> {
     let known = cut.is_family(cycle.families);
-    let present: Vec<&str> = cycle
-        .keys
-        .iter()
-        .copied()
-        .filter(|key| cut.has(key))
-        .collect();
+    let present: Vec<&str> = cycle.keys.iter().copied().filter(|key| cut.has(key)).collect();
     if !known && (present.is_empty() || !speaks_for_strangers(cut, cycle)) {
         return Ok(());
     }
@@ -122,10 +110,7 @@ fn cut_cycle(cut: &mut Cut<'_>, cycle: &Cycle) -> Result<(), ConfigProblem> {
             let is_nth = nth_layer(cut, cycle, present.first().copied(), *layer)?;
             list.push(if is_nth { nth.clone() } else { rest.clone() });
         }
-        cut.note(
-            cycle.list,
-            format!("written out as {}", shown(&list.clone().into())),
-        );
+        cut.note(cycle.list, format!("written out as {}", shown(&list.clone().into())));
         cut.set(cycle.list, list);
     }
     if let Some(list) = cut.new.get(cycle.list).and_then(Value::as_array) {
@@ -139,9 +124,7 @@ fn cut_cycle(cut: &mut Cut<'_>, cycle: &Cycle) -> Result<(), ConfigProblem> {
 fn speaks_for_strangers(cut: &Cut<'_>, cycle: &Cycle) -> bool {
     let mut same = CYCLES.iter().filter(|row| row.keys == cycle.keys);
     !same.clone().any(|row| cut.is_family(row.families))
-        && same
-            .next()
-            .is_some_and(|first| first.families == cycle.families)
+        && same.next().is_some_and(|first| first.families == cycle.families)
 }
 
 /// Whether the class makes an old layer one of the "n-th".
@@ -178,37 +161,25 @@ fn refit(
     flags: &[bool],
 ) -> Result<(), ConfigProblem> {
     let list = cycle.list;
-    let fits = |period: u64| {
-        (1..)
-            .zip(flags)
-            .all(|(n, flag)| u64::is_multiple_of(n, period) == *flag)
-    };
+    let fits =
+        |period: u64| (1..).zip(flags).all(|(n, flag)| u64::is_multiple_of(n, period) == *flag);
     let mut in_force = cycle.default;
     for key in present {
         if cut.old.get(*key).is_some_and(Value::is_number) {
             in_force = cut.period(key)?.unwrap_or(in_force);
         }
     }
-    let spelled = present
-        .iter()
-        .any(|key| cut.old.get(*key).is_some_and(Value::is_string));
+    let spelled = present.iter().any(|key| cut.old.get(*key).is_some_and(Value::is_string));
     let known = cut.is_family(cycle.families);
     if (fits(in_force) && !spelled) || (!known && present.is_empty()) {
         return Ok(());
     }
     match every_nth(flags) {
         Some(period) if !cycle.keys.is_empty() => {
-            let keys = if present.is_empty() {
-                &cycle.keys[..1]
-            } else {
-                present
-            };
+            let keys = if present.is_empty() { &cycle.keys[..1] } else { present };
             for key in keys {
                 cut.set(key, period);
-                cut.note(
-                    key,
-                    format!("set to {period}, which says the same as `{list}`"),
-                );
+                cut.note(key, format!("set to {period}, which says the same as `{list}`"));
             }
         }
         _ if known && !cut.is_family(READ_WITHOUT_LIST) => {}
@@ -227,27 +198,19 @@ fn refit_bare(cut: &mut Cut<'_>, key: &str) -> Result<(), ConfigProblem> {
         return Ok(());
     };
     let flags = cut.flags(|layer| (layer + 1).is_multiple_of(period));
-    if (1..)
-        .zip(&flags)
-        .all(|(n, flag)| u64::is_multiple_of(n, period) == *flag)
-    {
+    if (1..).zip(&flags).all(|(n, flag)| u64::is_multiple_of(n, period) == *flag) {
         return Ok(());
     }
     let fitting = every_nth(&flags)
         .ok_or_else(|| cut.refuse(key, "no such period puts the kept layers where they belong"))?;
     cut.set(key, fitting);
-    cut.note(
-        key,
-        format!("{period} becomes {fitting} for the kept layers"),
-    );
+    cut.note(key, format!("{period} becomes {fitting} for the kept layers"));
     Ok(())
 }
 
 /// The n for which exactly every n-th position is set, if there is one.
 pub(super) fn every_nth(flags: &[bool]) -> Option<u64> {
     let period = flags.iter().position(|flag| *flag).unwrap_or(flags.len()) + 1;
-    let fits = (1..)
-        .zip(flags)
-        .all(|(n, flag)| usize::is_multiple_of(n, period) == *flag);
+    let fits = (1..).zip(flags).all(|(n, flag)| usize::is_multiple_of(n, period) == *flag);
     fits.then_some(period as u64)
 }

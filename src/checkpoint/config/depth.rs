@@ -10,48 +10,26 @@ use crate::checkpoint::architecture::MULTI_TOKEN_KEYS;
 
 /// Families whose layers compute with their own index. Harmless while the first layers are kept.
 const USES_INDEX: &[(&[&str], &str)] = &[
-    (
-        &["diffllama"],
-        "each layer's `lambda_init` comes from its index",
-    ),
-    (
-        &["rwkv"],
-        "layer 1 has a norm of its own and outputs are halved every few layers",
-    ),
+    (&["diffllama"], "each layer's `lambda_init` comes from its index"),
+    (&["rwkv"], "layer 1 has a norm of its own and outputs are halved every few layers"),
     (&["zaya"], "layer 1 is built differently"),
-    (
-        &["inkling2_text"],
-        "layer 1 and the residual blocks are built by index",
-    ),
+    (&["inkling2_text"], "layer 1 and the residual blocks are built by index"),
     (&["modernbert-decoder"], "layer 1 is built differently"),
-    (
-        &["zamba", "zamba2"],
-        "hybrid layers share the weights of one block by index",
-    ),
+    (&["zamba", "zamba2"], "hybrid layers share the weights of one block by index"),
 ];
 
 /// Families whose last layer is built differently, and how.
-const LAST_DIFFERS: &[(&[&str], &str)] = &[(
-    &["gpt_neox_japanese"],
-    "only the last layer has a bias after its attention",
-)];
+const LAST_DIFFERS: &[(&[&str], &str)] =
+    &[(&["gpt_neox_japanese"], "only the last layer has a bias after its attention")];
 
 /// Families with tensors outside the stack that have a part for each layer, if they don't say otherwise.
-const PER_LAYER_INPUTS: &[&str] = &[
-    "gemma3n",
-    "gemma3n_text",
-    "gemma4_text",
-    "gemma4_unified_text",
-    "embedding_gemma2_text",
-];
+const PER_LAYER_INPUTS: &[&str] =
+    &["gemma3n", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "embedding_gemma2_text"];
 
 /// Refuses selections under which the kept layers would no longer compute what they did.
 pub(super) fn check(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
     per_layer_inputs(cut)?;
-    if let Some((_, reason)) = LAST_DIFFERS
-        .iter()
-        .find(|(families, _)| cut.is_family(families))
-    {
+    if let Some((_, reason)) = LAST_DIFFERS.iter().find(|(families, _)| cut.is_family(families)) {
         let last = cut.layers.saturating_sub(1);
         if cut.kept.iter().position(|layer| *layer == last) != Some(cut.kept.len() - 1) {
             return Err(depends(cut, reason));
@@ -61,10 +39,7 @@ pub(super) fn check(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
     if cut.keeps_numbers() {
         return Ok(());
     }
-    if let Some((_, reason)) = USES_INDEX
-        .iter()
-        .find(|(families, _)| cut.is_family(families))
-    {
+    if let Some((_, reason)) = USES_INDEX.iter().find(|(families, _)| cut.is_family(families)) {
         return Err(depends(cut, reason));
     }
     if cut.flag("scale_attn_by_inverse_layer_idx")? == Some(true) {
@@ -75,10 +50,7 @@ pub(super) fn check(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
 }
 
 fn depends(cut: &Cut<'_>, reason: &str) -> ConfigProblem {
-    ConfigProblem::DependsOnDepth {
-        family: cut.family.to_owned(),
-        reason: reason.to_owned(),
-    }
+    ConfigProblem::DependsOnDepth { family: cut.family.to_owned(), reason: reason.to_owned() }
 }
 
 fn per_layer_inputs(cut: &Cut<'_>) -> Result<(), ConfigProblem> {
@@ -108,10 +80,7 @@ fn linear_decay(cut: &Cut<'_>) -> Result<(), ConfigProblem> {
     if cut.kept.iter().all(|layer| is_full(*layer)) {
         return Ok(());
     }
-    Err(depends(
-        cut,
-        "the decay of linear attention comes from the index and the number of layers",
-    ))
+    Err(depends(cut, "the decay of linear attention comes from the index and the number of layers"))
 }
 
 /// Keeps factors that a class derives from the number of layers at their old value.
@@ -122,21 +91,12 @@ pub(super) fn rescale(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
         let value = (2.0 * as_f64(cut.layers)).powf(-0.5);
         if let Some(number) = Number::from_f64(value) {
             cut.set(key, number);
-            cut.note(
-                key,
-                "written out, because its default depends on the number of layers",
-            );
+            cut.note(key, "written out, because its default depends on the number of layers");
         }
     }
-    let taps = cut
-        .old
-        .get("vision_config")
-        .and_then(|vision| vision.get("deepstack_visual_indexes"));
-    if taps
-        .and_then(Value::as_array)
-        .is_some_and(|taps| !taps.is_empty())
-        && !cut.keeps_numbers()
-    {
+    let taps =
+        cut.old.get("vision_config").and_then(|vision| vision.get("deepstack_visual_indexes"));
+    if taps.and_then(Value::as_array).is_some_and(|taps| !taps.is_empty()) && !cut.keeps_numbers() {
         let text = "image features still enter the first layers, whichever those now are";
         cut.note("vision_config.deepstack_visual_indexes", text);
     }
@@ -154,10 +114,7 @@ fn scale_depth(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
     let old = old.ok_or_else(|| cut.wrong(key, "a number"))?;
     let ratio = as_f64(cut.kept.len() as u64) / as_f64(cut.layers.max(1));
     let new = Number::from_f64(old * ratio.sqrt()).ok_or_else(|| cut.wrong(key, "a number"))?;
-    cut.note(
-        key,
-        format!("{old} becomes {new}, so that residuals keep their scale"),
-    );
+    cut.note(key, format!("{old} becomes {new}, so that residuals keep their scale"));
     cut.set(key, new);
     Ok(())
 }

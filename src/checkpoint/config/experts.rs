@@ -29,10 +29,7 @@ const PREFIXES: &[Prefix] = &[
             ("mistral_large4", 1),
         ],
     },
-    Prefix {
-        key: "num_dense_layers",
-        defaults: &[("lfm2_moe", 2), ("afmoe", 1)],
-    },
+    Prefix { key: "num_dense_layers", defaults: &[("lfm2_moe", 2), ("afmoe", 1)] },
 ];
 
 /// Families whose class fills `mlp_layer_types` with so many dense layers and then sparse ones, and
@@ -64,10 +61,7 @@ fn dense_first(cut: &mut Cut<'_>) {
     if let Some((_, dense)) = row.filter(|_| !cut.has_list("mlp_layer_types")) {
         let word = |layer: &u64| Value::from(if layer < dense { "dense" } else { "sparse" });
         let list: Value = cut.kept.iter().map(word).collect();
-        cut.note(
-            "mlp_layer_types",
-            format!("written out as {}", shown(&list)),
-        );
+        cut.note("mlp_layer_types", format!("written out as {}", shown(&list)));
         cut.set("mlp_layer_types", list);
     }
 }
@@ -101,20 +95,14 @@ fn sparse_step(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
 /// Llama 4: every n-th layer has experts, unless `moe_layers` lists them.
 fn interleaved(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
     let (step_key, list_key) = ("interleave_moe_layer_step", "moe_layers");
-    let Some(step) = cut
-        .period(step_key)?
-        .or((cut.family == "llama4_text").then_some(1))
-    else {
+    let Some(step) = cut.period(step_key)?.or((cut.family == "llama4_text").then_some(1)) else {
         return Ok(());
     };
     if cut.has(list_key) {
         return Ok(());
     }
     let experts = cut.positions(|layer| (layer + 1).is_multiple_of(step));
-    cut.note(
-        list_key,
-        format!("written out as {}", shown(&experts.clone().into())),
-    );
+    cut.note(list_key, format!("written out as {}", shown(&experts.clone().into())));
     cut.set(list_key, experts);
     Ok(())
 }
@@ -132,9 +120,8 @@ fn frequency(cut: &Cut<'_>) -> Result<(), ConfigProblem> {
     let flags = cut.flags(|layer| layer >= dense && layer.is_multiple_of(step));
     // The count of dense layers is recomputed next; the step must go on fitting behind it.
     let kept_dense = prefix(&cut.flags(|layer| layer < dense)).unwrap_or(0);
-    let fits = (0_u64..)
-        .zip(&flags)
-        .all(|(at, f)| (at >= kept_dense && at.is_multiple_of(step)) == *f);
+    let fits =
+        (0_u64..).zip(&flags).all(|(at, f)| (at >= kept_dense && at.is_multiple_of(step)) == *f);
     if fits {
         return Ok(());
     }
@@ -144,20 +131,14 @@ fn frequency(cut: &Cut<'_>) -> Result<(), ConfigProblem> {
 /// Recounts the dense layers at the front.
 fn dense_prefix(cut: &mut Cut<'_>, prefix_row: &Prefix) -> Result<(), ConfigProblem> {
     let key = prefix_row.key;
-    let default = prefix_row
-        .defaults
-        .iter()
-        .find(|(family, _)| *family == cut.family);
+    let default = prefix_row.defaults.iter().find(|(family, _)| *family == cut.family);
     let Some(dense) = cut.number(key)?.or(default.map(|(_, count)| *count)) else {
         return Ok(());
     };
     match prefix(&cut.flags(|layer| layer < dense)) {
         Some(count) => {
             if count != dense {
-                cut.note(
-                    key,
-                    format!("{dense} becomes {count}, the dense layers that are kept"),
-                );
+                cut.note(key, format!("{dense} becomes {count}, the dense layers that are kept"));
             }
             cut.set(key, count);
         }
@@ -171,14 +152,9 @@ fn dense_prefix(cut: &mut Cut<'_>, prefix_row: &Prefix) -> Result<(), ConfigProb
 
 /// Ernie 4.5: experts in a range of layers, every n-th.
 fn expert_range(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
-    let (step_key, start_key, end_key) = (
-        "moe_layer_interval",
-        "moe_layer_start_index",
-        "moe_layer_end_index",
-    );
-    let present = [step_key, start_key, end_key]
-        .iter()
-        .any(|key| cut.has(key));
+    let (step_key, start_key, end_key) =
+        ("moe_layer_interval", "moe_layer_start_index", "moe_layer_end_index");
+    let present = [step_key, start_key, end_key].iter().any(|key| cut.has(key));
     if !(present || cut.family == "ernie4_5_moe") || cut.has_list("mlp_layer_types") {
         return Ok(());
     }
@@ -191,18 +167,14 @@ fn expert_range(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
     let flags =
         cut.flags(|layer| (layer + 1).is_multiple_of(step) && (start..=end).contains(&layer));
     let Some((step, start, end)) = fit_range(&flags) else {
-        return Err(cut.refuse(
-            step_key,
-            "no range with a step gives the kept layers their experts",
-        ));
+        return Err(
+            cut.refuse(step_key, "no range with a step gives the kept layers their experts")
+        );
     };
     cut.set(step_key, step);
     cut.set(start_key, start);
     cut.set(end_key, end);
-    cut.note(
-        step_key,
-        format!("experts in layers {start} to {end} (from 0), every {step}"),
-    );
+    cut.note(step_key, format!("experts in layers {start} to {end} (from 0), every {step}"));
     Ok(())
 }
 
@@ -214,10 +186,7 @@ fn fit_range(flags: &[bool]) -> Option<(u64, u64, u64)> {
         return Some((1, length, length));
     };
     let last = flags.iter().rposition(|flag| *flag)?;
-    let next = flags[first + 1..]
-        .iter()
-        .position(|flag| *flag)
-        .map_or(1, |gap| gap + 1);
+    let next = flags[first + 1..].iter().position(|flag| *flag).map_or(1, |gap| gap + 1);
     let in_step = |at: usize| next == 1 || (at + 1).is_multiple_of(next);
     let fits = flags
         .iter()
@@ -243,9 +212,7 @@ fn period_and_offset(
     let Some((new_period, new_offset)) = fit_period(&flags) else {
         return Err(cut.refuse(period_key, "no period and offset give this pattern"));
     };
-    let fits = (0_u64..)
-        .zip(&flags)
-        .all(|(at, flag)| (at % period == offset) == *flag);
+    let fits = (0_u64..).zip(&flags).all(|(at, flag)| (at % period == offset) == *flag);
     if !fits || !present {
         cut.set(period_key, new_period);
         cut.set(offset_key, new_offset);
@@ -265,9 +232,6 @@ fn fit_period(flags: &[bool]) -> Option<(u64, u64)> {
     };
     let gap = flags[first + 1..].iter().position(|flag| *flag);
     let period = gap.map_or(length, |gap| gap + 1);
-    let fits = flags
-        .iter()
-        .enumerate()
-        .all(|(at, flag)| (at % period == first) == *flag);
+    let fits = flags.iter().enumerate().all(|(at, flag)| (at % period == first) == *flag);
     fits.then_some((period as u64, first as u64))
 }

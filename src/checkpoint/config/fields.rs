@@ -70,19 +70,13 @@ const FIELDS: &[(&str, Kind)] = &[
 ];
 
 /// Lists whose length may equal the number of layers by chance.
-const NOT_PER_LAYER: &[&str] = &[
-    "architectures",
-    "eos_token_id",
-    "mrope_section",
-    "mtp_layer_types",
-];
+const NOT_PER_LAYER: &[&str] =
+    &["architectures", "eos_token_id", "mrope_section", "mtp_layer_types"];
 
 /// Cuts every field of the table; notes lists that look per-layer and are not in it.
 pub(super) fn cut(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
     for (field, kind) in FIELDS {
-        let (outer, inner) = field
-            .split_once('.')
-            .map_or((*field, None), |(o, i)| (o, Some(i)));
+        let (outer, inner) = field.split_once('.').map_or((*field, None), |(o, i)| (o, Some(i)));
         let Some(place) = cut.new.get(outer) else {
             continue;
         };
@@ -90,12 +84,7 @@ pub(super) fn cut(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
         let Some(value) = value.filter(|value| !value.is_null()) else {
             continue;
         };
-        let new = Field {
-            key: cut.scope.key(field),
-            value,
-            cut,
-        }
-        .cut(*kind)?;
+        let new = Field { key: cut.scope.key(field), value, cut }.cut(*kind)?;
         if new == *value {
             continue;
         }
@@ -150,29 +139,19 @@ impl Field<'_> {
 
     fn pick<T: Clone>(&self, list: &[T]) -> Result<Vec<T>, ConfigProblem> {
         let entries = list.len() as u64;
-        let too_short = |layers| ConfigProblem::TooShort {
-            key: self.key.clone(),
-            entries,
-            layers,
-        };
+        let too_short = |layers| ConfigProblem::TooShort { key: self.key.clone(), entries, layers };
         if entries < self.cut.layers {
             return Err(too_short(self.cut.layers));
         }
         let entry = |old: &u64| {
-            let found = usize::try_from(*old)
-                .ok()
-                .and_then(|old| list.get(old))
-                .cloned();
+            let found = usize::try_from(*old).ok().and_then(|old| list.get(old)).cloned();
             found.ok_or_else(|| too_short(old.saturating_add(1)))
         };
         self.cut.kept.iter().map(entry).collect()
     }
 
     fn letters(&self) -> Result<Value, ConfigProblem> {
-        let text = self
-            .value
-            .as_str()
-            .ok_or_else(|| self.wrong("a letter a layer"))?;
+        let text = self.value.as_str().ok_or_else(|| self.wrong("a letter a layer"))?;
         let letters: Vec<char> = text.chars().filter(|letter| *letter != '|').collect();
         let kept: String = self.pick(&letters)?.into_iter().collect();
         Ok(kept.into())
@@ -185,42 +164,25 @@ impl Field<'_> {
             old.insert(layer.ok_or_else(|| self.wrong("a list of layer numbers"))?);
         }
         let new = self.cut.positions(|layer| old.contains(&layer));
-        Ok(new
-            .into_iter()
-            .map(|position| position + first)
-            .collect::<Vec<u64>>()
-            .into())
+        Ok(new.into_iter().map(|position| position + first).collect::<Vec<u64>>().into())
     }
 
     fn numbers_text(&self) -> Result<Value, ConfigProblem> {
         let wrong = || self.wrong("layer numbers with commas between them");
         let text = self.value.as_str().ok_or_else(wrong)?;
         let mut old = BTreeSet::new();
-        for piece in text
-            .split(',')
-            .map(str::trim)
-            .filter(|piece| !piece.is_empty())
-        {
+        for piece in text.split(',').map(str::trim).filter(|piece| !piece.is_empty()) {
             old.insert(piece.parse::<u64>().map_err(|_| wrong())?);
         }
         let new = self.cut.positions(|layer| old.contains(&layer));
-        Ok(new
-            .iter()
-            .map(u64::to_string)
-            .collect::<Vec<_>>()
-            .join(",")
-            .into())
+        Ok(new.iter().map(u64::to_string).collect::<Vec<_>>().join(",").into())
     }
 
     fn keyed(&self) -> Result<Value, ConfigProblem> {
         let wrong = || self.wrong("an object with layer numbers as keys");
         let old = self.value.as_object().ok_or_else(wrong)?;
         // Some writers pad the numbers: `05`.
-        let width = old
-            .keys()
-            .filter(|key| key.starts_with('0'))
-            .map(String::len)
-            .max();
+        let width = old.keys().filter(|key| key.starts_with('0')).map(String::len).max();
         let mut by_layer = Vec::new();
         for (key, value) in old {
             by_layer.push((key.parse::<u64>().map_err(|_| wrong())?, value));
@@ -257,11 +219,7 @@ impl Field<'_> {
     }
 
     fn wrong(&self, expected: &'static str) -> ConfigProblem {
-        ConfigProblem::WrongType {
-            key: self.key.clone(),
-            expected,
-            found: shown(self.value),
-        }
+        ConfigProblem::WrongType { key: self.key.clone(), expected, found: shown(self.value) }
     }
 }
 
@@ -275,10 +233,8 @@ fn note_unknown_lists(cut: &mut Cut<'_>) {
     };
     let found: Vec<String> = cut.old.iter().filter_map(suspicious).collect();
     for key in found {
-        let text = format!(
-            "has {} entries, as many as there were layers; left as it is",
-            cut.layers
-        );
+        let text =
+            format!("has {} entries, as many as there were layers; left as it is", cut.layers);
         cut.note(&key, text);
     }
 }
@@ -300,17 +256,14 @@ fn rename(value: &mut Value, anatomy: &Anatomy, kept: &[u64]) {
     match value {
         Value::Array(list) if list.iter().any(Value::is_string) => {
             let renamed = list.iter().flat_map(|entry| match entry {
-                Value::String(name) => renamed(name, anatomy, kept)
-                    .into_iter()
-                    .map(Value::String)
-                    .collect(),
+                Value::String(name) => {
+                    renamed(name, anatomy, kept).into_iter().map(Value::String).collect()
+                }
                 other => vec![other.clone()],
             });
             *list = renamed.collect();
         }
-        Value::Array(list) => list
-            .iter_mut()
-            .for_each(|entry| rename(entry, anatomy, kept)),
+        Value::Array(list) => list.iter_mut().for_each(|entry| rename(entry, anatomy, kept)),
         Value::Object(map) => {
             let old = std::mem::take(map);
             for (key, mut entry) in old {

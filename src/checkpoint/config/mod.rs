@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 
 use super::architecture::{Anatomy, COUNT_KEYS};
 pub(super) use access::{Scope, text_scopes, whole_number};
-pub use access::{is_tied, quantization, set_dtype, set_vocab_size, vocab_size};
+pub use access::{is_tied, quantization, set_dtype, set_tied, set_vocab_size, vocab_size};
 pub use problem::ConfigProblem;
 use problem::shown;
 
@@ -48,37 +48,20 @@ pub fn keep_layers(
     kept: &[u64],
 ) -> Result<Kept, ConfigProblem> {
     let layers = anatomy.config_layers().unwrap_or(anatomy.layers);
-    let limit = if anatomy.layers > 0 {
-        anatomy.layers
-    } else {
-        layers
-    };
+    let limit = if anatomy.layers > 0 { anatomy.layers } else { layers };
     if kept.is_empty() {
         return Err(ConfigProblem::NoLayersKept);
     }
     if let Some(&layer) = kept.iter().find(|&&layer| layer >= limit) {
-        return Err(ConfigProblem::NoSuchLayer {
-            layer,
-            layers: limit,
-        });
+        return Err(ConfigProblem::NoSuchLayer { layer, layers: limit });
     }
     if kept.iter().copied().eq(0..layers) {
-        return Ok(Kept {
-            config: config.clone(),
-            notes: Vec::new(),
-            multi_token: true,
-        });
+        return Ok(Kept { config: config.clone(), notes: Vec::new(), multi_token: true });
     }
     if config.get("is_encoder_decoder") == Some(&Value::Bool(true)) {
-        return Err(ConfigProblem::EncoderDecoder {
-            family: anatomy.family.clone(),
-        });
+        return Err(ConfigProblem::EncoderDecoder { family: anatomy.family.clone() });
     }
-    let mut result = Kept {
-        config: config.clone(),
-        notes: Vec::new(),
-        multi_token: false,
-    };
+    let mut result = Kept { config: config.clone(), notes: Vec::new(), multi_token: false };
     let scopes = text_scopes(config);
     let stack = stack_scope(config, anatomy, &scopes);
     for scope in &scopes {
@@ -104,15 +87,11 @@ pub fn keep_layers(
 
 /// The scope that describes the decoder stack: where the layers are counted, else the innermost.
 fn stack_scope(config: &Map<String, Value>, anatomy: &Anatomy, scopes: &[Scope]) -> Scope {
-    let counted = scopes.iter().rev().find(|scope| {
-        COUNT_KEYS
-            .iter()
-            .any(|word| Some(scope.key(word)) == anatomy.count_key)
-    });
-    let innermost = scopes
+    let counted = scopes
         .iter()
         .rev()
-        .find(|scope| scope.get(config).is_some());
+        .find(|scope| COUNT_KEYS.iter().any(|word| Some(scope.key(word)) == anatomy.count_key));
+    let innermost = scopes.iter().rev().find(|scope| scope.get(config).is_some());
     counted.or(innermost).cloned().unwrap_or_default()
 }
 
@@ -161,10 +140,7 @@ impl Cut<'_> {
 
     /// Whether the new config has a list with entries under the key.
     fn has_list(&self, key: &str) -> bool {
-        self.new
-            .get(key)
-            .and_then(Value::as_array)
-            .is_some_and(|list| !list.is_empty())
+        self.new.get(key).and_then(Value::as_array).is_some_and(|list| !list.is_empty())
     }
 
     fn is_family(&self, families: &[&str]) -> bool {
@@ -197,11 +173,7 @@ impl Cut<'_> {
 
     /// The new positions of the kept layers for which `test` holds on the old index.
     fn positions(&self, test: impl Fn(u64) -> bool) -> Vec<u64> {
-        (0..)
-            .zip(self.kept)
-            .filter(|(_, old)| test(**old))
-            .map(|(new, _)| new)
-            .collect()
+        (0..).zip(self.kept).filter(|(_, old)| test(**old)).map(|(new, _)| new).collect()
     }
 
     /// `test` on the old index of each kept layer, in the new order.
@@ -215,8 +187,7 @@ impl Cut<'_> {
     }
 
     fn note(&mut self, key: &str, text: impl AsRef<str>) {
-        self.notes
-            .push(format!("`{}`: {}", self.scope.key(key), text.as_ref()));
+        self.notes.push(format!("`{}`: {}", self.scope.key(key), text.as_ref()));
     }
 
     fn wrong(&self, key: &str, expected: &'static str) -> ConfigProblem {

@@ -42,10 +42,7 @@ pub enum ConfigProblem {
         layers: u64,
     },
     /// The config format has no words for the chosen layers.
-    #[error(
-        "layers {} cannot be expressed: `{key}` is {value}, and {reason}",
-        ranges(layers)
-    )]
+    #[error("layers {} cannot be expressed: `{key}` is {value}, and {reason}", ranges(layers))]
     NotExpressible {
         /// The field that stands in the way.
         key: String,
@@ -136,13 +133,7 @@ fn ranges(numbers: &[u64]) -> String {
     let text: Vec<String> = pieces
         .iter()
         .take(SHOWN)
-        .map(|(start, end)| {
-            if start == end {
-                start.to_string()
-            } else {
-                format!("{start}-{end}")
-            }
-        })
+        .map(|(start, end)| if start == end { start.to_string() } else { format!("{start}-{end}") })
         .collect();
     let more = if pieces.len() > SHOWN { ", ..." } else { "" };
     format!("{}{more}", text.join(", "))

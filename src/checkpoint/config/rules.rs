@@ -27,10 +27,7 @@ fn special_lists(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
         return Ok(());
     }
     if cut.is_family(FROM_THE_END) {
-        return Err(cut.refuse(
-            "layer_types",
-            "the class counts its pattern from the last layer",
-        ));
+        return Err(cut.refuse("layer_types", "the class counts its pattern from the last layer"));
     }
     let is_full: Box<dyn Fn(u64) -> bool> = match cut.family {
         "flint" => {
@@ -39,9 +36,7 @@ fn special_lists(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
         }
         "cohere2_moe" => {
             let dense = cut.number("first_k_dense_replace")?.unwrap_or(0);
-            let first = cut
-                .period("prefix_dense_sliding_window_pattern")?
-                .unwrap_or(1);
+            let first = cut.period("prefix_dense_sliding_window_pattern")?.unwrap_or(1);
             let later = cut.period("sliding_window_pattern")?.unwrap_or(4);
             Box::new(move |layer| match layer.checked_sub(dense) {
                 None => (layer + 1).is_multiple_of(first),
@@ -73,9 +68,7 @@ fn windowed(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
     let Some(first) = cut.number(key)?.or(default) else {
         return Ok(());
     };
-    let on = cut
-        .flag("use_sliding_window")?
-        .unwrap_or(cut.family == "dots1")
+    let on = cut.flag("use_sliding_window")?.unwrap_or(cut.family == "dots1")
         && cut.old.get("sliding_window") != Some(&Value::Null);
     if !on {
         return Ok(());
@@ -85,10 +78,8 @@ fn windowed(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
         return if cut.has_list("layer_types") {
             Ok(())
         } else {
-            Err(cut.refuse(
-                key,
-                "versions of transformers read it differently without `layer_types`",
-            ))
+            Err(cut
+                .refuse(key, "versions of transformers read it differently without `layer_types`"))
         };
     }
     if default.is_some() && !cut.has_list("layer_types") {
@@ -102,10 +93,7 @@ fn windowed(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
             "left as it is: `layer_types` decides, older versions of transformers go wrong",
         ),
         None => {
-            return Err(cut.refuse(
-                key,
-                "layers without the window must come before those with it",
-            ));
+            return Err(cut.refuse(key, "layers without the window must come before those with it"));
         }
     }
     Ok(())
@@ -118,16 +106,11 @@ fn forced_last(cut: &Cut<'_>) -> Result<(), ConfigProblem> {
     }
     let list = cut.new.get("layer_types").and_then(Value::as_array);
     let stays_last = cut.kept.last().is_some_and(|layer| layer + 1 == cut.layers);
-    let is_full = list
-        .and_then(|list| list.last())
-        .is_none_or(|kind| *kind == Value::from(FULL));
+    let is_full = list.and_then(|list| list.last()).is_none_or(|kind| *kind == Value::from(FULL));
     if is_full || stays_last {
         return Ok(());
     }
-    Err(cut.refuse(
-        "layer_types",
-        "the class forces the last layer to full attention",
-    ))
+    Err(cut.refuse("layer_types", "the class forces the last layer to full attention"))
 }
 
 /// Gemma 3n and 4: the last n layers use the keys and values of the last layer of their type before them.
@@ -146,14 +129,9 @@ fn shared_caches(cut: &mut Cut<'_>) -> Result<(), ConfigProblem> {
         if !cut.has("layer_types") {
             return Err(cut.refuse(key, "the config does not list `layer_types`"));
         }
-        let donors_stay = donors(cut, own)
-            .into_iter()
-            .all(|donor| cut.kept.contains(&donor));
+        let donors_stay = donors(cut, own).into_iter().all(|donor| cut.kept.contains(&donor));
         if !donors_stay || !cut.kept.is_sorted() {
-            return Err(cut.refuse(
-                key,
-                "a layer that lends its keys and values loses its place",
-            ));
+            return Err(cut.refuse(key, "a layer that lends its keys and values loses its place"));
         }
     }
     let kept = cut.kept.len() as u64;
@@ -166,11 +144,7 @@ fn donors(cut: &Cut<'_>, own: u64) -> Vec<u64> {
     let types = cut.old.get("layer_types").and_then(Value::as_array);
     let kind = |layer: u64| types.and_then(|list| list.get(usize::try_from(layer).ok()?));
     let donor = |layer: u64| (0..own).rev().find(|own| kind(*own) == kind(layer));
-    cut.kept
-        .iter()
-        .filter(|layer| **layer >= own)
-        .filter_map(|layer| donor(*layer))
-        .collect()
+    cut.kept.iter().filter(|layer| **layer >= own).filter_map(|layer| donor(*layer)).collect()
 }
 
 /// `RecurrentGemma` repeats `block_types`; written out in full it is a list like any other.

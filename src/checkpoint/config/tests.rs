@@ -44,16 +44,8 @@ fn reference_extractions() {
     // Layers (from 0) and fields of configs that transformers wrote for the same extraction and
     // that were found to compute what the full model with skipped layers computes.
     let cases = [
-        (
-            fixture!("llama31-base"),
-            [0, 5],
-            json!({"num_hidden_layers": 2}),
-        ),
-        (
-            fixture!("llama32-tied"),
-            [0, 5],
-            json!({"num_hidden_layers": 2}),
-        ),
+        (fixture!("llama31-base"), [0, 5], json!({"num_hidden_layers": 2})),
+        (fixture!("llama32-tied"), [0, 5], json!({"num_hidden_layers": 2})),
         (fixture!("mistral"), [0, 5], json!({"num_hidden_layers": 2})),
         (
             fixture!("qwen2-untied"),
@@ -79,17 +71,9 @@ fn reference_extractions() {
             json!({"num_hidden_layers": 2,
                    "layer_types": ["full_attention", "sliding_attention"]}),
         ),
-        (
-            fixture!("qwen3moe"),
-            [0, 5],
-            json!({"num_hidden_layers": 2}),
-        ),
+        (fixture!("qwen3moe"), [0, 5], json!({"num_hidden_layers": 2})),
         (fixture!("gpt2"), [0, 5], json!({"n_layer": 2})),
-        (
-            fixture!("llama31-v4"),
-            [0, 5],
-            json!({"num_hidden_layers": 2}),
-        ),
+        (fixture!("llama31-v4"), [0, 5], json!({"num_hidden_layers": 2})),
         (
             fixture!("gemma2-v4"),
             [0, 4],
@@ -140,10 +124,7 @@ fn only_text_configs_are_cut() {
     );
     let text = &new["text_config"];
     assert_eq!(text["num_hidden_layers"], 2);
-    assert_eq!(
-        text["layer_types"],
-        json!(["sliding_attention", "full_attention"])
-    );
+    assert_eq!(text["layer_types"], json!(["sliding_attention", "full_attention"]));
     assert_eq!(text["sliding_window_pattern"], 2);
     assert_eq!(new["vision_config"]["num_hidden_layers"], 7);
     assert_eq!(new.get("num_hidden_layers"), None);
@@ -153,10 +134,8 @@ fn only_text_configs_are_cut() {
 #[test]
 fn a_missing_count_is_written_where_the_stack_is() {
     let config = object(json!({"model_type": "llava", "text_config": {"model_type": "llama"}}));
-    let names = [
-        "language_model.model.layers.0.a.weight",
-        "language_model.model.layers.1.a.weight",
-    ];
+    let names =
+        ["language_model.model.layers.0.a.weight", "language_model.model.layers.1.a.weight"];
     let anatomy = Anatomy::resolve(Some(&config), names.into_iter()).unwrap();
     let new = keep_layers(&config, &anatomy, &[1]).unwrap().config;
     assert_eq!(new["text_config"]["num_hidden_layers"], 1);
@@ -165,14 +144,8 @@ fn a_missing_count_is_written_where_the_stack_is() {
 
 #[test]
 fn every_alias_of_the_count_is_set() {
-    let new = cut(
-        json!({"model_type": "falcon", "n_layer": 4, "num_hidden_layers": 4}),
-        &[0, 3],
-    );
-    assert_eq!(
-        (&new["n_layer"], &new["num_hidden_layers"]),
-        (&json!(2), &json!(2))
-    );
+    let new = cut(json!({"model_type": "falcon", "n_layer": 4, "num_hidden_layers": 4}), &[0, 3]);
+    assert_eq!((&new["n_layer"], &new["num_hidden_layers"]), (&json!(2), &json!(2)));
 }
 
 /// Kept layers 1, 4 and 8 of 8 (0, 3, 7 from 0) under each kind of field.
@@ -181,11 +154,7 @@ fn fields_with_entries_of_their_own() {
     let eight: Vec<u64> = (10..18).collect();
     let cases = [
         ("layer_types", json!(eight), json!([10, 13, 17])),
-        (
-            "no_rope_layers",
-            json!([1, 1, 1, 0, 1, 1, 1, 0]),
-            json!([1, 0, 0]),
-        ),
+        ("no_rope_layers", json!([1, 1, 1, 0, 1, 1, 1, 0]), json!([1, 0, 0])),
         ("intermediate_size", json!(48), json!(48)),
         ("intermediate_size", json!(eight), json!([10, 13, 17])),
         ("hybrid_override_pattern", json!("M-M*|M-M*"), json!("M**")),
@@ -199,21 +168,9 @@ fn fields_with_entries_of_their_own() {
             json!({"kda_layers": [4, 5], "x": 1}),
             json!({"kda_layers": [2], "x": 1}),
         ),
-        (
-            "per_layer_config",
-            json!({"3": "a", "4": "b"}),
-            json!({"1": "a"}),
-        ),
-        (
-            "per_layer_config",
-            json!({"03": "a", "07": "b"}),
-            json!({"01": "a", "02": "b"}),
-        ),
-        (
-            "kv_source_layers",
-            json!([0, 1, 2, 3, 4, 5, 6, 3]),
-            json!([0, 1, 1]),
-        ),
+        ("per_layer_config", json!({"3": "a", "4": "b"}), json!({"1": "a"})),
+        ("per_layer_config", json!({"03": "a", "07": "b"}), json!({"01": "a", "02": "b"})),
+        ("kv_source_layers", json!([0, 1, 2, 3, 4, 5, 6, 3]), json!([0, 1, 1])),
         (
             "attention_types",
             json!([[["global", "local"], 4]]),
@@ -241,18 +198,8 @@ fn lists_follow_any_order() {
 fn rules_of_classes_become_lists() {
     let (full, slide, linear) = ("full_attention", "sliding_attention", "linear_attention");
     let cases = [
-        (
-            "gpt_oss",
-            json!({}),
-            vec![1, 3],
-            json!({"layer_types": [full, full]}),
-        ),
-        (
-            "gemma3_text",
-            json!({}),
-            vec![0, 5, 11],
-            json!({"layer_types": [slide, full, full]}),
-        ),
+        ("gpt_oss", json!({}), vec![1, 3], json!({"layer_types": [full, full]})),
+        ("gemma3_text", json!({}), vec![0, 5, 11], json!({"layer_types": [slide, full, full]})),
         (
             "gemma3_text",
             json!({"_sliding_window_pattern": 2}),
@@ -277,30 +224,15 @@ fn rules_of_classes_become_lists() {
             vec![0, 1],
             json!({"layer_types": [full, full]}),
         ),
-        (
-            "olmo3",
-            json!({}),
-            vec![0, 3],
-            json!({"layer_types": [slide, full]}),
-        ),
+        ("olmo3", json!({}), vec![0, 3], json!({"layer_types": [slide, full]})),
         (
             "afmoe",
             json!({}),
             vec![0, 3],
             json!({"layer_types": [slide, full], "num_dense_layers": 1}),
         ),
-        (
-            "qwen3_next",
-            json!({}),
-            vec![0, 3],
-            json!({"layer_types": [linear, full]}),
-        ),
-        (
-            "smollm3",
-            json!({}),
-            vec![0, 3, 11],
-            json!({"no_rope_layers": [1, 0, 0]}),
-        ),
+        ("qwen3_next", json!({}), vec![0, 3], json!({"layer_types": [linear, full]})),
+        ("smollm3", json!({}), vec![0, 3, 11], json!({"no_rope_layers": [1, 0, 0]})),
         (
             "llama4_text",
             json!({"interleave_moe_layer_step": 2, "no_rope_layers": []}),
@@ -347,30 +279,12 @@ fn experts_and_dense_layers() {
             json!({"decoder_sparse_step": 1, "mlp_only_layers": [7]}),
             json!({"mlp_only_layers": [2]}),
         ),
-        (
-            json!({"first_k_dense_replace": 1}),
-            json!({"first_k_dense_replace": 1}),
-        ),
-        (
-            json!({"first_k_dense_replace": 5}),
-            json!({"first_k_dense_replace": 2}),
-        ),
-        (
-            json!({"num_dense_layers": 0}),
-            json!({"num_dense_layers": 0}),
-        ),
-        (
-            json!({"model_type": "deepseek_v3"}),
-            json!({"first_k_dense_replace": 1}),
-        ),
-        (
-            json!({"model_type": "hy_v3"}),
-            json!({"mlp_layer_types": ["dense", "sparse", "sparse"]}),
-        ),
-        (
-            json!({"moe_layer_freq": [0, 1, 1, 1, 1, 1, 1, 1]}),
-            json!({"moe_layer_freq": [0, 1, 1]}),
-        ),
+        (json!({"first_k_dense_replace": 1}), json!({"first_k_dense_replace": 1})),
+        (json!({"first_k_dense_replace": 5}), json!({"first_k_dense_replace": 2})),
+        (json!({"num_dense_layers": 0}), json!({"num_dense_layers": 0})),
+        (json!({"model_type": "deepseek_v3"}), json!({"first_k_dense_replace": 1})),
+        (json!({"model_type": "hy_v3"}), json!({"mlp_layer_types": ["dense", "sparse", "sparse"]})),
+        (json!({"moe_layer_freq": [0, 1, 1, 1, 1, 1, 1, 1]}), json!({"moe_layer_freq": [0, 1, 1]})),
         (
             json!({"moe_layer_interval": 4, "moe_layer_start_index": 1, "moe_layer_end_index": -1}),
             json!({"moe_layer_interval": 1, "moe_layer_start_index": 1, "moe_layer_end_index": 2}),
@@ -391,26 +305,14 @@ fn periods_that_still_fit_are_kept_or_refitted() {
     let jamba = json!({"model_type": "jamba", "num_hidden_layers": 16, "attn_layer_period": 8, "attn_layer_offset": 4,
                        "expert_layer_period": 2, "expert_layer_offset": 1});
     let new = cut(jamba, &[4, 5, 12, 13]);
-    assert_eq!(
-        (&new["attn_layer_period"], &new["attn_layer_offset"]),
-        (&json!(2), &json!(0))
-    );
-    assert_eq!(
-        (&new["expert_layer_period"], &new["expert_layer_offset"]),
-        (&json!(2), &json!(1))
-    );
+    assert_eq!((&new["attn_layer_period"], &new["attn_layer_offset"]), (&json!(2), &json!(0)));
+    assert_eq!((&new["expert_layer_period"], &new["expert_layer_offset"]), (&json!(2), &json!(1)));
     // [no, yes, yes]: the offset must lie below the period, and nothing else is read.
     let refused = json!({"num_hidden_layers": 8, "attn_layer_period": 4, "attn_layer_offset": 3});
     assert!(refusal(refused, &[0, 3, 7]).contains("no period and offset"));
     let bare = json!({"num_hidden_layers": 8, "dense_attention_every_n_layers": 2});
-    assert_eq!(
-        cut(bare.clone(), &[0, 1, 2, 3])["dense_attention_every_n_layers"],
-        2
-    );
-    assert_eq!(
-        cut(bare.clone(), &[0, 2, 3])["dense_attention_every_n_layers"],
-        3
-    );
+    assert_eq!(cut(bare.clone(), &[0, 1, 2, 3])["dense_attention_every_n_layers"], 2);
+    assert_eq!(cut(bare.clone(), &[0, 2, 3])["dense_attention_every_n_layers"], 3);
     assert!(refusal(bare, &[0, 1, 3]).contains("`dense_attention_every_n_layers` is 2"));
     let unknown = json!({"num_hidden_layers": 8, "sliding_window_pattern": 4});
     assert_eq!(cut(unknown.clone(), &[0, 3])["sliding_window_pattern"], 2);
@@ -427,10 +329,7 @@ fn orders_that_no_prefix_expresses_are_refused() {
          before those with experts"
     );
     let listed = json!({"num_hidden_layers": 2, "first_k_dense_replace": 1, "mlp_layer_types": ["dense", "sparse"]});
-    assert_eq!(
-        cut(listed, &[1, 0])["mlp_layer_types"],
-        json!(["sparse", "dense"])
-    );
+    assert_eq!(cut(listed, &[1, 0])["mlp_layer_types"], json!(["sparse", "dense"]));
     let sources = json!({"num_hidden_layers": 3, "kv_source_layers": [0, 1, 1]});
     assert!(refusal(sources, &[0, 2]).contains("layer 2 lends"));
 }
@@ -479,9 +378,7 @@ fn module_names_of_quantisation_are_renumbered() {
         "modules_to_not_convert": ["lm_head", "model.layers.0.mlp", "model.layers.1.mlp", "model.layers.2"],
         "extra": {"model.layers.2.self_attn": {"bits": 8}, "model.layers.1.self_attn": {}},
         "sizes": [128, 128]}}));
-    let names = (0..3)
-        .map(|i| format!("model.layers.{i}.mlp.weight"))
-        .collect::<Vec<_>>();
+    let names = (0..3).map(|i| format!("model.layers.{i}.mlp.weight")).collect::<Vec<_>>();
     let anatomy = Anatomy::resolve(Some(&config), names.iter().map(String::as_str)).unwrap();
     let new = keep_layers(&config, &anatomy, &[0, 2]).unwrap().config;
     let expected = json!({
@@ -548,15 +445,8 @@ fn hostile_values_are_named_and_never_panic() {
         json!("é|"),
         serde_json::from_str("1e999").unwrap_or(Value::Null),
     ];
-    let families = [
-        "qwen2",
-        "gemma3_text",
-        "exaone4",
-        "llama4_text",
-        "jamba",
-        "recurrent_gemma",
-        "minicpm3",
-    ];
+    let families =
+        ["qwen2", "gemma3_text", "exaone4", "llama4_text", "jamba", "recurrent_gemma", "minicpm3"];
     for family in families {
         for key in keys {
             for value in &values {
@@ -586,20 +476,14 @@ fn hostile_values_are_named_and_never_panic() {
 #[test]
 fn hostile_counts_cost_nothing() {
     let config = json!({"num_hidden_layers": u64::MAX, "attention_types": [[[], u64::MAX], [["g", "l"], u64::MAX]]});
-    assert_eq!(
-        cut(config, &[0, 3])["attention_types"],
-        json!([[["g", "l"], 1]])
-    );
+    assert_eq!(cut(config, &[0, 3])["attention_types"], json!([[["g", "l"], 1]]));
     for key in [
         "num_kv_shared_layers",
         "first_k_dense_replace",
         "moe_layer_end_index",
         "num_nextn_predict_layers",
     ] {
-        let _ = keep(
-            &object(json!({"num_hidden_layers": u64::MAX, key: u64::MAX})),
-            &[0, 3],
-        );
+        let _ = keep(&object(json!({"num_hidden_layers": u64::MAX, key: u64::MAX})), &[0, 3]);
     }
 }
 
@@ -611,43 +495,20 @@ fn problems_read_well() {
         "`layer_types` is \"full\", expected a list with one entry a layer"
     );
     let config = json!({"text_config": {"num_hidden_layers": 4, "layer_types": ["a", "b"]}});
-    assert_eq!(
-        refusal(config, &[0]),
-        "`text_config.layer_types` has 2 entries for 4 layers"
-    );
+    assert_eq!(refusal(config, &[0]), "`text_config.layer_types` has 2 entries for 4 layers");
     assert_eq!(
         refusal(json!({"num_hidden_layers": 2}), &[2]),
         "layer 3 does not exist, the model has 2"
     );
-    assert_eq!(
-        refusal(json!({"num_hidden_layers": 2}), &[]),
-        "no layer would be left"
-    );
+    assert_eq!(refusal(json!({"num_hidden_layers": 2}), &[]), "no layer would be left");
     let t5 = json!({"model_type": "t5", "num_layers": 2, "is_encoder_decoder": true});
-    assert_eq!(
-        refusal(t5, &[1]),
-        "`t5` is an encoder-decoder model, only decoders are supported"
-    );
+    assert_eq!(refusal(t5, &[1]), "`t5` is an encoder-decoder model, only decoders are supported");
     for problem in [
         ConfigProblem::NoLayersKept,
-        ConfigProblem::NoSuchLayer {
-            layer: 3,
-            layers: 2,
-        },
-        ConfigProblem::TooShort {
-            key: "k".into(),
-            entries: 1,
-            layers: 2,
-        },
-        ConfigProblem::WrongType {
-            key: "k".into(),
-            expected: "a list",
-            found: "1".into(),
-        },
-        ConfigProblem::DependsOnDepth {
-            family: "rwkv".into(),
-            reason: "of this".into(),
-        },
+        ConfigProblem::NoSuchLayer { layer: 3, layers: 2 },
+        ConfigProblem::TooShort { key: "k".into(), entries: 1, layers: 2 },
+        ConfigProblem::WrongType { key: "k".into(), expected: "a list", found: "1".into() },
+        ConfigProblem::DependsOnDepth { family: "rwkv".into(), reason: "of this".into() },
         ConfigProblem::NotExpressible {
             key: "k".into(),
             value: "1".into(),
@@ -655,10 +516,7 @@ fn problems_read_well() {
             reason: "x".into(),
         },
     ] {
-        assert!(
-            problem.hint().is_some_and(|hint| !hint.ends_with('.')),
-            "{problem}"
-        );
+        assert!(problem.hint().is_some_and(|hint| !hint.ends_with('.')), "{problem}");
         assert!(!problem.to_string().ends_with('.'));
     }
 }
@@ -670,10 +528,7 @@ fn single_values() {
         "tie_word_embeddings": true,
         "text_config": {"vocab_size": 6, "dtype": "float32"}, "vision_config": {"vocab_size": 1, "dtype": "float32"}}),
     );
-    assert_eq!(
-        (vocab_size(&config), is_tied(&config)),
-        (Some(6), Some(true))
-    );
+    assert_eq!((vocab_size(&config), is_tied(&config)), (Some(6), Some(true)));
     set_vocab_size(&mut config, 8);
     set_dtype(&mut config, &Dtype::BF16);
     let expected = json!({"model_type": "gemma3", "torch_dtype": "bfloat16", "vocab_size": 8,
@@ -681,10 +536,7 @@ fn single_values() {
         "text_config": {"vocab_size": 8, "dtype": "bfloat16"}, "vision_config": {"vocab_size": 1, "dtype": "float32"}});
     assert_eq!(Value::Object(config), expected);
     let mut empty = Map::new();
-    assert_eq!(
-        (vocab_size(&empty), is_tied(&empty), quantization(&empty)),
-        (None, None, None)
-    );
+    assert_eq!((vocab_size(&empty), is_tied(&empty), quantization(&empty)), (None, None, None));
     set_vocab_size(&mut empty, 8);
     assert_eq!(empty["vocab_size"], 8);
 }
@@ -693,8 +545,5 @@ fn single_values() {
 fn lists_nobody_knows_are_pointed_out() {
     let config = object(json!({"num_hidden_layers": 3, "mystery": [1, 2, 3]}));
     let notes = keep(&config, &[0]).unwrap().notes;
-    assert!(
-        notes.iter().any(|note| note.starts_with("`mystery`")),
-        "{notes:?}"
-    );
+    assert!(notes.iter().any(|note| note.starts_with("`mystery`")), "{notes:?}");
 }

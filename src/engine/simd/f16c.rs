@@ -4,10 +4,7 @@
     clippy::inline_always,
     reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
 )]
-#![expect(
-    unsafe_code,
-    reason = "intrinsics, behind a token that proves the CPU has them"
-)]
+#![expect(unsafe_code, reason = "intrinsics, behind a token that proves the CPU has them")]
 
 use std::arch::x86_64::{
     __m128i, __m256, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _mm_and_si128, _mm_cmpeq_epi16,

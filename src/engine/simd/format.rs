@@ -106,11 +106,7 @@ impl Format for F32 {
 
     #[inline(always)]
     fn round(self, value: f32) -> [u8; 4] {
-        let canonical = if value.is_nan() {
-            0x7fc0_0000
-        } else {
-            value.to_bits()
-        };
+        let canonical = if value.is_nan() { 0x7fc0_0000 } else { value.to_bits() };
         canonical.to_le_bytes()
     }
 

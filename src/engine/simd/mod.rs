@@ -40,10 +40,7 @@ impl Simd {
 
     /// One for every instruction set that this CPU has, the baseline first.
     pub fn levels() -> Vec<Self> {
-        Level::present()
-            .into_iter()
-            .map(|level| Self { level })
-            .collect()
+        Level::present().into_iter().map(|level| Self { level }).collect()
     }
 }
 
@@ -153,10 +150,7 @@ fn mixed_block<H: Format<Bits = [u8; 2]>>(
     let (mut sum, mut wide) = ([0.0; BLOCK], [0.0; BLOCK]);
     let (sum, wide) = (&mut sum[..count], &mut wide[..count]);
     let lambda = to_f32(tile.lambda);
-    let terms = tile
-        .terms
-        .iter()
-        .map(|(values, weight)| (values, Some(to_f32(*weight))));
+    let terms = tile.terms.iter().map(|(values, weight)| (values, Some(to_f32(*weight))));
     let base = tile.base.iter().map(|values| (values, None));
     for (n, (values, weight)) in terms.chain(base).enumerate() {
         let bytes = values.run(start, count).bytes;

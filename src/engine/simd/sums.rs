@@ -95,18 +95,8 @@ impl Job for Compare<'_> {
         let (mut a, mut b, mut single) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
         for start in (0..elements).step_by(BLOCK) {
             let count = BLOCK.min(elements - start);
-            read(
-                half,
-                &self.a.run(start, count),
-                &mut single,
-                &mut a[..count],
-            );
-            read(
-                half,
-                &self.b.run(start, count),
-                &mut single,
-                &mut b[..count],
-            );
+            read(half, &self.a.run(start, count), &mut single, &mut a[..count]);
+            read(half, &self.b.run(start, count), &mut single, &mut b[..count]);
             sums.add(&mut a, &mut b, count);
         }
         sums.comparison(elements as u64)
@@ -173,17 +163,11 @@ impl Sums {
         each(&mut self.squares_a, a, b, |sum, a, _| sum + a * a);
         each(&mut self.squares_b, a, b, |sum, _, b| sum + b * b);
         each(&mut self.dot, a, b, |sum, a, b| sum + a * b);
-        each(&mut self.squares_difference, a, b, |sum, a, b| {
-            sum + (b - a) * (b - a)
-        });
+        each(&mut self.squares_difference, a, b, |sum, a, b| sum + (b - a) * (b - a));
         // Not `f64::max`: its care for NaN, which cannot be here, costs instructions.
         each(&mut self.largest, a, b, |largest, a, b| {
             let magnitude = (b - a).abs();
-            if magnitude > largest {
-                magnitude
-            } else {
-                largest
-            }
+            if magnitude > largest { magnitude } else { largest }
         });
     }
 

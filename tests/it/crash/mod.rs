@@ -22,10 +22,7 @@ use scene::{Scene, State, Verb, judge};
 const PATIENCE: Duration = Duration::from_mins(2);
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(default)
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
 /// The judge must see every kind of mix.
@@ -40,10 +37,7 @@ fn the_judge_has_teeth() {
         spoil(&out);
         judge(&out, Some(&old_tree), &new_tree)
     };
-    assert_eq!(
-        judge(&temp.path().join("absent"), Some(&old_tree), &new_tree),
-        Ok(State::Absent)
-    );
+    assert_eq!(judge(&temp.path().join("absent"), Some(&old_tree), &new_tree), Ok(State::Absent));
     assert_eq!(judge(&old, Some(&old_tree), &new_tree), Ok(State::Old));
     assert_eq!(verdict("whole", &|_| {}), Ok(State::New));
     let shard = "model-00002-of-00002.safetensors";
@@ -55,24 +49,15 @@ fn the_judge_has_teeth() {
     assert!(verdict("more", &|out| fs::write(out.join("x.tmp"), "").unwrap()).is_err());
     assert!(
         verdict("cut", &|out| {
-            let file = fs::File::options()
-                .write(true)
-                .open(out.join(shard))
-                .unwrap();
+            let file = fs::File::options().write(true).open(out.join(shard)).unwrap();
             file.set_len(100).unwrap();
         })
         .is_err()
     );
     let bare = temp.path().join("bare");
     fs::create_dir(&bare).unwrap();
-    assert!(
-        judge(&bare, Some(&old_tree), &new_tree).is_err(),
-        "an empty directory is no state"
-    );
-    assert!(
-        judge(&old, None, &new_tree).is_err(),
-        "an old output where there was none"
-    );
+    assert!(judge(&bare, Some(&old_tree), &new_tree).is_err(), "an empty directory is no state");
+    assert!(judge(&old, None, &new_tree).is_err(), "an old output where there was none");
 }
 
 #[test]
@@ -93,11 +78,7 @@ fn killed_at_random_times_nothing_is_mixed_and_little_is_lost() {
         );
         let place = scene.place(verb, overwrite);
         let command = place.command().with("--threads", threads.to_string());
-        let kills = if round % 3 == 2 {
-            1 + random.below(5)
-        } else {
-            1
-        };
+        let kills = if round % 3 == 2 { 1 + random.below(5) } else { 1 };
         for _ in 0..kills {
             let mut running = command.start();
             let span = place.duration().as_micros();
@@ -116,9 +97,7 @@ fn killed_at_random_times_nothing_is_mixed_and_little_is_lost() {
             } else {
                 killed += 1;
             }
-            let state = place
-                .state()
-                .unwrap_or_else(|e| panic!("{what} after a kill: {e}"));
+            let state = place.state().unwrap_or_else(|e| panic!("{what} after a kill: {e}"));
             states[state as usize] += 1;
             let journal = place.journal();
             assert!(
@@ -145,10 +124,7 @@ fn killed_at_random_times_nothing_is_mixed_and_little_is_lost() {
         }
         let end = place.state();
         assert_eq!(end, Ok(State::New), "{what}: after the last run");
-        assert!(
-            !place.staging().exists(),
-            "{what}: the staging directory stayed"
-        );
+        assert!(!place.staging().exists(), "{what}: the staging directory stayed");
         place.assert_alone(&what);
         scene.assert_sources_unchanged(&what);
     }
@@ -156,10 +132,7 @@ fn killed_at_random_times_nothing_is_mixed_and_little_is_lost() {
         "{rounds} rounds, {killed} kills: found absent {}, old {}, new {}; {resumed} shards taken over",
         states[0], states[1], states[2]
     );
-    assert!(
-        killed * 2 > rounds,
-        "most runs were over before they could be killed"
-    );
+    assert!(killed * 2 > rounds, "most runs were over before they could be killed");
 }
 
 /// Work of another run must not end up in this one's output: same structure, same file names, other weights.
@@ -170,10 +143,7 @@ fn an_interrupted_run_is_not_continued_with_other_weights() {
     let part = |seed: u64| {
         let whole = Model::medium(seed).at(temp.path(), &format!("whole{seed}"));
         let part = temp.path().join(format!("part{seed}"));
-        elo("extract --layers 1-12 --no-sync")
-            .arg(&whole)
-            .with("--out", &part)
-            .ok();
+        elo("extract --layers 1-12 --no-sync").arg(&whole).with("--out", &part).ok();
         part
     };
     let (first, second) = (part(2), part(3));
@@ -236,10 +206,7 @@ fn a_torn_journal_is_survived() {
         let _gone = fs::remove_dir_all(place.out());
     }
     let kept = place.journal();
-    assert!(
-        kept.finished > 2,
-        "no run was caught in the middle: {kept:?}"
-    );
+    assert!(kept.finished > 2, "no run was caught in the middle: {kept:?}");
     let saved = place.out().with_file_name("saved");
     copy_tree(&staging, &saved);
     let journal = fs::read(saved.join("journal.jsonl")).unwrap();
@@ -281,32 +248,18 @@ fn an_in_place_injection_is_finished_or_undone() {
     let model = Model::medium(1).at(temp.path(), "model");
     let donor = Model::medium(2).at(temp.path(), "donor");
     let part = temp.path().join("part");
-    elo("extract --layers 1,5-9,12 --no-sync")
-        .arg(&donor)
-        .with("--out", &part)
-        .ok();
+    elo("extract --layers 1,5-9,12 --no-sync").arg(&donor).with("--out", &part).ok();
     let before = tree(&model);
     let command = elo("inject --in-place").arg(&part).with("--into", &model);
     let new = temp.path().join("new");
-    elo("inject")
-        .arg(&part)
-        .with("--into", &model)
-        .with("--out", &new)
-        .ok();
+    elo("inject").arg(&part).with("--into", &model).with("--out", &new).ok();
     let wanted = read(&new);
     let undo = elo("inject --undo").arg(&model);
     let started = std::time::Instant::now();
     command.ok();
     let span = u64::try_from(started.elapsed().as_micros()).unwrap();
-    assert_eq!(
-        read(&model),
-        wanted,
-        "in place gives what a new output gives"
-    );
-    assert!(
-        !model.join("elo-surgery.undo").exists(),
-        "the undo record is gone"
-    );
+    assert_eq!(read(&model), wanted, "in place gives what a new output gives");
+    assert!(!model.join("elo-surgery.undo").exists(), "the undo record is gone");
     let (mut unfinished, mut repeated) = (0, 0);
     for round in 0..rounds {
         let mut random = Random::new(setting("ELO_KILL_SEED", 0xe11) + round);
@@ -318,10 +271,8 @@ fn an_in_place_injection_is_finished_or_undone() {
         running.finish(PATIENCE);
         if model.join("elo-surgery.undo").exists() {
             unfinished += 1;
-            let refused = elo("extract --layers 1")
-                .arg(&model)
-                .with("--out", temp.path().join("x"))
-                .run();
+            let refused =
+                elo("extract --layers 1").arg(&model).with("--out", temp.path().join("x")).run();
             refused.expect(1, &["interrupted", "--undo"]);
         }
         if round % 2 == 0 {

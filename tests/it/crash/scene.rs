@@ -46,18 +46,11 @@ pub(super) fn judge(out: &Path, old: Option<&Tree>, new: &Tree) -> Result<State,
         return Ok(State::Old);
     }
     let against = |name: &str, other: &Tree| {
-        format!(
-            "against the {name} one:\n  {}",
-            differences(&now, other).join("\n  ")
-        )
+        format!("against the {name} one:\n  {}", differences(&now, other).join("\n  "))
     };
     let mut says = vec![against("new", new)];
     says.extend(old.map(|old| against("old", old)));
-    Err(format!(
-        "`{}` is neither old nor new\n{}",
-        out.display(),
-        says.join("\n")
-    ))
+    Err(format!("`{}` is neither old nor new\n{}", out.display(), says.join("\n")))
 }
 
 /// Shards in a staging directory.
@@ -71,19 +64,11 @@ pub(super) fn journal(staging: &Path) -> Journal {
     let text = fs::read_to_string(staging.join("journal.jsonl")).unwrap_or_default();
     // A torn last line is no entry.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let finished = whole
-        .lines()
-        .filter(|l| l.starts_with("{\"shard\""))
-        .count() as u64;
+    let finished = whole.lines().filter(|l| l.starts_with("{\"shard\"")).count() as u64;
     let files = tree(&staging.join("tree"));
-    let started = files
-        .keys()
-        .filter(|f| f.extension().is_some_and(|e| e == "safetensors"))
-        .count();
-    Journal {
-        finished,
-        started: started as u64,
-    }
+    let started =
+        files.keys().filter(|f| f.extension().is_some_and(|e| e == "safetensors")).count();
+    Journal { finished, started: started as u64 }
 }
 
 /// Sources, and for each verb what an undisturbed run makes of them.
@@ -110,31 +95,18 @@ impl Scene {
             }
             let part = temp.path().join("sources").join(family).join("part");
             let donor = temp.path().join("sources").join(family).join("inst");
-            elo("extract --no-sync")
-                .with("--layers", &layers)
-                .arg(donor)
-                .with("--out", part)
-                .ok();
+            elo("extract --no-sync").with("--layers", &layers).arg(donor).with("--out", part).ok();
         }
         for verb in Verb::ALL {
             let old = temp.path().join(format!("{verb:?}-old"));
             let new = temp.path().join(format!("{verb:?}-new"));
-            command(temp.path(), "old", verb, &layers)
-                .with("--out", &old)
-                .ok();
+            command(temp.path(), "old", verb, &layers).with("--out", &old).ok();
             let started = Instant::now();
-            command(temp.path(), "new", verb, &layers)
-                .with("--out", &new)
-                .ok();
+            command(temp.path(), "new", verb, &layers).with("--out", &new).ok();
             results.insert(verb, (old, new, started.elapsed()));
         }
         let sources = tree(&temp.path().join("sources"));
-        Self {
-            temp,
-            sources,
-            results,
-            layers,
-        }
+        Self { temp, sources, results, layers }
     }
 
     /// A fresh place for an output of this verb, with an old output in it or without.
@@ -142,12 +114,7 @@ impl Scene {
         let home = self.temp.path().join("place");
         let _gone = fs::remove_dir_all(&home);
         fs::create_dir(&home).unwrap();
-        let place = Place {
-            scene: self,
-            verb,
-            overwrite,
-            out: home.join("out"),
-        };
+        let place = Place { scene: self, verb, overwrite, out: home.join("out") };
         if overwrite {
             super::copy_tree(&self.results[&verb].0, &place.out);
         }
@@ -155,11 +122,7 @@ impl Scene {
     }
 
     pub(super) fn assert_sources_unchanged(&self, what: &str) {
-        assert_same(
-            &tree(&self.temp.path().join("sources")),
-            &self.sources,
-            what,
-        );
+        assert_same(&tree(&self.temp.path().join("sources")), &self.sources, what);
     }
 }
 
@@ -167,9 +130,7 @@ fn command(root: &Path, family: &str, verb: Verb, layers: &str) -> Elo {
     let source = |role: &str| root.join("sources").join(family).join(role);
     let run = match verb {
         Verb::Extract => elo("extract").with("--layers", layers).arg(source("into")),
-        Verb::Inject => elo("inject --all")
-            .arg(source("part"))
-            .with("--into", source("into")),
+        Verb::Inject => elo("inject --all").arg(source("part")).with("--into", source("into")),
         Verb::ChatVector => elo("chat-vector")
             .with("--inst", source("inst"))
             .with("--base", source("base"))
@@ -220,10 +181,7 @@ impl Place<'_> {
     /// Nothing but the output is left.
     pub(super) fn assert_alone(&self, what: &str) {
         let home = self.out.parent().unwrap();
-        let left: Vec<_> = fs::read_dir(home)
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        let left: Vec<_> = fs::read_dir(home).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["out"], "{what}");
     }
 }

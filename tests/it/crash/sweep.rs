@@ -29,15 +29,7 @@ const MOST: u32 = 3000;
 
 fn strace_works() -> bool {
     let run = Command::new("strace")
-        .args([
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            "inject=rename:signal=KILL:when=99",
-            "true",
-        ])
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=rename:signal=KILL:when=99", "true"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
@@ -63,20 +55,13 @@ fn dies_at(command: &Elo, calls: &str, k: u32) -> bool {
 
 /// How far apart the swept calls are: all of those that change something, some of the others.
 fn step(calls: &str, thorough: bool) -> usize {
-    if thorough || !calls.contains("open") {
-        1
-    } else {
-        9
-    }
+    if thorough || !calls.contains("open") { 1 } else { 9 }
 }
 
 #[test]
 fn no_call_is_a_bad_one_to_die_at() {
     if !strace_works() {
-        skipped(
-            "the system call sweep",
-            "strace is missing or may not trace",
-        );
+        skipped("the system call sweep", "strace is missing or may not trace");
         return;
     }
     let thorough = super::setting("ELO_KILL_ROUNDS", 24) >= 200;
@@ -101,16 +86,11 @@ fn no_call_is_a_bad_one_to_die_at() {
     }
     scene.assert_sources_unchanged("the sweep");
     println!("{points} points swept");
-    assert!(
-        points > 100,
-        "only {points} points: the sweep did not reach the program"
-    );
+    assert!(points > 100, "only {points} points: the sweep did not reach the program");
 }
 
 fn after(place: &Place<'_>, command: &Elo, died: bool, what: &str) {
-    let state = place
-        .state()
-        .unwrap_or_else(|e| panic!("killed at {what}: {e}"));
+    let state = place.state().unwrap_or_else(|e| panic!("killed at {what}: {e}"));
     if !died {
         assert_eq!(state, State::New, "not killed by {what}");
         return;
@@ -123,21 +103,14 @@ fn after(place: &Place<'_>, command: &Elo, died: bool, what: &str) {
         "rerun after {what} (found {state:?}): {outcome}"
     );
     let end = place.state();
-    assert_eq!(
-        end,
-        Ok(State::New),
-        "rerun after a kill at {what} (found {state:?}): {outcome}"
-    );
+    assert_eq!(end, Ok(State::New), "rerun after a kill at {what} (found {state:?}): {outcome}");
     place.assert_alone(&format!("rerun after a kill at {what}"));
 }
 
 #[test]
 fn no_call_in_place_is_a_bad_one_to_die_at() {
     if !strace_works() {
-        skipped(
-            "the in-place system call sweep",
-            "strace is missing or may not trace",
-        );
+        skipped("the in-place system call sweep", "strace is missing or may not trace");
         return;
     }
     let temp = TempDir::new().unwrap();
@@ -148,15 +121,10 @@ fn no_call_in_place_is_a_bad_one_to_die_at() {
     };
     let donor = Model::tiny(2).at(temp.path(), "donor");
     let part = temp.path().join("part");
-    elo("extract --layers 1,4 --no-sync")
-        .arg(&donor)
-        .with("--out", &part)
-        .ok();
+    elo("extract --layers 1,4 --no-sync").arg(&donor).with("--out", &part).ok();
     fresh();
     let before = tree(&model);
-    let command = elo("inject --in-place --threads 1")
-        .arg(&part)
-        .with("--into", &model);
+    let command = elo("inject --in-place --threads 1").arg(&part).with("--into", &model);
     command.ok();
     let wanted = read(&model);
     let mut points = 0;
@@ -184,18 +152,12 @@ fn no_call_in_place_is_a_bad_one_to_die_at() {
                 .into_keys()
                 .filter(|f| !before.contains_key(f) && f.as_os_str() != "elo-surgery.json")
                 .collect();
-            assert!(
-                extra.is_empty(),
-                "after a kill at {what} and its mending: {extra:?}"
-            );
+            assert!(extra.is_empty(), "after a kill at {what} and its mending: {extra:?}");
             if !died {
                 break;
             }
         }
     }
     println!("{points} points swept in place");
-    assert!(
-        points > 40,
-        "only {points} points: the sweep did not reach the program"
-    );
+    assert!(points > 40, "only {points} points: the sweep did not reach the program");
 }

@@ -25,10 +25,7 @@ pub(super) fn data(len: u64, seed: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     while (bytes.len() as u64) < len {
         x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        bytes.extend([
-            (x >> 8).to_le_bytes()[0],
-            0x3c | (x >> 24).to_le_bytes()[0] & 1,
-        ]);
+        bytes.extend([(x >> 8).to_le_bytes()[0], 0x3c | (x >> 24).to_le_bytes()[0] & 1]);
     }
     bytes.truncate(usize::try_from(len).unwrap());
     bytes
@@ -56,12 +53,8 @@ pub(super) type Spec = (String, &'static str, Vec<u64>);
 
 impl St {
     pub(super) fn new(tensors: &[Spec]) -> Self {
-        let mut st = Self {
-            header: Map::new(),
-            body: Vec::new(),
-        };
-        st.header
-            .insert("__metadata__".into(), json!({"format": "pt"}));
+        let mut st = Self { header: Map::new(), body: Vec::new() };
+        st.header.insert("__metadata__".into(), json!({"format": "pt"}));
         for (i, (name, dtype, shape)) in tensors.iter().enumerate() {
             let len = (shape.iter().product::<u64>() * bits(dtype)).div_ceil(8);
             let start = st.body.len();
@@ -75,10 +68,7 @@ impl St {
     }
 
     pub(super) fn bytes(&self) -> Vec<u8> {
-        file(
-            Value::Object(self.header.clone()).to_string().as_bytes(),
-            &self.body,
-        )
+        file(Value::Object(self.header.clone()).to_string().as_bytes(), &self.body)
     }
 
     /// The same file with a lie in the length field.
@@ -97,11 +87,7 @@ impl St {
 
     /// The same shard without one tensor.
     pub(super) fn without(&self, name: &str) -> Self {
-        let rest: Vec<Spec> = self
-            .specs()
-            .into_iter()
-            .filter(|(n, ..)| n != name)
-            .collect();
+        let rest: Vec<Spec> = self.specs().into_iter().filter(|(n, ..)| n != name).collect();
         Self::new(&rest)
     }
 
@@ -138,11 +124,7 @@ pub(super) fn llama(layers: u64, dtype: &'static str, vocabulary: u64) -> Vec<Sp
     let mut all = vec![spec("model.embed_tokens.weight", dtype, &[vocabulary, d])];
     for i in 0..layers {
         let mut add = |name: &str, shape: &[u64]| {
-            all.push(spec(
-                &format!("model.layers.{i}.{name}.weight"),
-                dtype,
-                shape,
-            ));
+            all.push(spec(&format!("model.layers.{i}.{name}.weight"), dtype, shape));
         };
         add("input_layernorm", &[d]);
         for q in ["q", "k", "v", "o"] {
@@ -177,10 +159,7 @@ pub(super) struct Sharded {
 
 impl Sharded {
     pub(super) fn new(layers: u64, vocabulary: u64) -> Self {
-        Self::of(
-            &llama(layers, "BF16", vocabulary),
-            config(layers, vocabulary),
-        )
+        Self::of(&llama(layers, "BF16", vocabulary), config(layers, vocabulary))
     }
 
     pub(super) fn of(tensors: &[Spec], config: Value) -> Self {
@@ -232,13 +211,8 @@ pub(super) enum Op {
     ChatVector,
 }
 
-pub(super) const ALL: [Op; 5] = [
-    Op::Inspect,
-    Op::InspectJson,
-    Op::Verify,
-    Op::Extract,
-    Op::ChatVector,
-];
+pub(super) const ALL: [Op; 5] =
+    [Op::Inspect, Op::InspectJson, Op::Verify, Op::Extract, Op::ChatVector];
 
 /// How it must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -302,8 +276,7 @@ impl Case {
 
     /// At least one of these words must be said.
     pub(super) fn mention(mut self, words: &[&str]) -> Self {
-        self.mention
-            .push(words.iter().map(|w| (*w).to_owned()).collect());
+        self.mention.push(words.iter().map(|w| (*w).to_owned()).collect());
         self
     }
 
@@ -381,10 +354,7 @@ impl Case {
     fn command(&self, op: Op, root: &Path) -> Elo {
         let path = root.join("case").join(&self.path);
         let path = path.components().collect::<std::path::PathBuf>();
-        let second = self
-            .second
-            .as_ref()
-            .map_or(path.clone(), |s| root.join("case").join(s));
+        let second = self.second.as_ref().map_or(path.clone(), |s| root.join("case").join(s));
         let run = match op {
             Op::Inspect => elo("inspect").arg(&path),
             Op::InspectJson => elo("inspect --json").arg(&path),
@@ -448,10 +418,7 @@ impl Case {
         if outcome.panicked() {
             return Some("PANIC".into());
         }
-        if let Some(bad) = text
-            .chars()
-            .find(|c| c.is_control() && !matches!(c, '\n' | '\t'))
-        {
+        if let Some(bad) = text.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
             return Some(format!("CONTROL CHARACTER {bad:?} in the output"));
         }
         let work_files = tree(work);
@@ -464,10 +431,8 @@ impl Case {
                 return Some("LEAK".into());
             }
         }
-        if let Some(file) = self
-            .forbid
-            .iter()
-            .find(|f| work.join(f).exists() || home.join(f).exists())
+        if let Some(file) =
+            self.forbid.iter().find(|f| work.join(f).exists() || home.join(f).exists())
         {
             return Some(format!("WROTE {file}"));
         }
@@ -481,10 +446,7 @@ impl Case {
             Expected::Ok | Expected::Warning if code != 0 => return Some("REJECTED GOOD".into()),
             _ => {}
         }
-        let left: Vec<_> = fs::read_dir(work)
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        let left: Vec<_> = fs::read_dir(work).unwrap().map(|e| e.unwrap().file_name()).collect();
         let allowed = if code == 0 { vec!["o"] } else { vec![] };
         if left.iter().any(|name| !allowed.iter().any(|a| name == *a)) {
             return Some(format!("LEFTOVER {left:?}"));
@@ -513,10 +475,5 @@ pub(super) fn judge(cases: &[Case]) {
     for line in &bad {
         let _infallible = writeln!(report, "{line}\n");
     }
-    assert!(
-        bad.is_empty(),
-        "{} verdicts over {} cases:\n{report}",
-        bad.len(),
-        cases.len()
-    );
+    assert!(bad.is_empty(), "{} verdicts over {} cases:\n{report}", bad.len(), cases.len());
 }

@@ -31,46 +31,24 @@ fn our_own_corpus_is_refused_or_read_rightly() {
 fn the_judge_has_teeth() {
     let good = || Sharded::new(2, 12).files();
     let inspect = [Op::Inspect];
-    let accepted = Case::new("accepted", good(), Expected::Error)
-        .only(&inspect)
-        .judge();
-    assert!(
-        accepted.len() == 1 && accepted[0].contains("ACCEPTED"),
-        "{accepted:?}"
-    );
+    let accepted = Case::new("accepted", good(), Expected::Error).only(&inspect).judge();
+    assert!(accepted.len() == 1 && accepted[0].contains("ACCEPTED"), "{accepted:?}");
     let broken = || corpus::replace(good(), S2, Some(b"x".to_vec()));
-    let rejected = Case::new("rejected", broken(), Expected::Ok)
-        .only(&inspect)
-        .judge();
-    assert!(
-        rejected.len() == 1 && rejected[0].contains("REJECTED GOOD"),
-        "{rejected:?}"
-    );
-    let unclear = Case::new("unclear", broken(), Expected::Error)
-        .mention(&["zebra"])
-        .only(&inspect);
+    let rejected = Case::new("rejected", broken(), Expected::Ok).only(&inspect).judge();
+    assert!(rejected.len() == 1 && rejected[0].contains("REJECTED GOOD"), "{rejected:?}");
+    let unclear =
+        Case::new("unclear", broken(), Expected::Error).mention(&["zebra"]).only(&inspect);
     let unclear = unclear.judge();
-    assert!(
-        unclear.len() == 1 && unclear[0].contains("UNCLEAR"),
-        "{unclear:?}"
-    );
-    let leaking = Case::new("leaking", broken(), Expected::Error)
-        .sentinel(S2)
-        .only(&inspect)
-        .judge();
-    assert!(
-        leaking.len() == 1 && leaking[0].contains("LEAK"),
-        "{leaking:?}"
-    );
+    assert!(unclear.len() == 1 && unclear[0].contains("UNCLEAR"), "{unclear:?}");
+    let leaking =
+        Case::new("leaking", broken(), Expected::Error).sentinel(S2).only(&inspect).judge();
+    assert!(leaking.len() == 1 && leaking[0].contains("LEAK"), "{leaking:?}");
     let work = TempDir::new().unwrap();
     fs::write(work.path().join(".o.elo-staging"), "").unwrap();
     let outcome = elo("inspect").arg(work.path().join("nothing")).run();
     let case = Case::new("leftover", good(), Expected::Error);
     let verdict = case.verdict(Op::Inspect, &outcome, work.path(), work.path());
-    assert!(
-        verdict.clone().is_some_and(|v| v.contains("LEFTOVER")),
-        "{verdict:?}"
-    );
+    assert!(verdict.clone().is_some_and(|v| v.contains("LEFTOVER")), "{verdict:?}");
 }
 
 /// Tensor bytes of a file, by a reader that knows no dtypes.
@@ -136,28 +114,17 @@ fn every_dtype_is_copied_untouched() {
         fs::write(model.join("model.safetensors"), St::new(&specs).bytes()).unwrap();
         fs::write(model.join("config.json"), config(2, 12).to_string()).unwrap();
         let out = temp.path().join(format!("{folder}-out"));
-        let extract = || {
-            elo("extract --layers 2 --no-sync")
-                .arg(&model)
-                .with("--out", &out)
-        };
+        let extract = || elo("extract --layers 2 --no-sync").arg(&model).with("--out", &out);
         if !flags.is_empty() {
-            extract()
-                .fails(3)
-                .expect(3, &["F128", "--allow-unknown-dtypes"]);
+            extract().fails(3).expect(3, &["F128", "--allow-unknown-dtypes"]);
         }
         extract().args(flags).ok();
-        let (from, to) = (
-            bytes_of(&model.join("model.safetensors")),
-            bytes_of(&out.join("model.safetensors")),
-        );
+        let (from, to) =
+            (bytes_of(&model.join("model.safetensors")), bytes_of(&out.join("model.safetensors")));
         for dtype in dtypes {
             let name = |layer| format!("model.layers.{layer}.extra.{dtype}");
             assert_eq!(to[&name(0)], from[&name(1)], "{dtype}");
-            assert!(
-                !to.contains_key(&name(1)),
-                "{dtype}: layer 2 became layer 1"
-            );
+            assert!(!to.contains_key(&name(1)), "{dtype}: layer 2 became layer 1");
         }
     }
 }
@@ -168,10 +135,7 @@ fn a_hostile_layer_record_is_refused() {
     let temp = TempDir::new().unwrap();
     let model = Model::tiny(1).at(temp.path(), "model");
     let part = temp.path().join("part");
-    elo("extract --layers 1,4 --no-sync")
-        .arg(&model)
-        .with("--out", &part)
-        .ok();
+    elo("extract --layers 1,4 --no-sync").arg(&model).with("--out", &part).ok();
     let record = part.join("elo-surgery.json");
     let honest: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
     let before = tree(&model);
@@ -193,23 +157,13 @@ fn a_hostile_layer_record_is_refused() {
         hostile["layer_map"] = layer_map.clone();
         fs::write(&record, hostile.to_string()).unwrap();
         let out = temp.path().join("out");
-        let outcome = elo("inject --no-sync")
-            .arg(&part)
-            .with("--into", &model)
-            .with("--out", &out)
-            .run();
+        let outcome =
+            elo("inject --no-sync").arg(&part).with("--into", &model).with("--out", &out).run();
         let code = outcome.code();
-        assert!(
-            code == Some(2) || code == Some(3),
-            "layer_map {layer_map}: {outcome}"
-        );
+        assert!(code == Some(2) || code == Some(3), "layer_map {layer_map}: {outcome}");
         assert!(!outcome.panicked(), "layer_map {layer_map}: {outcome}");
         assert!(!out.exists(), "layer_map {layer_map} left an output");
-        assert_eq!(
-            tree(&model),
-            before,
-            "layer_map {layer_map} changed the model"
-        );
+        assert_eq!(tree(&model), before, "layer_map {layer_map} changed the model");
     }
 }
 
@@ -218,32 +172,17 @@ fn a_hostile_layer_record_is_refused() {
 fn a_part_that_does_not_fit_is_refused_by_tensor() {
     let temp = TempDir::new().unwrap();
     let model = Model::tiny(1).at(temp.path(), "model");
-    let wide = Model {
-        hidden: 64,
-        ..Model::tiny(2)
-    }
-    .at(temp.path(), "wide");
+    let wide = Model { hidden: 64, ..Model::tiny(2) }.at(temp.path(), "wide");
     let part = temp.path().join("part");
-    elo("extract --layers 1,4 --no-sync")
-        .arg(&wide)
-        .with("--out", &part)
-        .ok();
+    elo("extract --layers 1,4 --no-sync").arg(&wide).with("--out", &part).ok();
     let out = temp.path().join("out");
     let inject = |part: &std::path::Path| {
-        elo("inject --no-sync --layers 1,4")
-            .arg(part)
-            .with("--into", &model)
-            .with("--out", &out)
+        elo("inject --no-sync --layers 1,4").arg(part).with("--into", &model).with("--out", &out)
     };
-    inject(&part)
-        .fails(3)
-        .expect(3, &["model.layers.0.", "64", "32"]);
+    inject(&part).fails(3).expect(3, &["model.layers.0.", "64", "32"]);
     // A tensor too many, and one too few.
     let right = temp.path().join("right");
-    elo("extract --layers 1,4 --no-sync")
-        .arg(&model)
-        .with("--out", &right)
-        .ok();
+    elo("extract --layers 1,4 --no-sync").arg(&model).with("--out", &right).ok();
     let more = temp.path().join("more");
     fs::create_dir(&more).unwrap();
     for entry in fs::read_dir(&right).unwrap() {
@@ -252,15 +191,9 @@ fn a_part_that_does_not_fit_is_refused_by_tensor() {
             fs::copy(&path, more.join(path.file_name().unwrap())).unwrap();
         }
     }
-    let bias = St::new(&[(
-        "model.layers.1.self_attn.q_proj.bias".into(),
-        "BF16",
-        vec![32],
-    )]);
+    let bias = St::new(&[("model.layers.1.self_attn.q_proj.bias".into(), "BF16", vec![32])]);
     fs::write(more.join("zz.safetensors"), bias.bytes()).unwrap();
-    inject(&more)
-        .fails(3)
-        .expect(3, &["model.layers.1.self_attn.q_proj.bias"]);
+    inject(&more).fails(3).expect(3, &["model.layers.1.self_attn.q_proj.bias"]);
     let fewer = temp.path().join("fewer");
     let mut tensors = Vec::new();
     for (name, (dtype, shape, bytes, _)) in read_raw(&right) {
@@ -269,8 +202,6 @@ fn a_part_that_does_not_fit_is_refused_by_tensor() {
         }
     }
     write_sharded(&fewer, &tensors, 1);
-    inject(&fewer)
-        .fails(3)
-        .expect(3, &["layers.1.mlp.up_proj.weight", "missing"]);
+    inject(&fewer).fails(3).expect(3, &["layers.1.mlp.up_proj.weight", "missing"]);
     assert!(!out.exists());
 }

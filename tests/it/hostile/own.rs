@@ -1,7 +1,5 @@
 //! Further hostile and odd checkpoints: special files, links, deep and wide JSON, numbers at their limits.
 
-#![expect(clippy::too_many_lines, reason = "tables of cases")]
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -83,11 +81,8 @@ fn special_files() -> Vec<Case> {
             .mention(&["directory"]),
         Case::new("shard_link_outside", without(S2), Expected::Error)
             .special(|root| {
-                fs::write(
-                    root.join("../_outside/second.safetensors"),
-                    good().second.bytes(),
-                )
-                .unwrap();
+                fs::write(root.join("../_outside/second.safetensors"), good().second.bytes())
+                    .unwrap();
                 symlink("../_outside/second.safetensors", root.join(S2)).unwrap();
             })
             .mention(&[S2])
@@ -95,11 +90,8 @@ fn special_files() -> Vec<Case> {
             .mention(&["follow-symlinks"]),
         Case::new("shard_link_outside_allowed", without(S2), Expected::Ok)
             .special(|root| {
-                fs::write(
-                    root.join("../_outside/second.safetensors"),
-                    good().second.bytes(),
-                )
-                .unwrap();
+                fs::write(root.join("../_outside/second.safetensors"), good().second.bytes())
+                    .unwrap();
                 symlink("../_outside/second.safetensors", root.join(S2)).unwrap();
             })
             .flag("--follow-symlinks"),
@@ -127,41 +119,29 @@ fn special_files() -> Vec<Case> {
         })
         .mention(&["s.safetensors"])
         .mention(&["link", "outside"]),
-        Case::new(
-            "config_link_outside",
-            without("config.json"),
-            Expected::Error,
-        )
-        .special(|root| {
-            fs::write(root.join("../_outside/c.json"), config(2, 12).to_string()).unwrap();
-            symlink("../_outside/c.json", root.join("config.json")).unwrap();
-        })
-        .mention(&["config.json"])
-        .mention(&["link"]),
+        Case::new("config_link_outside", without("config.json"), Expected::Error)
+            .special(|root| {
+                fs::write(root.join("../_outside/c.json"), config(2, 12).to_string()).unwrap();
+                symlink("../_outside/c.json", root.join("config.json")).unwrap();
+            })
+            .mention(&["config.json"])
+            .mention(&["link"]),
         Case::new("sidecar_link_outside", good().files(), Expected::Any)
             .special(|root| symlink("../_outside/secret.txt", root.join("LICENSE")).unwrap())
             .sentinel(SECRET),
         Case::new("sidecar_link_absolute", good().files(), Expected::Any)
             .special(|root| symlink("/etc/passwd", root.join("merges.txt")).unwrap())
             .sentinel("root:x:0:0"),
-        Case::new("cache_snapshot", vec![], Expected::Ok)
-            .special(snapshot)
-            .path("snapshots/abc"),
-        Case::new(
-            "empty_folder",
-            vec![("notes.txt".into(), vec![])],
-            Expected::Error,
-        )
-        .mention(&["safetensors"]),
+        Case::new("cache_snapshot", vec![], Expected::Ok).special(snapshot).path("snapshots/abc"),
+        Case::new("empty_folder", vec![("notes.txt".into(), vec![])], Expected::Error)
+            .mention(&["safetensors"]),
         Case::new(
             "upper_case_extension",
             vec![("MODEL.SAFETENSORS".into(), good().first.bytes())],
             Expected::Error,
         )
         .mention(&["safetensors"]),
-        Case::new("no_such_path", vec![], Expected::Error)
-            .path("not-here")
-            .mention(&["not-here"]),
+        Case::new("no_such_path", vec![], Expected::Error).path("not-here").mention(&["not-here"]),
         Case::new("sparse_terabyte", vec![], Expected::Ok)
             .special(|root| {
                 let header = format!(
@@ -172,12 +152,7 @@ fn special_files() -> Vec<Case> {
                 let raw = file(header.as_bytes(), b"");
                 fs::write(&path, &raw).unwrap();
                 let size = raw.len() as u64 + (1 << 40);
-                fs::File::options()
-                    .write(true)
-                    .open(&path)
-                    .unwrap()
-                    .set_len(size)
-                    .unwrap();
+                fs::File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
             })
             .path("t.safetensors")
             .only(&INSPECTS),
@@ -195,23 +170,11 @@ fn configs() -> Vec<Case> {
         broken("config_not_json", "{\"model_type\": \"llama\""),
         broken("config_empty", ""),
         broken("config_not_utf8", "{\"model_type\": \"\u{fffd}").only(&[Op::Extract]),
-        broken(
-            "config_nan",
-            "{\"model_type\": \"llama\", \"rope_theta\": NaN}",
-        ),
+        broken("config_nan", "{\"model_type\": \"llama\", \"rope_theta\": NaN}"),
         broken("config_deep", &format!("{{\"a\": {}}}", nested(200_000))),
-        graceful(
-            "config_layers_text",
-            setting("num_hidden_layers", json!("two")),
-        ),
-        graceful(
-            "config_layers_null",
-            setting("num_hidden_layers", Value::Null),
-        ),
-        graceful(
-            "config_layers_float",
-            setting("num_hidden_layers", json!(2.0)),
-        ),
+        graceful("config_layers_text", setting("num_hidden_layers", json!("two"))),
+        graceful("config_layers_null", setting("num_hidden_layers", Value::Null)),
+        graceful("config_layers_float", setting("num_hidden_layers", json!(2.0))),
         Case::new(
             "config_layers_negative",
             setting("num_hidden_layers", json!(-1)),
@@ -227,14 +190,8 @@ fn configs() -> Vec<Case> {
         .only(&[Op::Extract])
         .mention(&["layers"]),
         graceful("config_model_type_number", setting("model_type", json!(7))),
-        graceful(
-            "config_text_config_number",
-            setting("text_config", json!(5)),
-        ),
-        graceful(
-            "config_architectures_text",
-            setting("architectures", json!("Llama")),
-        ),
+        graceful("config_text_config_number", setting("text_config", json!(5))),
+        graceful("config_architectures_text", setting("architectures", json!("Llama"))),
         Case::new(
             "config_layer_types_short",
             setting("layer_types", json!(["full_attention"])),
@@ -242,17 +199,10 @@ fn configs() -> Vec<Case> {
         )
         .only(&[Op::Extract])
         .mention(&["layer_types"]),
-        graceful(
-            "config_layer_types_number",
-            setting("layer_types", json!(3)),
-        ),
+        graceful("config_layer_types_number", setting("layer_types", json!(3))),
         graceful("config_vocab_text", setting("vocab_size", json!("many"))),
-        Case::new(
-            "config_missing",
-            replace(good().files(), "config.json", None),
-            Expected::Ok,
-        )
-        .except(Op::ChatVector, Expected::Any),
+        Case::new("config_missing", replace(good().files(), "config.json", None), Expected::Ok)
+            .except(Op::ChatVector, Expected::Any),
         Case::new(
             "undo_record_present",
             replace(good().files(), "elo-surgery.undo", Some(text("garbage"))),
@@ -267,11 +217,7 @@ fn configs() -> Vec<Case> {
         ),
         graceful(
             "provenance_deep",
-            replace(
-                good().files(),
-                "elo-surgery.json",
-                Some(text(&nested(200_000))),
-            ),
+            replace(good().files(), "elo-surgery.json", Some(text(&nested(200_000)))),
         ),
     ]
 }
@@ -291,31 +237,20 @@ fn indexes() -> Vec<Case> {
     let mut wrong_total = good();
     wrong_total.index["metadata"]["total_size"] = json!(7);
     let mut float_total = good();
-    let total = float_total.index["metadata"]["total_size"]
-        .as_f64()
-        .unwrap();
+    let total = float_total.index["metadata"]["total_size"].as_f64().unwrap();
     float_total.index["metadata"]["total_size"] = json!(total);
     let mut huge_total = good();
     huge_total.index["metadata"]["total_size"] = json!(1e300);
     let mut partial = good();
-    partial.index["weight_map"]
-        .as_object_mut()
-        .unwrap()
-        .remove("model.norm.weight");
-    let many: serde_json::Map<String, Value> = (0..5000)
-        .map(|i| (format!("t{i}"), json!(format!("missing-{i}.safetensors"))))
-        .collect();
+    partial.index["weight_map"].as_object_mut().unwrap().remove("model.norm.weight");
+    let many: serde_json::Map<String, Value> =
+        (0..5000).map(|i| (format!("t{i}"), json!(format!("missing-{i}.safetensors")))).collect();
     vec![
-        refused("idx_key_twice", &twice)
-            .mention(&[Q0])
-            .mention(&["duplicate", "twice"]),
+        refused("idx_key_twice", &twice).mention(&[Q0]).mention(&["duplicate", "twice"]),
         refused("idx_value_number", &number.index),
         refused("idx_is_array", &"[]"),
         refused("idx_map_is_array", &"{\"weight_map\": []}"),
-        refused(
-            "idx_deep",
-            &format!("{{\"weight_map\": {}}}", nested(200_000)),
-        ),
+        refused("idx_deep", &format!("{{\"weight_map\": {}}}", nested(200_000))),
         Case::new(
             "idx_ignored_deep",
             with_index(&good().index.to_string().replacen(
@@ -325,107 +260,60 @@ fn indexes() -> Vec<Case> {
             )),
             Expected::Any,
         ),
-        refused(
-            "idx_pickle_shard",
-            &good().map(HEAD, "pytorch_model.bin").index,
-        )
-        .mention(&["pytorch_model.bin"]),
-        refused(
-            "idx_backslashes",
-            &good().map(HEAD, "..\\_outside\\secret.safetensors").index,
-        )
-        .mention(&[HEAD])
-        .sentinel(SECRET),
-        refused(
-            "idx_drive",
-            &good().map(HEAD, "C:\\secret.safetensors").index,
-        )
-        .mention(&[HEAD]),
+        refused("idx_pickle_shard", &good().map(HEAD, "pytorch_model.bin").index)
+            .mention(&["pytorch_model.bin"]),
+        refused("idx_backslashes", &good().map(HEAD, "..\\_outside\\secret.safetensors").index)
+            .mention(&[HEAD])
+            .sentinel(SECRET),
+        refused("idx_drive", &good().map(HEAD, "C:\\secret.safetensors").index).mention(&[HEAD]),
         refused("idx_empty_path", &good().map(HEAD, "").index).mention(&[HEAD]),
         refused("idx_nul_path", &good().map(HEAD, "a\0b.safetensors").index).mention(&[HEAD]),
         refused(
             "idx_escape_inside",
-            &good()
-                .map(HEAD, "x/../../_outside/secret.safetensors")
-                .index,
+            &good().map(HEAD, "x/../../_outside/secret.safetensors").index,
         )
         .mention(&[HEAD])
         .sentinel(SECRET),
-        refused(
-            "idx_control_characters",
-            &good().map(HEAD, "\u{1b}[2J\u{7}.safetensors").index,
-        ),
+        refused("idx_control_characters", &good().map(HEAD, "\u{1b}[2J\u{7}.safetensors").index),
         refused("idx_many_missing", &json!({"weight_map": many})),
-        Case::new(
-            "idx_empty_map",
-            with_index(&"{\"weight_map\": {}}"),
-            Expected::Any,
-        )
-        .except(Op::Extract, Expected::Error),
+        Case::new("idx_empty_map", with_index(&"{\"weight_map\": {}}"), Expected::Any)
+            .except(Op::Extract, Expected::Error),
         Case::new("idx_wrong_total", wrong_total.files(), Expected::Warning)
             .only(&[Op::Inspect, Op::Verify])
             .mention(&["total_size"]),
         Case::new("idx_float_total", float_total.files(), Expected::Ok),
         Case::new("idx_absurd_total", huge_total.files(), Expected::Any),
-        Case::new(
-            "idx_leaves_a_tensor_out",
-            partial.files(),
-            Expected::Warning,
-        )
-        .mention(&["model.norm.weight"])
-        .mention(&["not in the index"]),
+        Case::new("idx_leaves_a_tensor_out", partial.files(), Expected::Warning)
+            .mention(&["model.norm.weight"])
+            .mention(&["not in the index"]),
         Case::new(
             "stale_shard",
-            replace(
-                good().files(),
-                "model-00003-of-00003.safetensors",
-                Some(good().first.bytes()),
-            ),
+            replace(good().files(), "model-00003-of-00003.safetensors", Some(good().first.bytes())),
             Expected::Warning,
         )
         .mention(&["model-00003-of-00003.safetensors"]),
         Case::new(
             "single_file_beside_index",
-            replace(
-                good().files(),
-                "model.safetensors",
-                Some(good().first.bytes()),
-            ),
+            replace(good().files(), "model.safetensors", Some(good().first.bytes())),
             Expected::Warning,
         )
         .mention(&["`model.safetensors`"]),
-        Case::new(
-            "shard_of_no_bytes",
-            replace(good().files(), S2, Some(vec![])),
-            Expected::Error,
-        )
-        .mention(&[S2])
-        .mention(&["empty", "too short", "0 bytes"]),
+        Case::new("shard_of_no_bytes", replace(good().files(), S2, Some(vec![])), Expected::Error)
+            .mention(&[S2])
+            .mention(&["empty", "too short", "0 bytes"]),
         Case::new(
             "shards_swapped",
             {
                 let g = good();
-                replace(
-                    replace(g.files(), S1, Some(g.second.bytes())),
-                    S2,
-                    Some(g.first.bytes()),
-                )
+                replace(replace(g.files(), S1, Some(g.second.bytes())), S2, Some(g.first.bytes()))
             },
             Expected::Error,
         )
         .mention(&[INDEX, S1, S2]),
-        Case::new(
-            "no_index_two_shards",
-            replace(good().files(), INDEX, None),
-            Expected::Ok,
-        ),
+        Case::new("no_index_two_shards", replace(good().files(), INDEX, None), Expected::Ok),
         Case::new(
             "no_index_twice",
-            replace(
-                replace(good().files(), INDEX, None),
-                S2,
-                Some(good().first.bytes()),
-            ),
+            replace(replace(good().files(), INDEX, None), S2, Some(good().first.bytes())),
             Expected::Error,
         )
         .mention(&[S2])
@@ -438,10 +326,7 @@ fn indexes() -> Vec<Case> {
                 Some(text(&good().index)),
             )
             .into_iter()
-            .chain([(
-                "b.safetensors.index.json".to_owned(),
-                good().index.to_string().into_bytes(),
-            )])
+            .chain([("b.safetensors.index.json".to_owned(), good().index.to_string().into_bytes())])
             .collect(),
             Expected::Error,
         )
@@ -451,10 +336,8 @@ fn indexes() -> Vec<Case> {
 
 fn headers() -> Vec<Case> {
     let max = u64::MAX;
-    let legal = |case: Case| {
-        case.expect(Expected::Ok)
-            .only(&[Op::Inspect, Op::InspectJson, Op::Verify])
-    };
+    let legal =
+        |case: Case| case.expect(Expected::Ok).only(&[Op::Inspect, Op::InspectJson, Op::Verify]);
     let long = "n".repeat(65_536);
     let st = |specs: &[super::corpus::Spec]| St::new(specs).bytes();
     let ones = |count: usize| vec![1_u64; count];

@@ -48,15 +48,9 @@ pub(crate) fn read_raw(root: &Path) -> Raw {
         for (name, view) in parsed.tensors() {
             let shape = view.shape().iter().map(|d| *d as u64).collect();
             let dtype = view.dtype().to_string();
-            let old = found.insert(
-                name.clone(),
-                (dtype, shape, view.data().to_vec(), file.clone()),
-            );
-            assert!(
-                old.is_none(),
-                "`{name}` is in two shards of {}",
-                root.display()
-            );
+            let old =
+                found.insert(name.clone(), (dtype, shape, view.data().to_vec(), file.clone()));
+            assert!(old.is_none(), "`{name}` is in two shards of {}", root.display());
         }
     }
     found
@@ -69,14 +63,7 @@ pub(crate) fn read(root: &Path) -> BTreeMap<String, Content> {
     raw.into_iter()
         .map(|(name, (dtype, shape, bytes, _))| {
             let sha256 = sha256(&bytes);
-            (
-                name,
-                Content {
-                    dtype,
-                    shape,
-                    sha256,
-                },
-            )
+            (name, Content { dtype, shape, sha256 })
         })
         .collect()
 }
@@ -85,12 +72,7 @@ fn check_index(root: &Path, raw: &Raw) {
     let files: std::collections::BTreeSet<&str> = raw.values().map(|t| t.3.as_str()).collect();
     let path = root.join("model.safetensors.index.json");
     if !path.exists() {
-        assert!(
-            files.len() <= 1,
-            "{} shards without an index in {}",
-            files.len(),
-            root.display()
-        );
+        assert!(files.len() <= 1, "{} shards without an index in {}", files.len(), root.display());
         return;
     }
     let index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -100,16 +82,8 @@ fn check_index(root: &Path, raw: &Raw) {
         .iter()
         .map(|(name, file)| (name.as_str(), file.as_str().unwrap()))
         .collect();
-    let has: BTreeMap<&str, &str> = raw
-        .iter()
-        .map(|(n, t)| (n.as_str(), t.3.as_str()))
-        .collect();
-    assert_eq!(
-        says,
-        has,
-        "the index of {} disagrees with its shards",
-        root.display()
-    );
+    let has: BTreeMap<&str, &str> = raw.iter().map(|(n, t)| (n.as_str(), t.3.as_str())).collect();
+    assert_eq!(says, has, "the index of {} disagrees with its shards", root.display());
     let total: usize = raw.values().map(|t| t.2.len()).sum();
     assert_eq!(
         index["metadata"]["total_size"].as_u64(),
@@ -135,12 +109,7 @@ pub(crate) struct Tensor {
 
 impl Tensor {
     pub(crate) fn new(name: &str, dtype: &str, shape: &[u64], bytes: Vec<u8>) -> Self {
-        Self {
-            name: name.to_owned(),
-            dtype: dtype.to_owned(),
-            shape: shape.to_vec(),
-            bytes,
-        }
+        Self { name: name.to_owned(), dtype: dtype.to_owned(), shape: shape.to_vec(), bytes }
     }
 }
 
@@ -180,26 +149,12 @@ pub(crate) struct Model {
 impl Model {
     /// Small enough for hundreds of runs: 4 layers, 2 shards, about 60 kB.
     pub(crate) fn tiny(seed: u64) -> Self {
-        Self {
-            layers: 4,
-            hidden: 32,
-            intermediate: 64,
-            vocabulary: 96,
-            shards: 2,
-            seed,
-        }
+        Self { layers: 4, hidden: 32, intermediate: 64, vocabulary: 96, shards: 2, seed }
     }
 
     /// About 40 MB in 12 shards: long enough to be killed in the middle.
     pub(crate) fn medium(seed: u64) -> Self {
-        Self {
-            layers: 12,
-            hidden: 384,
-            intermediate: 768,
-            vocabulary: 4096,
-            shards: 12,
-            seed,
-        }
+        Self { layers: 12, hidden: 384, intermediate: 768, vocabulary: 4096, shards: 12, seed }
     }
 
     /// Names and shapes in file order.
@@ -259,11 +214,7 @@ impl Model {
         write_sharded(root, &tensors, self.shards);
         let config = serde_json::to_string_pretty(&self.config()).unwrap();
         fs::write(root.join("config.json"), config).unwrap();
-        fs::write(
-            root.join("tokenizer.json"),
-            format!("{{\"seed\": {}}}", self.seed),
-        )
-        .unwrap();
+        fs::write(root.join("tokenizer.json"), format!("{{\"seed\": {}}}", self.seed)).unwrap();
     }
 
     /// Writes it under `parent` and hands back the path.

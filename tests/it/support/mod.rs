@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// A file or folder of `fixtures/`.
 pub(crate) fn fixture(relative: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(relative)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(relative)
 }
 
 /// Prints why a test, or a part of one, did not run. Skipping in silence is not allowed.

@@ -49,8 +49,7 @@ impl Elo {
     }
 
     pub(crate) fn args<I: IntoIterator<Item: AsRef<OsStr>>>(mut self, args: I) -> Self {
-        self.args
-            .extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
         self
     }
 
@@ -114,13 +113,7 @@ impl Elo {
             .unwrap_or_else(|e| panic!("could not start {self}: {e}"));
         let stdout = drain(child.stdout.take().unwrap());
         let stderr = drain(child.stderr.take().unwrap());
-        Running {
-            child,
-            stdout,
-            stderr,
-            started: Instant::now(),
-            command: self.to_string(),
-        }
+        Running { child, stdout, stderr, started: Instant::now(), command: self.to_string() }
     }
 
     /// Runs to the end, or kills the program when patience is over: then `status` is `None`.
@@ -248,14 +241,9 @@ impl Outcome {
     /// A panic, whatever the exit status.
     pub(crate) fn panicked(&self) -> bool {
         let text = self.text();
-        [
-            "panicked at",
-            "stack overflow",
-            "RUST_BACKTRACE",
-            "internal error",
-        ]
-        .iter()
-        .any(|sign| text.contains(sign))
+        ["panicked at", "stack overflow", "RUST_BACKTRACE", "internal error"]
+            .iter()
+            .any(|sign| text.contains(sign))
     }
 
     /// Fails unless it ended with this status and says all these words (case aside).
@@ -264,10 +252,7 @@ impl Outcome {
         assert_eq!(self.code(), Some(code), "{self}");
         let text = self.text().to_lowercase();
         for word in words {
-            assert!(
-                text.contains(&word.to_lowercase()),
-                "`{word}` is not in: {self}"
-            );
+            assert!(text.contains(&word.to_lowercase()), "`{word}` is not in: {self}");
         }
         assert!(!self.panicked(), "{self}");
         self

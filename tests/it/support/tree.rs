@@ -65,12 +65,7 @@ pub(crate) fn differences(left: &Tree, right: &Tree) -> Vec<String> {
         .into_iter()
         .filter(|path| left.get(*path) != right.get(*path))
         .map(|path| {
-            format!(
-                "{}: {:?} against {:?}",
-                path.display(),
-                left.get(path),
-                right.get(path)
-            )
+            format!("{}: {:?} against {:?}", path.display(), left.get(path), right.get(path))
         })
         .collect()
 }
