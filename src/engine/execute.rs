@@ -81,7 +81,7 @@ fn check_tile(tile: u64) -> Result<()> {
     }
     Err(Error::Usage {
         problem: format!("a tile of {tile} bytes is not a power of two between 4 KiB and 1 GiB"),
-        hint: "the default is 256 KiB".into(),
+        hint: "the default is 1 MiB".into(),
     })
 }
 

@@ -44,8 +44,9 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// Default tile: outputs stay in the second-level cache while they are computed, hashed and written.
-    pub const TILE: u64 = 256 << 10;
+    /// Default tile. Mapping and giving back pages costs something for every tile, a tile that leaves the processor's
+    /// caches for every byte: 1 MiB was the fastest of 64 KiB to 4 MiB (`docs/performance.md`).
+    pub const TILE: u64 = 1 << 20;
 
     /// The defaults for an output directory.
     pub fn to(out: impl Into<PathBuf>) -> Self {

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
@@ -218,11 +218,10 @@ fn lock(dir: &Path, out: &Path) -> Result<File> {
             };
         match file.try_lock() {
             Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                let holder = fs::read_to_string(&path).unwrap_or_default();
-                let holder = if holder.is_empty() { "another process".to_owned() } else { holder };
-                return Err(Error::Locked { path: out.to_owned(), holder });
-            }
+            Err(fs::TryLockError::WouldBlock) => match holder(&path) {
+                Some(holder) => return Err(Error::Locked { path: out.to_owned(), holder }),
+                None => continue,
+            },
             Err(fs::TryLockError::Error(e)) => return Err(e).at("lock", &path),
         }
         let here = fs::metadata(&path).map(|m| (m.dev(), m.ino())).ok();
@@ -236,6 +235,18 @@ fn lock(dir: &Path, out: &Path) -> Result<File> {
         path: out.to_owned(),
         holder: "other processes, one after the other".into(),
     })
+}
+
+/// Who holds a lock; none if it is gone. A holder writes its name right after it has the lock: wait for that.
+fn holder(path: &Path) -> Option<String> {
+    for _ in 0..100 {
+        let text = fs::read_to_string(path).ok()?;
+        if !text.is_empty() {
+            return Some(text);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Some("another process".to_owned())
 }
 
 fn owner() -> String {

@@ -261,7 +261,8 @@ impl<'a> Sums<'a> {
         let embedding = self.into.names_with_role(Role::Embedding).first().map(|n| (*n).to_owned());
         let entry = embedding.and_then(|name| {
             let home = self.into.names_in_file_order().find(|(_, e)| e.name == name)?.0;
-            Some((home, TensorEntry { name: head.clone(), ..self.into.tensor(&name)?.1.clone() }))
+            let head = head_beside(&name, &head);
+            Some((home, TensorEntry { name: head, ..self.into.tensor(&name)?.1.clone() }))
         });
         match entry {
             Some((home, entry)) if self.request.untie => {
@@ -333,6 +334,14 @@ impl<'a> Sums<'a> {
                 ));
             }
         }
+    }
+}
+
+/// The name of a new head: in wrappers that hold a whole text model (`language_model.model.*`) it lies in there.
+fn head_beside(embedding: &str, head: &str) -> String {
+    match embedding.strip_suffix(".model.embed_tokens.weight") {
+        Some(wrapper) => format!("{wrapper}.lm_head.weight"),
+        None => head.to_owned(),
     }
 }
 

@@ -357,7 +357,7 @@ fn memory_bounds_tiles_and_threads() {
         let number = |key: &str| memory[key].as_u64().unwrap();
         (number("threads"), number("tile"), number("bytes"))
     };
-    assert_eq!(budget("--threads 8 --memory 2GB"), (8, 256 << 10, 8 * 5 * (256 << 10)));
+    assert_eq!(budget("--threads 8 --memory 2GB"), (8, 1 << 20, 8 * 5 * (1 << 20)));
     let (threads, tile, bytes) = budget("--threads 8 --memory 1MB");
     assert_eq!((threads, tile), (3, 64 << 10));
     assert!(bytes <= 1_000_000);
