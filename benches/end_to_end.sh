@@ -121,7 +121,6 @@ pairs() {
     generate C --noise-seed 2 --delta 0.004
     rm -rf "$dir/part"
     "$bin" extract "$dir/A" --layers first,last --out "$dir/part" --no-sync --quiet
-    cat "$dir"/{A,B,C,part}/*.safetensors >/dev/null
     cat >"$scratch/linear.yml" <<YAML
 models:
   - {model: $dir/C, parameters: {weight: 1}}
@@ -136,6 +135,7 @@ YAML
     local copy="cp -r --reflink=never"
     conditions "$runs"
     for run in $(seq "$runs"); do
+        cat "$dir"/{A,B,C,part}/*.safetensors >/dev/null
         measure 'read A, B, C; cp C' '' sh -c "cat '$dir'/[ABC]/*.safetensors >/dev/null; $copy '$dir/C' '$out'"
         measure 'chat-vector --no-sync --threads 2' 'read A, B, C; cp C' "${vector[@]}" --no-sync --threads 2
         measure 'cp C; sync' '' sh -c "$copy '$dir/C' '$out'; sync '$out'/* '$out'"
