@@ -66,9 +66,14 @@ impl OutputFile {
         &self.path
     }
 
-    /// Writes bytes at their place.
+    /// Writes bytes at their place, in pieces as `cp` does. For one large write the page cache wants one large folio, and
+    /// finding room for it in fragmented memory costs more than the calls saved (`docs/performance.md`).
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file.write_all_at(bytes, offset).map_err(|e| self.failed("write", e))
+        const PIECE: usize = 128 << 10;
+        for (piece, at) in bytes.chunks(PIECE).zip((offset..).step_by(PIECE)) {
+            self.file.write_all_at(piece, at).map_err(|e| self.failed("write", e))?;
+        }
+        Ok(())
     }
 
     /// Copies `len` bytes inside the kernel. `false` if it cannot between these files; nothing is lost then.

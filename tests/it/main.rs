@@ -17,3 +17,5 @@ mod golden;
 mod hostile;
 mod props;
 mod support;
+#[cfg(feature = "cli")]
+mod vectors;
