@@ -43,10 +43,10 @@ pub(super) struct ShardSize {
 /// Which tensors a command touches.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct Filter {
-    /// Only tensors whose whole name matches; `*` also matches dots [repeatable]
+    /// Only tensors whose whole name matches; `*` also matches dots (repeatable)
     #[arg(long, value_name = "GLOB")]
     pub(super) include: Vec<String>,
-    /// Not the tensors whose whole name matches [repeatable]
+    /// Not the tensors whose whole name matches (repeatable)
     #[arg(long, value_name = "GLOB")]
     pub(super) exclude: Vec<String>,
 }

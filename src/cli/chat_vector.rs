@@ -46,7 +46,7 @@ pub(super) struct ChatVector {
     /// Factor of the vector
     #[arg(long, value_name = "X", default_value = "1.0", value_parser = parse_factor, allow_negative_numbers = true)]
     scale: f64,
-    /// A further factor for some layers, such as `1-8=0.5` [repeatable]
+    /// A further factor for some layers, such as `1-8=0.5` (repeatable)
     #[arg(long, value_name = "LAYERS=X", value_parser = parse_layer_scale, allow_hyphen_values = true)]
     layer_scale: Vec<(String, f64)>,
     #[command(flatten)]

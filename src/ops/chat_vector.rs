@@ -75,7 +75,7 @@ pub fn chat_vector(
     plan(Vector::Pair { inst, base }, into, request)
 }
 
-/// Plans `into + scale * vector` with a vector saved by [`save_vector`]. The same bytes as [`chat_vector`] gives.
+/// Plans `into + scale * vector` with a vector saved by [`save_vector`](super::save_vector). The same bytes as [`chat_vector`] gives.
 ///
 /// # Errors
 /// As [`chat_vector`]; a checkpoint that is not a saved vector.

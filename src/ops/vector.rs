@@ -132,7 +132,7 @@ fn is_tokenizer(file: &str) -> bool {
 }
 
 /// Plans the difference `inst - base` as a checkpoint of f32 tensors (f64 where an input is): exactly what
-/// [`chat_vector`](super::chat_vector) computes before it scales and adds, so nothing is lost by saving it.
+/// [`chat_vector`](super::chat_vector()) computes before it scales and adds, so nothing is lost by saving it.
 ///
 /// # Errors
 /// Tensors that are missing or of another shape; quantised weights.
