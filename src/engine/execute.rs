@@ -182,9 +182,8 @@ fn check_space(
     let may_share = |i: usize| {
         plan.shards[i].template.is_some_and(|template| {
             let near = plan.sources[template.0 as usize].identity.dev == device;
-            let changes = || Extents::new(plan, i, &layouts[i]).changes(template);
-            let changed = || changes().iter().map(|c| c.end - c.start).sum::<u64>();
-            options.link != Link::Never && near && changed() <= layouts[i].size / 2
+            let few = || Extents::new(plan, i, &layouts[i]).few_changes(template).is_some();
+            options.link != Link::Never && near && few()
         })
     };
     let needed: u64 = pending.iter().filter(|&&i| !may_share(i)).map(|&i| layouts[i].size).sum();

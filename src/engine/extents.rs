@@ -91,6 +91,12 @@ impl<'a> Extents<'a> {
         }
     }
 
+    /// [`Extents::changes`], if starting with the template's blocks is worth it: at most half of the file differs.
+    pub(super) fn few_changes(&self, template: SourceId) -> Option<Vec<Range<u64>>> {
+        let changes = self.changes(template);
+        (total(&changes) <= self.layout.size / 2).then_some(changes)
+    }
+
     /// The stretches that differ from `template`, neighbours joined.
     pub(super) fn changes(&self, template: SourceId) -> Vec<Range<u64>> {
         let mut changed: Vec<Range<u64>> = Vec::new();
@@ -102,4 +108,9 @@ impl<'a> Extents<'a> {
         }
         changed
     }
+}
+
+/// Bytes in a list of ranges.
+pub(super) fn total(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::{Device, Health};
 use super::digest::{TreeDigest, digest_file};
-use super::extents::Extents;
+use super::extents::{Extents, total};
 use super::journal::Finished;
 use super::observer::{Observer, Progress};
 use super::options::{Execution, Link};
@@ -261,10 +261,9 @@ impl<'a> Run<'a> {
         if source.identity().size != layout.size || !has_header(&source, &layout.header)? {
             return Ok(None);
         }
-        let changes = job.extents.changes(template);
-        if total(&changes) > layout.size / 2 {
+        let Some(changes) = job.extents.few_changes(template) else {
             return Ok(None);
-        }
+        };
         if self.options.link == Link::Hard && changes.is_empty() {
             super::output::remove_if_there(path)?;
             // The link must be to the file itself: in a model cache the name is a symbolic link.
@@ -352,11 +351,6 @@ fn copy_in_kernel(filler: &Filler<'_>, output: &OutputFile, range: &Range<u64>) 
         source.check_unchanged(None)?;
     }
     Ok(copied)
-}
-
-/// Bytes in a list of ranges.
-fn total(ranges: &[Range<u64>]) -> u64 {
-    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
 fn has_header(source: &SourceFile, header: &[u8]) -> Result<bool> {
