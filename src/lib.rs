@@ -20,8 +20,12 @@
 //! * [`plan`] is the waist: printable, costable, comparable, serialisable.
 //! * [`ops`] makes plans, [`engine`] carries them out; neither knows the other.
 //! * [`audit`] reads checkpoints to report on them: inspect, verify, diff.
+//! * `pipeline` drives the ELO method from one project file; `backend` is the protocol of what trains in it, and
+//!   `trainer` the training backend that is built in.
 
 pub mod audit;
+#[cfg(feature = "pipeline")]
+pub mod backend;
 pub mod checkpoint;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -29,7 +33,11 @@ pub mod engine;
 pub mod error;
 pub mod format;
 pub mod ops;
+#[cfg(feature = "pipeline")]
+pub mod pipeline;
 pub mod plan;
+#[cfg(feature = "trainer")]
+pub mod trainer;
 
 pub use error::{Error, Result};
 

@@ -13,7 +13,23 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("ops", vec!["plan", "checkpoint", "format"]),
         ("engine", vec!["plan", "format"]),
         ("audit", vec!["engine", "plan", "checkpoint", "format"]),
-        ("cli", vec!["audit", "ops", "engine", "plan", "checkpoint", "format"]),
+        ("trainer", vec!["checkpoint", "format"]),
+        ("backend", vec!["trainer", "checkpoint", "format"]),
+        ("pipeline", vec!["backend", "audit", "ops", "engine", "plan", "checkpoint", "format"]),
+        (
+            "cli",
+            vec![
+                "pipeline",
+                "backend",
+                "trainer",
+                "audit",
+                "ops",
+                "engine",
+                "plan",
+                "checkpoint",
+                "format",
+            ],
+        ),
         ("main", vec!["cli"]),
     ])
 }

@@ -1,0 +1,1 @@
+//! Training backends: separate programs behind one protocol.

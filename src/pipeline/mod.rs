@@ -1,0 +1,1 @@
+//! The ELO pipeline: project file, data, stages, report.
