@@ -1,1 +1,4 @@
-//! The ELO pipeline: project file, data, stages, report.
+//! The ELO pipeline: one project file, stages from a base model to an adapted, instruction-following one.
+
+pub mod project;
+pub mod record;

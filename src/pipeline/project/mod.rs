@@ -1,0 +1,5 @@
+//! The project file `elo.yaml`: reading, checking, defaults, schema.
+
+mod model;
+
+pub use model::*;
