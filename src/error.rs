@@ -227,6 +227,20 @@ pub enum Error {
         /// The way out.
         hint: String,
     },
+    /// A training backend failed.
+    #[error("the backend failed in `{stage}`: {problem}{}", LogTail { log, tail })]
+    Backend {
+        /// The stage.
+        stage: String,
+        /// What happened.
+        problem: String,
+        /// Its whole log.
+        log: PathBuf,
+        /// The last lines of the log.
+        tail: Vec<String>,
+        /// The way out.
+        hint: String,
+    },
     /// A request is incomplete or contradictory.
     #[error("{problem}")]
     Usage {
@@ -244,6 +258,7 @@ impl Error {
         match self {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 3,
             Self::Io { .. } | Self::NonFinite { .. } | Self::Device { .. } => 1,
+            Self::Backend { .. } => 1,
             Self::CannotResume { .. } | Self::UnfinishedInPlace { .. } => 1,
             Self::Usage { .. } | Self::Selector { .. } => 2,
             Self::OutputExists { .. } | Self::OutputIsInput { .. } => 2,
@@ -281,6 +296,7 @@ impl Error {
             Self::Mismatch { hint, .. }
             | Self::Unsupported { hint, .. }
             | Self::Project { hint, .. }
+            | Self::Backend { hint, .. }
             | Self::Usage { hint, .. } => hint.clone(),
             Self::Vocabulary { .. } => {
                 "choose with `--vocab`: `overlap` (add the rows all models share), `extend` (also take the instruct model's extra rows), `skip` (leave these tensors as they are), `error` (refuse)".into()
@@ -392,6 +408,25 @@ impl fmt::Display for Lines<'_> {
         }
         if self.items.len() > SHOWN {
             write!(f, "\n  ... and {} more", self.items.len() - SHOWN)?;
+        }
+        Ok(())
+    }
+}
+
+struct LogTail<'a> {
+    log: &'a Path,
+    tail: &'a [String],
+}
+
+impl fmt::Display for LogTail<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let log = printable(&self.log.to_string_lossy());
+        if self.tail.is_empty() {
+            return write!(f, "\n  its log `{log}` is empty");
+        }
+        write!(f, "\n  the end of its log `{log}`:")?;
+        for line in self.tail {
+            write!(f, "\n  | {}", printable(line))?;
         }
         Ok(())
     }

@@ -40,6 +40,17 @@ pub enum TrainingStage {
     Sft,
 }
 
+impl TrainingStage {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pretrain => "pretrain",
+            Self::Align => "align",
+            Self::Sft => "sft",
+        }
+    }
+}
+
 /// What a backend says of itself: `describe`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Description {

@@ -83,6 +83,8 @@ pub struct StageRecord {
     pub output: Option<PathBuf>,
     /// Digest over the output's files.
     pub digest: Option<String>,
+    /// Names, sizes and times of the output's files when it was recorded.
+    pub stamp: Option<String>,
     /// Name and version of the backend.
     pub backend: Option<String>,
     /// Versions the backend names.
