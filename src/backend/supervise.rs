@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::launch::{Launch, Stop};
+use super::event::{NativeEvents, parse};
 use super::protocol::Event;
 use crate::error::{IoContext as _, Result};
 
@@ -42,12 +43,6 @@ pub struct Supervised<'a> {
     pub grace: Duration,
     /// How long it may be silent before that is worth a word.
     pub stall: Duration,
-}
-
-/// Makes events from what a backend writes by itself.
-pub trait NativeEvents {
-    /// Those since the last call.
-    fn poll(&mut self) -> Vec<Event>;
 }
 
 /// Watches a backend.
@@ -99,7 +94,10 @@ pub fn supervise(mut run: Supervised<'_>, watch: &mut dyn Watch) -> Result<Ended
     let ended = loop {
         let ended = child.try_wait().at("wait for", Path::new(&program))?;
         let mut events = tail.read();
-        events.extend(run.native.as_mut().map(|native| native.poll()).unwrap_or_default());
+        if let Some(native) = &mut run.native {
+            // What cannot be read now is read on the next look; the result is judged by itself.
+            events.extend(native.poll().unwrap_or_default());
+        }
         for event in &events {
             heard = Instant::now();
             if let (Event::Checkpoint { .. }, Some(stopping)) = (event, &mut stopping) {
@@ -228,9 +226,9 @@ impl Tail {
         if std::mem::take(&mut self.skipping) {
             self.bad_lines += 1;
         } else if !line.trim_ascii().is_empty() {
-            match serde_json::from_slice(&line) {
-                Ok(event) => events.push(event),
-                Err(_) => self.bad_lines += 1,
+            match std::str::from_utf8(&line).ok().and_then(parse) {
+                Some(event) => events.push(event),
+                None => self.bad_lines += 1,
             }
         }
     }
