@@ -103,7 +103,7 @@ impl Layer {
         let mut first_inverse = b.take(tokens);
         let w = weights.values(self.first_norm);
         norm::forward(&x, w, design.epsilon, &mut normed, &mut first_inverse);
-        let mut project = |linear: Linear, b: &mut Buffers| {
+        let project = |linear: Linear, b: &mut Buffers| {
             let mut y = b.take(tokens * linear.outputs(weights));
             linear.forward(weights, &normed, &mut y);
             y
@@ -166,7 +166,7 @@ impl Layer {
         let dim = s.design.head_dim;
         let mut before = None;
         if let Some((q_norm, k_norm)) = self.head_norms {
-            let mut normed = |x: Vec<f32>, w: usize, b: &mut Buffers| {
+            let normed = |x: Vec<f32>, w: usize, b: &mut Buffers| {
                 let (mut y, mut inverse) = (b.take(x.len()), b.take(x.len() / dim));
                 norm::forward(&x, s.weights.values(w), s.design.epsilon, &mut y, &mut inverse);
                 (y, x, inverse)

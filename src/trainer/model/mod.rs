@@ -26,7 +26,7 @@ mod swiglu;
 mod testing;
 mod weights;
 
-pub(super) use batch::{Batch, IGNORED};
+pub(super) use batch::Batch;
 pub(super) use design::Design;
 pub(super) use network::Network;
-pub(super) use weights::{Gradients, Weights};
+pub(super) use weights::{Gradients, Weight, Weights};

@@ -70,11 +70,6 @@ impl Gradients {
         Self(weights.iter().map(zeros).collect())
     }
 
-    /// No gradients at all, for evaluation.
-    pub(in crate::trainer) fn none(weights: &Weights) -> Self {
-        Self(weights.iter().map(|_| Vec::new()).collect())
-    }
-
     /// The gradient of a tensor, if it is wanted.
     pub(super) fn get(&mut self, place: usize) -> Option<&mut [f32]> {
         Some(self.0[place].as_mut_slice()).filter(|g| !g.is_empty())
