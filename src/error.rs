@@ -217,6 +217,16 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A file of training or evaluation records is not usable.
+    #[error("`{}`{}: {problem}", Shown(path), AtLine(*line))]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1, where one is to blame.
+        line: Option<u64>,
+        /// What is wrong.
+        problem: String,
+    },
     /// A project file (`elo.yaml`) is missing or wrong.
     #[error("`{}`: {problem}", Shown(path))]
     Project {
@@ -391,6 +401,14 @@ impl fmt::Display for ForTensor<'_> {
             Some(name) => write!(f, " (tensor `{}`)", printable(name)),
             None => Ok(()),
         }
+    }
+}
+
+struct AtLine(Option<u64>);
+
+impl fmt::Display for AtLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |line| write!(f, ", line {line}"))
     }
 }
 
