@@ -227,6 +227,18 @@ pub enum Error {
         /// The way out.
         hint: String,
     },
+    /// Training data is missing, malformed or unusable.
+    #[error("`{}`{}: {problem}", Shown(path), AtLine(*line))]
+    Data {
+        /// The file, directory or pattern.
+        path: PathBuf,
+        /// Line or row, from 1, where known.
+        line: Option<u64>,
+        /// What is wrong.
+        problem: String,
+        /// The way out.
+        hint: String,
+    },
     /// A request is incomplete or contradictory.
     #[error("{problem}")]
     Usage {
@@ -281,6 +293,7 @@ impl Error {
             Self::Mismatch { hint, .. }
             | Self::Unsupported { hint, .. }
             | Self::Project { hint, .. }
+            | Self::Data { hint, .. }
             | Self::Usage { hint, .. } => hint.clone(),
             Self::Vocabulary { .. } => {
                 "choose with `--vocab`: `overlap` (add the rows all models share), `extend` (also take the instruct model's extra rows), `skip` (leave these tensors as they are), `error` (refuse)".into()
@@ -373,6 +386,17 @@ impl fmt::Display for ForTensor<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(name) => write!(f, " (tensor `{}`)", printable(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+struct AtLine(Option<u64>);
+
+impl fmt::Display for AtLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(line) => write!(f, " line {line}"),
             None => Ok(()),
         }
     }

@@ -2,5 +2,7 @@
 
 pub mod protocol;
 mod settings;
+mod size;
 
-pub use settings::{BackendChoice, BackendSettings, Size};
+pub use settings::{BackendChoice, BackendSettings};
+pub use size::{Size, parse_size};
