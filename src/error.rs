@@ -217,16 +217,6 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A file of training or evaluation records is not usable.
-    #[error("`{}`{}: {problem}", Shown(path), AtLine(*line))]
-    Data {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1, where one is to blame.
-        line: Option<u64>,
-        /// What is wrong.
-        problem: String,
-    },
     /// A project file (`elo.yaml`) is missing or wrong.
     #[error("`{}`: {problem}", Shown(path))]
     Project {
@@ -248,6 +238,18 @@ pub enum Error {
         log: PathBuf,
         /// The last lines of the log.
         tail: Vec<String>,
+        /// The way out.
+        hint: String,
+    },
+    /// Training data is missing, malformed or unusable.
+    #[error("`{}`{}: {problem}", Shown(path), AtLine(*line))]
+    Data {
+        /// The file, directory or pattern.
+        path: PathBuf,
+        /// Line or row, from 1, where known.
+        line: Option<u64>,
+        /// What is wrong.
+        problem: String,
         /// The way out.
         hint: String,
     },
@@ -307,6 +309,7 @@ impl Error {
             | Self::Unsupported { hint, .. }
             | Self::Project { hint, .. }
             | Self::Backend { hint, .. }
+            | Self::Data { hint, .. }
             | Self::Usage { hint, .. } => hint.clone(),
             Self::Vocabulary { .. } => {
                 "choose with `--vocab`: `overlap` (add the rows all models share), `extend` (also take the instruct model's extra rows), `skip` (leave these tensors as they are), `error` (refuse)".into()

@@ -18,6 +18,7 @@ mod refusal;
 #[cfg(feature = "trainer")]
 mod serve;
 mod settings;
+mod size;
 mod supervise;
 mod yaml;
 
@@ -35,7 +36,8 @@ pub use native::NativeFile;
 use protocol::{Description, Outcome, Spec};
 #[cfg(feature = "trainer")]
 pub use serve::serve;
-pub use settings::{BackendChoice, BackendSettings, Size};
+pub use settings::{BackendChoice, BackendSettings};
+pub use size::{Size, parse_size};
 pub use supervise::{Ended, Supervised, Watch, log_tail, read_events, supervise};
 
 /// What trains a stage.

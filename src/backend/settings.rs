@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::protocol::Sharding;
+use super::size::Size;
 
 /// What trains: a name, or a name with its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -89,14 +90,4 @@ impl BackendChoice {
             Self::Settings(settings) => settings.as_ref().clone(),
         }
     }
-}
-
-/// A number of bytes: `1073741824`, `1GB`, `1GiB`, `500MB`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Size {
-    /// Bytes.
-    Bytes(u64),
-    /// With a unit.
-    Text(String),
 }

@@ -8,10 +8,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::failure::{Failure, Origins};
-use super::project::PROJECT_FILE;
 use super::session::Session;
 use crate::checkpoint::{Checkpoint, LayerSelector};
 use crate::error::{Error, IoContext as _};
+use crate::pipeline::project::PROJECT_FILE;
 
 /// Start a project: write a commented `elo.yaml`
 ///

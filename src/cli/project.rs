@@ -1,25 +1,10 @@
-//! The project file `elo.yaml`: which model, which layers, and where results go.
-//!
-//! It is found in the working directory or the nearest parent that has one; its paths are relative to it. Keys are
-//! strict: a misspelt one is an error with a suggestion, never ignored.
+//! What `extract`, `inject` and `chat-vector` take from a project, and which file of it said so.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
-
-use serde_json::Value;
-use serde_saphyr::{Spanned, UserMessageFormatter};
+use std::path::PathBuf;
 
 use super::failure::{Failure, Origins};
-use crate::error::{Error, IoContext as _, Result, printable};
-
-/// Name of the project file.
-pub(super) const PROJECT_FILE: &str = "elo.yaml";
-const KEYS: [&str; 4] = ["model", "instruct", "layers", "out"];
-/// Where results go unless `out` says otherwise.
-const OUT: &str = "work";
-const MAX_BYTES: u64 = 1 << 20;
+use crate::error::Result;
+use crate::pipeline::project::{self as pipeline, Loaded, PROJECT_FILE};
 
 /// A project.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -117,82 +102,26 @@ pub(super) fn missing(
     }
 }
 
+impl From<Loaded> for Project {
+    fn from(loaded: Loaded) -> Self {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| loaded.path(path));
+        let project = &loaded.project;
+        // What the file does not say, a verb asks for.
+        let layers = loaded.line_of("layers").map(|_| project.layers.to_string());
+        Self {
+            model: path(&project.model),
+            instruct: path(&project.instruct),
+            layers,
+            out: loaded.out(),
+            file: loaded.file,
+        }
+    }
+}
+
 impl Project {
     /// The project of the working directory.
     pub(super) fn find() -> Result<Option<Self>> {
-        let here = std::env::current_dir().at("find", ".")?;
-        let mut root = PathBuf::new();
-        for _ in here.ancestors() {
-            let file = root.join(PROJECT_FILE);
-            if fs::symlink_metadata(&file).is_ok() {
-                return Self::load(&file).map(Some);
-            }
-            root.push("..");
-        }
-        Ok(None)
-    }
-
-    /// Reads a project file.
-    pub(super) fn load(file: &Path) -> Result<Self> {
-        let meta = fs::metadata(file).at("read", file)?;
-        if !meta.is_file() || meta.len() > MAX_BYTES {
-            return Err(wrong(file, "it is not a small regular file", ""));
-        }
-        let mut bytes = Vec::new();
-        let opened = fs::File::open(file).at("read", file)?;
-        opened.take(MAX_BYTES).read_to_end(&mut bytes).at("read", file)?;
-        let text = String::from_utf8(bytes).map_err(|_| wrong(file, "it is not UTF-8 text", ""))?;
-        Self::parse(&text, file)
-    }
-
-    fn parse(text: &str, file: &Path) -> Result<Self> {
-        let options = serde_saphyr::options! {
-            budget: serde_saphyr::budget! { max_aliases: 0, max_anchors: 0 },
-        };
-        let keys: Option<BTreeMap<String, Spanned<Value>>> =
-            serde_saphyr::from_str_with_options(text, options).map_err(|e| {
-                wrong(
-                    file,
-                    &printable(&e.without_snippet().render_with_formatter(&UserMessageFormatter)),
-                    "",
-                )
-            })?;
-        let keys = keys.unwrap_or_default();
-        if let Some((key, value)) = keys.iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
-            return Err(unknown_key(file, key, value.referenced.line()));
-        }
-        let root = file.parent().unwrap_or(Path::new(""));
-        let path = |key: &str| -> Result<Option<PathBuf>> {
-            match keys.get(key).map(|spanned| (&spanned.value, spanned)) {
-                None | Some((Value::Null, _)) => Ok(None),
-                Some((Value::String(text), _)) if !text.is_empty() => Ok(Some(root.join(text))),
-                Some((_, spanned)) => Err(wrong(
-                    file,
-                    &format!("line {}: `{key}` is not a path", spanned.referenced.line()),
-                    &format!("write `{key}: path/to/it`"),
-                )),
-            }
-        };
-        let given = keys.get("layers").filter(|spanned| !spanned.value.is_null());
-        let layers = given.map(|spanned| {
-            layers(&spanned.value).ok_or_else(|| {
-                wrong(
-                    file,
-                    &format!(
-                        "line {}: `layers` is not a list of layers",
-                        spanned.referenced.line()
-                    ),
-                    "write `layers: 1,32`, or `layers: [1, 32]`",
-                )
-            })
-        });
-        Ok(Self {
-            model: path("model")?,
-            instruct: path("instruct")?,
-            out: path("out")?.unwrap_or_else(|| root.join(OUT)),
-            layers: layers.transpose()?,
-            file: file.to_owned(),
-        })
+        Ok(pipeline::Project::find()?.map(Self::from))
     }
 
     /// Where a stage's model is, or will be.
@@ -220,109 +149,22 @@ impl Project {
     }
 }
 
-/// `1,32`, `[1, 32]`, `[first, last]` or `1`.
-fn layers(value: &Value) -> Option<String> {
-    let item = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) if number.is_i64() => Some(number.to_string()),
-        _ => None,
-    };
-    match value {
-        Value::Array(items) => {
-            let items: Vec<String> = items.iter().map(item).collect::<Option<_>>()?;
-            Some(items.join(","))
-        }
-        one => item(one),
-    }
-}
-
-fn wrong(file: &Path, problem: &str, hint: &str) -> Error {
-    Error::Project { path: file.to_owned(), problem: problem.to_owned(), hint: hint.to_owned() }
-}
-
-fn unknown_key(file: &Path, key: &str, line: u64) -> Error {
-    let near = KEYS.iter().map(|known| (distance(key, known), known)).min();
-    let hint = match near {
-        Some((steps, known)) if steps <= 2.max(known.len() / 3) => {
-            format!("did you mean `{known}`?")
-        }
-        _ => format!("the keys are {}", KEYS.map(|k| format!("`{k}`")).join(", ")),
-    };
-    let key = printable(key);
-    wrong(file, &format!("line {line}: there is no key `{key}`"), &hint)
-}
-
-/// Edit distance: insertions, deletions and replacements.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, a) in a.chars().take(100).enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, b) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
 
-    fn parse(text: &str) -> Result<Project> {
-        Project::parse(text, Path::new("p/elo.yaml"))
-    }
+    use super::*;
 
     #[test]
     fn paths_are_relative_to_the_file() {
-        let project = parse("model: ../m\ninstruct: /abs/i\nlayers: 1,32\n").unwrap();
+        let parse = |text| -> Project {
+            pipeline::Project::parse(text, Path::new("p/elo.yaml")).unwrap().into()
+        };
+        let project = parse("model: ../m\ninstruct: /abs/i\nlayers: 1,32\n");
         assert_eq!(project.model, Some("p/../m".into()));
         assert_eq!(project.instruct, Some("/abs/i".into()));
         assert_eq!(project.layers.as_deref(), Some("1,32"));
         assert_eq!(project.stage(Stage::Inject), Path::new("p/work/03-inject/model"));
-    }
-
-    #[test]
-    fn layers_have_several_spellings() {
-        for (text, expected) in [
-            ("layers: 1,32", "1,32"),
-            ("layers: \"1,32\"", "1,32"),
-            ("layers: [1, 32]", "1,32"),
-            ("layers: [first, last]", "first,last"),
-            ("layers: 7", "7"),
-            ("layers: -1", "-1"),
-            ("layers: 1-4", "1-4"),
-        ] {
-            assert_eq!(parse(text).unwrap().layers.as_deref(), Some(expected), "{text}");
-        }
-        assert!(parse("layers: {a: 1}").is_err());
-        assert!(parse("layers: 1.5").is_err());
-    }
-
-    #[test]
-    fn misspelt_keys_are_errors_with_a_suggestion() {
-        let error = parse("model: m\nlayer: 1,2\n").unwrap_err();
-        assert_eq!(error.to_string(), "`p/elo.yaml`: line 2: there is no key `layer`");
-        assert_eq!(error.hint().unwrap(), "did you mean `layers`?");
-        let hint = |text| parse(text).unwrap_err().hint().unwrap();
-        assert_eq!(hint("modle: m"), "did you mean `model`?");
-        assert_eq!(hint("instrcut: m"), "did you mean `instruct`?");
-        assert!(hint("zzzzzzzz: 1").starts_with("the keys are `model`"));
-    }
-
-    #[test]
-    fn nothing_and_nonsense() {
-        assert_eq!(parse("").unwrap().out, Path::new("p/work"));
-        assert_eq!(parse("# only a comment\n").unwrap().model, None);
-        for text in
-            ["[", "- a", "model: [x]", "model: m\nmodel: n", "model: &a m\nout: *a", "\u{1}"]
-        {
-            let error = parse(text).unwrap_err();
-            assert_eq!(error.exit_code(), 3, "{text}");
-            assert!(error.to_string().len() < 1000, "{error}");
-        }
+        assert_eq!(parse("model: m\n").layers, None);
     }
 }

@@ -53,7 +53,12 @@ fn one_of_each() -> Vec<Error> {
         Error::Interrupted { resumable: true },
         Error::Device { device: "cuda".into(), reason: "this build has no CUDA support".into() },
         Error::Project { path: "elo.yaml".into(), problem: "unknown key".into(), hint: hint() },
-        Error::Data { path: "a.jsonl".into(), line: Some(7), problem: "no `text`".into() },
+        Error::Data {
+            path: "ko.jsonl".into(),
+            line: Some(7),
+            problem: "it has no field `text`".into(),
+            hint: hint(),
+        },
         Error::Usage { problem: "no model was given".into(), hint: hint() },
     ]
 }

@@ -116,7 +116,7 @@ impl Data {
         if data.packing.batch(&data.corpus, &all).predicted() == 0 {
             let path = training.data.first().cloned().unwrap_or_default();
             let problem = "no token of the data is to be predicted".to_owned();
-            return Err(Error::Data { path, line: None, problem });
+            return Err(Error::Data { path, line: None, problem, hint: String::new() });
         }
         Ok(data)
     }

@@ -17,12 +17,15 @@ use crate::backend::{BackendChoice, Size};
 #[serde(default, deny_unknown_fields)]
 pub struct Project {
     /// The base model: a directory with `config.json` and safetensors.
+    #[schemars(extend("format" = "path"))]
     pub model: Option<PathBuf>,
     /// The instruction-tuned relative of the base model. `instruct - model` is the chat vector; SFT takes its tokenizer and chat template.
+    #[schemars(extend("format" = "path"))]
     pub instruct: Option<PathBuf>,
     /// The decoder layers that are detached and trained, counting from 1: `first,last`, `1,32`, `[1, 32]`.
     pub layers: Layers,
     /// Where results go.
+    #[schemars(extend("format" = "path"))]
     pub out: PathBuf,
     /// Seed of every shuffle and of training.
     pub seed: u64,
@@ -126,6 +129,19 @@ pub struct Data {
     pub sft: Mix,
     /// What is held out for evaluation.
     pub held_out: HeldOut,
+    /// What a record that cannot be used does: `error` ends the preparation with a list, `skip` leaves it out and counts it.
+    pub on_bad: OnBad,
+}
+
+/// What a record that cannot be used does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBad {
+    /// It ends the preparation; the first ten are listed.
+    #[default]
+    Error,
+    /// It is left out and counted.
+    Skip,
 }
 
 /// Sources and their shares.
@@ -143,6 +159,7 @@ pub struct Mix {
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// A file, a directory, or a pattern (`data/ko-*.jsonl`): plain text (`.txt`, `.md`), JSON lines (`.jsonl`, `.json`), Parquet (`.parquet`); `.gz` and `.zst` are not read.
+    #[schemars(extend("format" = "path"))]
     pub path: PathBuf,
     /// Its language, as reports name it: `en`, `ko`.
     pub language: String,
@@ -295,7 +312,7 @@ impl Default for ChatVectorStage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Evaluate {
-    /// Held-out perplexity after every stage: `auto` where the built-in backend can compute the model in reasonable time, `true`, `false`.
+    /// Held-out perplexity after every stage: `auto` where the built-in backend can compute the model in reasonable time, `always`, `never`.
     pub perplexity: Perplexity,
     /// Tokens of a sequence of held-out text.
     pub sequence_length: u32,

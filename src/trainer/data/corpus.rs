@@ -72,6 +72,7 @@ impl Corpus {
                             path: path.to_owned(),
                             line: Some(*number),
                             problem,
+                            hint: String::new(),
                         },
                     )
                 })
@@ -82,7 +83,7 @@ impl Corpus {
         }
         if self.documents.len() == before {
             let problem = "it has no records".to_owned();
-            return Err(Error::Data { path: path.to_owned(), line: None, problem });
+            return Err(Error::Data { path: path.to_owned(), line: None, problem, hint: String::new() });
         }
         Ok(())
     }

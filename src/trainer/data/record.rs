@@ -92,6 +92,7 @@ impl Lines {
                 path: self.path.clone(),
                 line: Some(self.number),
                 problem: format!("not UTF-8 from byte {}", e.utf8_error().valid_up_to()),
+                hint: String::new(),
             })?;
             lines.push((self.number, text));
         }
