@@ -14,12 +14,12 @@ mod ledger;
 mod scale;
 mod scan;
 mod structure;
-mod table;
+pub(crate) mod table;
 mod tree;
 mod units;
 mod verdict;
 mod verify;
-mod viridis;
+pub(crate) mod viridis;
 
 pub use diff::{Change, Diff, DiffOptions, TensorDiff, TensorForm, TensorState, diff};
 pub use grid::{Aggregate, Grid, Labelled};
@@ -31,6 +31,6 @@ pub use inspect::{
 pub use ledger::{DiffView, render_diff};
 pub use scan::ReadObserver;
 pub use tree::{TreeOptions, render_tensors, render_tree};
-pub use units::{Bytes, Elements, Grouped, Ratio};
+pub use units::{Bytes, Elements, Grouped, Ratio, Seconds, Short};
 pub use verdict::{FileCheck, FileState, NonFiniteTensor, Verification};
 pub use verify::{VerifyOptions, examine, verify};

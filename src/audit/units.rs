@@ -1,4 +1,4 @@
-//! Sizes and counts as people read them.
+//! Sizes, counts and times as people read them.
 
 use std::fmt;
 
@@ -79,8 +79,64 @@ impl fmt::Display for Ratio {
     }
 }
 
+/// A time in seconds: `0.42 s`, `41 s`, `3 min 20 s`, `1 h 05 min`, `2 d 03 h`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seconds(pub f64);
+
+impl fmt::Display for Seconds {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole seconds of a time that is not negative; casts saturate"
+    )]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.max(0.0);
+        let whole = seconds.round() as u64;
+        let text = match whole {
+            _ if !self.0.is_finite() => "-".to_owned(),
+            _ if seconds < 0.995 => format!("{seconds:.2} s"),
+            _ if seconds < 9.95 => format!("{seconds:.1} s"),
+            0..60 => format!("{whole} s"),
+            60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+            // To the next minute, and hour, so that nothing shows `60 min`.
+            3600..86_370 => {
+                let minutes = (whole + 30) / 60;
+                format!("{} h {:02} min", minutes / 60, minutes % 60)
+            }
+            _ => {
+                let hours = (whole + 1800) / 3600;
+                format!("{} d {:02} h", hours / 24, hours % 24)
+            }
+        };
+        f.pad(&text)
+    }
+}
+
+/// A number with three digits and a decimal unit: `812`, `1.10 k`, `463 k`, `2.50 B`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Short(pub f64);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1.0, ""), (1e3, " k"), (1e6, " M"), (1e9, " B"), (1e12, " T")];
+        let size = self.0.abs();
+        // A step early, so that rounding never shows `1000 k`.
+        let at = units.iter().rposition(|(unit, _)| size >= unit * 0.9995).unwrap_or(0);
+        let (unit, name) = units[at];
+        let value = self.0 / unit;
+        let text = match value.abs() {
+            v if !v.is_finite() => "-".to_owned(),
+            v if at == 0 && (v >= 100.0 || v.fract() == 0.0) => format!("{value:.0}"),
+            v if v >= 99.95 => format!("{value:.0}{name}"),
+            v if v >= 9.995 => format!("{value:.1}{name}"),
+            _ => format!("{value:.2}{name}"),
+        };
+        f.pad(&text)
+    }
+}
+
 /// `1 tensor`, `12 tensors`.
-pub(super) fn counted(count: u64, thing: &str) -> String {
+pub(crate) fn counted(count: u64, thing: &str) -> String {
     format!("{} {thing}{}", Grouped(count), if count == 1 { "" } else { "s" })
 }
 
@@ -98,6 +154,23 @@ mod tests {
         assert_eq!(shown(416 << 20), "416.0 MiB");
         assert_eq!(shown((1 << 30) - 1), "1.00 GiB");
         assert_eq!(shown(1 << 40), "1.00 TiB");
+    }
+
+    #[test]
+    fn times_read_well() {
+        let shown = |seconds: f64| Seconds(seconds).to_string();
+        assert_eq!([shown(0.0), shown(0.421), shown(3.21)], ["0.00 s", "0.42 s", "3.2 s"]);
+        assert_eq!([shown(9.96), shown(59.6), shown(200.0)], ["10 s", "1 min 00 s", "3 min 20 s"]);
+        assert_eq!([shown(3599.9), shown(5400.0)], ["1 h 00 min", "1 h 30 min"]);
+        assert_eq!([shown(86_399.0), shown(f64::INFINITY)], ["1 d 00 h", "-"]);
+    }
+
+    #[test]
+    fn short_numbers_have_three_digits() {
+        let shown = |value: f64| Short(value).to_string();
+        assert_eq!([shown(0.0), shown(812.4), shown(1097.0)], ["0", "812", "1.10 k"]);
+        assert_eq!([shown(463_000.0), shown(999_700.0)], ["463 k", "1.00 M"]);
+        assert_eq!([shown(2.5e9), shown(10.7e3), shown(6.94)], ["2.50 B", "10.7 k", "6.94"]);
     }
 
     #[test]

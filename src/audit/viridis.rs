@@ -29,7 +29,7 @@ const SAMPLES: [[u8; 3]; 17] = [
     clippy::cast_sign_loss,
     reason = "held to the table and to a byte"
 )]
-pub(super) fn colour(place: f64) -> String {
+pub(crate) fn colour(place: f64) -> String {
     let last = SAMPLES.len() - 1;
     let place = if place.is_nan() { 0.0 } else { place };
     let at = place.clamp(0.0, 1.0) * 16.0;

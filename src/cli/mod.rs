@@ -15,6 +15,8 @@ mod failure;
 mod init;
 mod inject;
 mod inspect;
+#[cfg_attr(not(test), expect(dead_code, reason = "for the commands that run a project"))]
+mod live;
 mod man;
 mod plan;
 mod process;

@@ -42,6 +42,11 @@ impl Session {
         !self.quiet && !self.json && io::stderr().is_terminal()
     }
 
+    /// Whether talk may be coloured.
+    pub(super) fn has_colour(&self) -> bool {
+        self.colour
+    }
+
     /// Data, as it is.
     #[expect(clippy::unused_self, reason = "who has a session may write")]
     pub(super) fn print(&self, text: &str) -> Result<(), Failure> {

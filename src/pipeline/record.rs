@@ -25,6 +25,8 @@ pub struct Record {
     pub data: Vec<DataFacts>,
     /// Held-out measurements of the models that the run starts from: `base`, `instruct`.
     pub baselines: BTreeMap<String, Vec<Measured>>,
+    /// Benchmark scores of the models that the run starts from.
+    pub baseline_scores: BTreeMap<String, Vec<Score>>,
     /// Stages in the order of the run. Controls follow, as `control/NAME/STAGE`.
     pub stages: Vec<StageRecord>,
 }
