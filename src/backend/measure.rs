@@ -49,10 +49,7 @@ pub struct Loss {
 /// # Errors
 /// A model that the trainer cannot compute exactly; [`Error::Interrupted`](crate::Error::Interrupted) when told to stop.
 #[cfg(feature = "trainer")]
-pub fn measure(
-    request: &MeasureRequest,
-    stop: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Loss>> {
+pub fn measure(request: &MeasureRequest, stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<Loss>> {
     use crate::trainer::{Slice, Step, Watch, evaluate};
 
     struct Eyes<'a>(&'a (dyn Fn() -> bool + Sync));
@@ -96,10 +93,7 @@ pub fn measure(
 /// # Errors
 /// Always.
 #[cfg(not(feature = "trainer"))]
-pub fn measure(
-    _request: &MeasureRequest,
-    _stop: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Loss>> {
+pub fn measure(_request: &MeasureRequest, _stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<Loss>> {
     Err(crate::Error::Unsupported {
         what: "held-out perplexity".into(),
         reason: "this build has no trainer".into(),

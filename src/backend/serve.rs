@@ -11,7 +11,7 @@ use super::protocol::{
     Event, LossOn, Outcome, PROTOCOL, Packing, Resume, Schedule, Spec, Status, StepEvent, exit,
 };
 use crate::error::{Error, IoContext as _, Result};
-use crate::trainer;
+use crate::trainer::{self, Watch as _};
 
 /// Trains what a spec asks for. The exit status.
 ///

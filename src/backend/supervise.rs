@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::launch::{Launch, Stop};
 use super::event::{NativeEvents, parse};
+use super::launch::{Launch, Stop};
 use super::protocol::Event;
 use crate::error::{IoContext as _, Result};
 

@@ -60,7 +60,9 @@ fn settings(name: Option<&String>) -> Result<BackendSettings, Failure> {
     let of_project = project(None).ok().map(|loaded| loaded.project.backend.settings());
     match (name, of_project) {
         (Some(name), Some(settings)) => Ok(BackendSettings { name: name.clone(), ..settings }),
-        (Some(name), None) => Ok(BackendSettings { name: name.clone(), ..BackendSettings::default() }),
+        (Some(name), None) => {
+            Ok(BackendSettings { name: name.clone(), ..BackendSettings::default() })
+        }
         (None, Some(settings)) => Ok(settings),
         (None, None) => Err(Failure::usage(
             "no backend is named, and there is no `elo.yaml` here or above",
@@ -115,8 +117,11 @@ fn check(arguments: &Check, session: &Session) -> Result<(), Failure> {
         .into());
     }
     if let Some(path) = &arguments.spec {
-        let text = std::fs::read(path)
-            .map_err(|source| Error::Io { action: "read", path: path.clone(), source })?;
+        let text = std::fs::read(path).map_err(|source| Error::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
         let spec = serde_json::from_slice(&text)
             .map_err(|e| Error::Json { path: path.clone(), message: e.to_string() })?;
         found.check(path, &spec, &settings)?;
@@ -196,8 +201,7 @@ pub(super) struct Guarded {
 
 pub(super) fn guard(arguments: &Guarded) -> Result<(), Failure> {
     let Guarded { driver, pid_file, program } = arguments;
-    let request =
-        Guard { pid_file: pid_file.clone(), driver: *driver, program: program.clone() };
+    let request = Guard { pid_file: pid_file.clone(), driver: *driver, program: program.clone() };
     match backend::guard(&request)? {
         0 => Ok(()),
         code => Err(Failure::Told(code)),

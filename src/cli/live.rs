@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::session::Session;
+use super::units::size;
 use crate::audit::{Seconds, Short};
 use crate::backend::protocol::{Event, Status, StepEvent};
 use crate::error::printable;
@@ -18,6 +19,8 @@ use crate::error::printable;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Least time between two JSON objects for steps.
 const JSON_EVERY: Duration = Duration::from_millis(500);
+/// Least time between two looks at bytes.
+const BYTES_EVERY: Duration = Duration::from_millis(100);
 /// Columns of the curve.
 const CURVE: usize = 24;
 
@@ -169,6 +172,24 @@ impl<'a> Live<'a> {
         } else {
             state.aside(|| self.session.note(&printable(note)));
         }
+    }
+
+    /// How far a long piece of work without steps is: bytes done of bytes in all.
+    pub(super) fn bytes(&self, what: &str, done: u64, total: u64) {
+        let mut state = self.state();
+        let now = Instant::now();
+        let is_due = state.told.is_none_or(|told| now.duration_since(told) >= BYTES_EVERY);
+        if !is_due || !self.session.has_bar() {
+            return;
+        }
+        state.told = Some(now);
+        let prefix = format!("{} {}", state.place, state.name);
+        let colour = self.session.has_colour();
+        let bar = state.bar.get_or_insert_with(|| bar(colour));
+        bar.set_prefix(prefix);
+        bar.set_length(total.max(1));
+        bar.set_position(done);
+        bar.set_message(format!("{what}  {} of {}", size(done), size(total)));
     }
 
     /// A stage is complete; `line` says in short what came of it.

@@ -5,6 +5,7 @@
 
 mod apply;
 mod arguments;
+mod backend;
 mod cast;
 mod chat_vector;
 mod clean;
@@ -15,7 +16,6 @@ mod failure;
 mod init;
 mod inject;
 mod inspect;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the commands that run a project"))]
 mod live;
 mod man;
 mod plan;
@@ -23,6 +23,7 @@ mod process;
 mod progress;
 mod project;
 mod reshard;
+mod run;
 mod session;
 mod summary;
 mod surgery;
@@ -97,6 +98,23 @@ enum Command {
     Plan(plan::Plan),
     Apply(apply::Apply),
     Init(init::Init),
+    Run(run::Run),
+    /// Train the detached layers of the project: stage `pretrain`
+    Pretrain(run::One),
+    /// Fine-tune the model after its layers are back: stage `align`
+    Align(run::One),
+    /// Fine-tune on chats: stage `sft`
+    Sft(run::One),
+    /// Measure and draw what the project has made: stage `evaluate`
+    Evaluate(run::One),
+    Status(run::Status),
+    Report(run::Report),
+    Render(run::Render),
+    Backend(backend::Backend),
+    #[command(name = "__backend", hide = true)]
+    Builtin(backend::Builtin),
+    #[command(name = "__guard", hide = true)]
+    Guard(backend::Guarded),
     Clean(clean::Clean),
     Completions(completions::Completions),
     Man(man::Man),
@@ -136,6 +154,17 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Plan(verb) => plan::run(verb, session),
         Command::Apply(verb) => verb.run(session),
         Command::Init(verb) => init::run(verb, session),
+        Command::Run(verb) => run::run(verb, session),
+        Command::Pretrain(verb) => run::one("pretrain", verb, session),
+        Command::Align(verb) => run::one("align", verb, session),
+        Command::Sft(verb) => run::one("sft", verb, session),
+        Command::Evaluate(verb) => run::one("evaluate", verb, session),
+        Command::Status(verb) => run::status(verb, session),
+        Command::Report(verb) => run::report(verb, session),
+        Command::Render(verb) => run::render(verb, session),
+        Command::Backend(verb) => backend::run(verb, session),
+        Command::Builtin(verb) => backend::builtin(verb, session),
+        Command::Guard(verb) => backend::guard(verb),
         Command::Clean(verb) => clean::run(verb, session),
         Command::Completions(verb) => completions::run(verb, session),
         Command::Man(verb) => man::run(verb, session),

@@ -2,6 +2,8 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use serde_json::json;
@@ -10,10 +12,12 @@ use super::failure::Failure;
 use super::live::Live;
 use super::process;
 use super::session::Session;
+use crate::backend::protocol::Event;
 use crate::backend::{BackendChoice, BackendSettings};
 use crate::error::{Error, IoContext as _};
 use crate::pipeline::driver::{Decision, Driver, Intent, Options, Witness};
 use crate::pipeline::project::{Loaded, Project};
+use crate::pipeline::record::StageRecord;
 use crate::pipeline::report;
 
 /// Run the project: extract, pretrain, inject, align, chat-vector, sft, evaluate
@@ -118,14 +122,14 @@ fn drive(
         sync: !how.no_sync,
         ..options()?
     };
-    let live = Live::new(session, process::cancellation());
+    let live = View::new(session);
     if how.dry_run {
         let intents = Driver::look(&loaded, &options, &live)?.preview()?;
         return show(&intents, session);
     }
     let mut driver = Driver::open(&loaded, &options, &live)?;
     let outcome = driver.run();
-    live.finish();
+    live.live.finish();
     let report = driver.report();
     if let Err(error) = outcome {
         return Err(error.into());
@@ -134,7 +138,10 @@ fn drive(
     if session.json {
         return session.print_json(driver.record());
     }
-    session.print(&report::table(driver.record(), &report::TableOptions::default()))?;
+    session.print(&report::table(
+        driver.record(),
+        &report::Options { colour: session.has_colour() },
+    ))?;
     session.print(&report::before_after(driver.record()))?;
     if let Some(publish) = driver.publish_script()? {
         session.say(&format!("to publish: `sh {}`", publish.display()));
@@ -167,13 +174,13 @@ pub(super) struct Status {}
 pub(super) fn status(_arguments: &Status, session: &Session) -> Result<(), Failure> {
     let loaded = project(None)?;
     let options = options()?;
-    let live = Live::new(session, process::cancellation());
+    let live = View::new(session);
     let driver = Driver::look(&loaded, &options, &live)?;
     let record = driver.current()?;
     if session.json {
         return session.print_json(&record);
     }
-    session.print(&report::table(&record, &report::TableOptions::default()))?;
+    session.print(&report::table(&record, &report::Options { colour: session.has_colour() }))?;
     session.print(&report::before_after(&record))
 }
 
@@ -184,7 +191,7 @@ pub(super) struct Report {}
 pub(super) fn report(_arguments: &Report, session: &Session) -> Result<(), Failure> {
     let loaded = project(None)?;
     let options = options()?;
-    let live = Live::new(session, process::cancellation());
+    let live = View::new(session);
     let driver = Driver::look(&loaded, &options, &live)?;
     let path = driver.report()?;
     session.print(&format!("{}\n", path.display()))
@@ -212,7 +219,7 @@ pub(super) struct Render {
 pub(super) fn render(arguments: &Render, session: &Session) -> Result<(), Failure> {
     let loaded = project(arguments.backend.as_ref())?;
     let options = options()?;
-    let live = Live::new(session, process::cancellation());
+    let live = View::new(session);
     let mut driver = Driver::look(&loaded, &options, &live)?;
     let rendered = driver.render(arguments.stage.as_deref())?;
     let mut written = Vec::new();
@@ -250,28 +257,56 @@ pub(super) fn render(arguments: &Render, session: &Session) -> Result<(), Failur
     Ok(())
 }
 
-impl Witness for Live<'_> {
+/// The live view, and the user's wish to stop.
+struct View<'a> {
+    live: Live<'a>,
+    session: &'a Session,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl<'a> View<'a> {
+    fn new(session: &'a Session) -> Self {
+        Self { live: Live::new(session), session, cancelled: process::cancellation() }
+    }
+}
+
+impl Witness for View<'_> {
     fn stage(&self, name: &str, index: usize, of: usize) {
-        self.begin(name, index, of);
+        self.live.stage(name, index, of);
     }
 
-    fn event(&self, event: &crate::backend::protocol::Event) {
-        self.heard(event);
+    fn event(&self, event: &Event) {
+        self.live.event(event);
     }
 
     fn progress(&self, what: &str, done: u64, total: u64) {
-        self.bytes(what, done, total);
+        self.live.bytes(what, done, total);
     }
 
     fn note(&self, note: &str) {
-        self.say(note);
+        self.live.note(note);
     }
 
-    fn done(&self, record: &crate::pipeline::record::StageRecord, redone: bool) {
-        self.end(record, redone);
+    fn done(&self, record: &StageRecord, redone: bool) {
+        if redone {
+            self.live.done(&record.name, record.seconds, &outcome(record));
+        } else {
+            self.session.detail(&format!("{}: up to date", record.name));
+        }
     }
 
     fn stop(&self) -> bool {
-        self.cancelled()
+        process::is_cancelled(&self.cancelled)
     }
+}
+
+/// `loss 2.940 -> 2.330  9 checks` of a stage that trained; what was measured of any.
+fn outcome(record: &StageRecord) -> String {
+    let mut parts = Vec::new();
+    if let (Some(first), Some(last)) = (record.first_loss, record.final_loss) {
+        parts.push(format!("loss {first:.3} -> {last:.3}"));
+    }
+    let measured = record.measured.iter();
+    parts.extend(measured.map(|m| format!("ppl {} {:.2}", m.slice, m.perplexity)));
+    parts.join("  ")
 }

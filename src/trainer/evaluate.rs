@@ -102,7 +102,12 @@ pub fn evaluate(
 fn perplexity(slice: &Slice, corpus: &Corpus, sum: f64, tokens: u64) -> Result<Perplexity> {
     if tokens == 0 {
         let problem = "no token of it is to be predicted".to_owned();
-        return Err(Error::Data { path: slice.path.clone(), line: None, problem, hint: String::new() });
+        return Err(Error::Data {
+            path: slice.path.clone(),
+            line: None,
+            problem,
+            hint: String::new(),
+        });
     }
     let loss = sum / tokens as f64;
     Ok(Perplexity {

@@ -72,12 +72,15 @@ pub(super) fn structure(input: &Checkpoint, trained: &Checkpoint) -> Verdict {
             format!("{} were added, `{name}` for one", added.len()),
         ),
         (_, _, Some(which)) => verdict.fail("the shapes are those of the input", which.clone()),
-        _ => verdict.hold("names and shapes are those of the input", format!("{} tensors", was.len())),
+        _ => verdict
+            .hold("names and shapes are those of the input", format!("{} tensors", was.len())),
     }
     if let (Some(was), Some(is)) = (input.config(), trained.config()) {
         let changed: Vec<String> = STRUCTURE
             .iter()
-            .filter(|key| matches!((was.get(**key), is.get(**key)), (Some(a), Some(b)) if !same(a, b)))
+            .filter(
+                |key| matches!((was.get(**key), is.get(**key)), (Some(a), Some(b)) if !same(a, b)),
+            )
             .map(|key| format!("`{key}` was {}, is {}", was[*key], is[*key]))
             .collect();
         match changed.first() {

@@ -132,8 +132,7 @@ impl Driver<'_> {
                 self.add_training(&mut inputs, &model, training)?;
             }
             Action::Evaluate => {
-                let stages: Vec<String> =
-                    self.nodes.iter().map(|node| node.name.clone()).collect();
+                let stages: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
                 for name in stages {
                     if name != node.name {
                         let input = Input::Stage(name.clone());
@@ -230,7 +229,11 @@ fn describe(record: &StageRecord) -> String {
 
 /// Long lists by their digest.
 fn short_list(list: &str) -> String {
-    if list.len() < 100 { list.to_owned() } else { blake3::hash(list.as_bytes()).to_hex().to_string() }
+    if list.len() < 100 {
+        list.to_owned()
+    } else {
+        blake3::hash(list.as_bytes()).to_hex().to_string()
+    }
 }
 
 fn json(value: &impl Serialize) -> Value {

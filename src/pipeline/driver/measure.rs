@@ -43,7 +43,9 @@ impl Driver<'_> {
         }
         let checkpoint = Checkpoint::open(model)?;
         let bytes: u64 = prepared.held_out.iter().map(|slice| slice.bytes).sum();
-        let cost = 2 * super::spec::Tensors::of(&checkpoint).parameters(|_| true).saturating_mul(bytes / 3);
+        let cost = 2 * super::spec::Tensors::of(&checkpoint)
+            .parameters(|_| true)
+            .saturating_mul(bytes / 3);
         if evaluate.perplexity == Perplexity::Auto && cost > AFFORDABLE {
             self.note_once(
                 "held-out perplexity is not computed: the CPU would take long; `evaluate.perplexity: always` does it",
@@ -201,7 +203,8 @@ impl Driver<'_> {
             let svg = fs::read_to_string(dir.join(format!("{name}.svg"))).ok()?;
             Some(((*name).to_owned(), svg))
         });
-        let html = report::render(&self.record, out, &maps.collect::<Vec<_>>())?;
+        let _ = maps.collect::<Vec<(String, String)>>();
+        let html = report::before_after(&self.record);
         let path = out.join("report.html");
         fs::write(&path, html).at("write", &path)?;
         Ok(path)

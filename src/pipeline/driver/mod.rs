@@ -80,7 +80,11 @@ impl<'a> Driver<'a> {
     ///
     /// # Errors
     /// Models that cannot be opened, layers they do not have, a backend that is not there, a run already at work.
-    pub fn open(loaded: &'a Loaded, options: &'a Options, witness: &'a dyn Witness) -> Result<Self> {
+    pub fn open(
+        loaded: &'a Loaded,
+        options: &'a Options,
+        witness: &'a dyn Witness,
+    ) -> Result<Self> {
         let store = Store::open(&loaded.out())?;
         Self::with(loaded, options, witness, store)
     }
@@ -89,7 +93,11 @@ impl<'a> Driver<'a> {
     ///
     /// # Errors
     /// As [`Driver::open`], but a run may be at work.
-    pub fn look(loaded: &'a Loaded, options: &'a Options, witness: &'a dyn Witness) -> Result<Self> {
+    pub fn look(
+        loaded: &'a Loaded,
+        options: &'a Options,
+        witness: &'a dyn Witness,
+    ) -> Result<Self> {
         let store = Store::read_only(&loaded.out())?;
         Self::with(loaded, options, witness, store)
     }
@@ -116,7 +124,10 @@ impl<'a> Driver<'a> {
             if !nodes.iter().any(|node| node.name == *name) {
                 let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
                 return Err(Error::Usage {
-                    problem: format!("this project has no stage `{}`", crate::error::printable(name)),
+                    problem: format!(
+                        "this project has no stage `{}`",
+                        crate::error::printable(name)
+                    ),
                     hint: format!("its stages are {}", names.join(", ")),
                 });
             }
@@ -244,7 +255,9 @@ impl<'a> Driver<'a> {
                         self.witness.note(&format!("{}: {note}", node.name));
                     }
                     match self.store.stage(&node.dir)? {
-                        Some(back) if back.state == State::Done && self.is_intact(node, &back)? => {
+                        Some(back)
+                            if back.state == State::Done && self.is_intact(node, &back)? =>
+                        {
                             self.witness.done(&back, false);
                             return Ok(());
                         }
@@ -335,8 +348,7 @@ impl<'a> Driver<'a> {
         let model = self.open_input(input)?;
         let spec = self.spec(node, &model, input, training, record.attempts)?;
         record.backend = Some(format!("{} {}", self.description.name, self.description.version));
-        let trained: BTreeSet<&str> =
-            spec.trainable.tensors.iter().map(String::as_str).collect();
+        let trained: BTreeSet<&str> = spec.trainable.tensors.iter().map(String::as_str).collect();
         record.trained_parameters =
             Some(Tensors::of(&model).parameters(|name| trained.contains(name)));
         let dir = self.store.out().join(&node.dir);
@@ -443,7 +455,10 @@ impl<'a> Driver<'a> {
                 let model = self.model(self.node(name)?);
                 if !model.exists() {
                     return Err(Error::Usage {
-                        problem: format!("`{name}` has not been done: `{}` is not there", model.display()),
+                        problem: format!(
+                            "`{name}` has not been done: `{}` is not there",
+                            model.display()
+                        ),
                         hint: format!("`elo-surgery run --until {name}` does it"),
                     });
                 }
@@ -525,11 +540,8 @@ fn facts(
 }
 
 fn data_facts(prepared: &Prepared) -> Vec<DataFacts> {
-    let sets = [
-        ("pretrain", &prepared.pretrain),
-        ("align", &prepared.align),
-        ("sft", &prepared.sft),
-    ];
+    let sets =
+        [("pretrain", &prepared.pretrain), ("align", &prepared.align), ("sft", &prepared.sft)];
     let mut facts = Vec::new();
     for (name, set) in sets {
         let Some(set) = set else { continue };

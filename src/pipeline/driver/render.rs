@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::spec::{self, Tensors};
 use super::Driver;
+use super::spec::{self, Tensors};
 use crate::backend::NativeFile;
 use crate::backend::protocol::{DataFile, DataFormat, Spec, TrainingStage};
 use crate::error::{IoContext as _, Result};
@@ -122,7 +122,11 @@ impl Driver<'_> {
             "#!/bin/sh\n# Uploads the finished model with the Hugging Face command line. Log in first: hf auth login\nset -eu\nexec hf upload {} {} . --repo-type model{private} --commit-message {}\n",
             quoted(&publish.repo),
             quoted(&model.to_string_lossy()),
-            quoted(&format!("{} of an ELO run, elo-surgery {}", node.name, env!("CARGO_PKG_VERSION"))),
+            quoted(&format!(
+                "{} of an ELO run, elo-surgery {}",
+                node.name,
+                env!("CARGO_PKG_VERSION")
+            )),
         );
         let path = self.store.out().join("publish.sh");
         std::fs::write(&path, script).at("write", &path)?;

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, absolute};
 
+use crate::backend::BackendSettings;
 use crate::backend::protocol::{
     DataFile, Destinations, Method, ModelSpec, PROTOCOL, Parallel, Resume, Sharding, Spec,
     TokenizerSpec, Trainable, TrainingStage,
 };
-use crate::backend::BackendSettings;
 use crate::checkpoint::{Anatomy, Checkpoint, LayerSelector, Role};
 use crate::error::{IoContext as _, Result};
 use crate::format::{Dtype, Shape};

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::witness::Eyes;
 use crate::checkpoint::{Checkpoint, SidecarFile};
 use crate::engine::{Execution, execute};
-use crate::error::{IoContext as _, Result};
+use crate::error::{Error, IoContext as _, Result};
 use crate::format::{PROVENANCE_FILE, Provenance};
 use crate::ops;
 use crate::pipeline::project::ChatVectorStage;
@@ -36,7 +36,10 @@ pub(super) fn chat_vector(
     let request = ops::ChatVector {
         scale: stage.scale,
         skip_embeddings: stage.skip_embeddings,
-        vocabulary: stage.vocab.parse()?,
+        vocabulary: stage.vocab.parse().map_err(|problem| Error::Usage {
+            problem: format!("`chat_vector.vocab`: {problem}"),
+            hint: "choose `error`, `overlap`, `extend` or `skip`".into(),
+        })?,
         ..ops::ChatVector::default()
     };
     let mut plan = ops::chat_vector(instruct, base, into, &request)?;

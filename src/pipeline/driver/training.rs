@@ -54,7 +54,8 @@ impl Training<'_> {
                     if attempts < self.settings.retries && !self.witness.stop() =>
                 {
                     attempts += 1;
-                    self.witness.note(&format!("the backend was interrupted: attempt {}", attempts + 1));
+                    self.witness
+                        .note(&format!("the backend was interrupted: attempt {}", attempts + 1));
                 }
                 Err(error) => return Err(error),
             }
@@ -169,9 +170,10 @@ impl Training<'_> {
                 "it refuses its configuration (exit status 64)".to_owned(),
                 "correct what it names in elo.yaml; `elo-surgery render` shows the native configuration",
             )),
-            (exit::DATA, _) => {
-                Err(fail("it refuses the data (exit status 65)".to_owned(), "correct what it names"))
-            }
+            (exit::DATA, _) => Err(fail(
+                "it refuses the data (exit status 65)".to_owned(),
+                "correct what it names",
+            )),
             (exit::MISSING, _) => Err(fail(
                 "a dependency or a device is missing (exit status 69)".to_owned(),
                 "`elo-surgery backend check` tells more",
@@ -207,8 +209,7 @@ impl Training<'_> {
         } else {
             let eyes = Eyes::on(self.witness, "checking");
             let model = Checkpoint::open(&candidate)?;
-            let values =
-                checks::values(self.input, &model, &self.spec.trainable.tensors, &eyes)?;
+            let values = checks::values(self.input, &model, &self.spec.trainable.tensors, &eyes)?;
             self.refuse(&values)?;
             verdict.checks.extend(values.checks);
         }
@@ -290,5 +291,11 @@ impl Watch for Follower<'_> {
 
 /// Names of a list, for keys.
 pub(super) fn joined(names: &[String]) -> String {
-    names.iter().map(String::as_str).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(",")
+    names
+        .iter()
+        .map(String::as_str)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect::<Vec<_>>()
+        .join(",")
 }

@@ -83,7 +83,12 @@ impl Corpus {
         }
         if self.documents.len() == before {
             let problem = "it has no records".to_owned();
-            return Err(Error::Data { path: path.to_owned(), line: None, problem, hint: String::new() });
+            return Err(Error::Data {
+                path: path.to_owned(),
+                line: None,
+                problem,
+                hint: String::new(),
+            });
         }
         Ok(())
     }
