@@ -17,5 +17,7 @@ mod golden;
 mod hostile;
 mod props;
 mod support;
+#[cfg(feature = "trainer")]
+mod trainer;
 #[cfg(feature = "cli")]
 mod vectors;

@@ -218,3 +218,118 @@ pub(super) fn add_all(a: &mut [f32], b: &[f32]) {
         );
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::design::{Family, RopeScaling};
+    use super::super::testing::numbers;
+    use super::*;
+
+    /// One small design of each kind.
+    fn designs() -> Vec<Design> {
+        let llama = Design::sample();
+        let scaling = RopeScaling::Llama3 { factor: 4.0, low: 1.0, high: 4.0, original: 16.0 };
+        vec![
+            Design {
+                scaling,
+                output_bias: true,
+                qkv_bias: true,
+                inner_bias: true,
+                ..llama.clone()
+            },
+            Design { family: Family::Mistral, key_heads: 1, ..llama.clone() },
+            Design { family: Family::Qwen2, tied: true, qkv_bias: true, ..llama.clone() },
+            Design { family: Family::Qwen3, head_dim: 6, key_heads: 4, ..llama },
+        ]
+    }
+
+    /// Documents of a vocabulary of 11, one of them of one token.
+    fn documents() -> Vec<Vec<u32>> {
+        let lengths = [7, 1, 4, 12];
+        lengths.iter().map(|n| (0..*n).map(|i| (i * i * 3 + n) % 11).collect()).collect()
+    }
+
+    fn batch(documents: &[Vec<u32>]) -> Batch {
+        let mut batch = Batch::default();
+        documents.iter().for_each(|d| batch.push(d, &vec![true; d.len()]));
+        batch
+    }
+
+    fn network(design: &Design, weights: &Weights, recompute: bool) -> Network {
+        Network::new(design.clone(), weights, 16, recompute).unwrap()
+    }
+
+    fn gradients(design: &Design, weights: &Weights, recompute: bool) -> Vec<Vec<f32>> {
+        let mut gradients = Gradients::zeros(weights);
+        let batch = batch(&documents());
+        network(design, weights, recompute).step(weights, &batch, 0.05, &mut gradients);
+        gradients.iter().map(<[f32]>::to_vec).collect()
+    }
+
+    #[test]
+    fn the_gradient_of_every_tensor_agrees_with_differences() {
+        let batch = batch(&documents());
+        for design in designs() {
+            let weights = design.random_weights();
+            let all = gradients(&design, &weights, false);
+            let mut network = network(&design, &weights, false);
+            for (place, gradient) in all.iter().enumerate() {
+                let direction = numbers(gradient.len(), 77);
+                let mut value = |sign: f32| {
+                    let mut moved = weights.clone();
+                    let tensor = moved.iter_mut().nth(place).unwrap();
+                    let step = 0.02 / (gradient.len() as f32).sqrt();
+                    for (w, d) in tensor.values.iter_mut().zip(&direction) {
+                        *w += sign * step * d;
+                    }
+                    (0.05 * network.loss(&moved, &batch), step)
+                };
+                let ((up, step), (down, _)) = (value(1.0), value(-1.0));
+                let measured = (up - down) / 2.0 / f64::from(step);
+                let slope: f32 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+                let size = gradient.iter().map(|g| g * g).sum::<f32>().sqrt();
+                let name = &weights.at(place).name;
+                assert!(size > 1e-5, "{name} of {:?} has no gradient", design.family);
+                let error = (measured - f64::from(slope)).abs();
+                let bound = 5e-3 * f64::from(size) + 3e-5;
+                assert!(error < bound, "{name} of {:?}: {measured} and {slope}", design.family);
+            }
+        }
+    }
+
+    #[test]
+    fn recomputing_gives_the_same_bits() {
+        for design in designs() {
+            let weights = design.random_weights();
+            assert_eq!(gradients(&design, &weights, false), gradients(&design, &weights, true));
+        }
+    }
+
+    #[test]
+    fn what_is_frozen_changes_no_other_gradient() {
+        for design in designs() {
+            let mut weights = design.random_weights();
+            let all = gradients(&design, &weights, false);
+            for place in 0..all.len() {
+                for (i, weight) in weights.iter_mut().enumerate() {
+                    weight.trainable = i == place;
+                }
+                let alone = gradients(&design, &weights, false);
+                assert_eq!(alone[place], all[place], "{}", weights.at(place).name);
+                assert!(alone.iter().enumerate().all(|(i, g)| i == place || g.is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn packed_documents_lose_what_they_lose_alone() {
+        for design in designs() {
+            let weights = design.random_weights();
+            let mut network = network(&design, &weights, false);
+            let packed = network.loss(&weights, &batch(&documents()));
+            let alone: f64 =
+                documents().iter().map(|d| network.loss(&weights, &batch(&[d.clone()]))).sum();
+            assert!((packed - alone).abs() < 1e-5 * packed, "{packed} {alone}");
+        }
+    }
+}
