@@ -3,17 +3,26 @@
 //! A [`Backend`] is found by name, says what it can do, writes its native configuration beside the spec, and says how it
 //! is started; the driver starts it, tails its events and judges the result. Nothing here runs a training.
 
+mod axolotl;
 mod builtin;
 mod checkpoints;
 mod command;
 mod discovery;
 mod event;
 mod external;
+mod interpreter;
 mod launch;
+mod layers;
+mod llama_factory;
+mod merge;
 mod native;
 pub mod protocol;
 mod refusal;
 mod settings;
+mod sharding;
+#[cfg(test)]
+mod tests;
+mod trl;
 mod yaml;
 
 use std::fmt;
@@ -69,6 +78,11 @@ trait Adapter: Send + Sync {
     /// What is left to check once the native files lie beside the spec.
     fn check(&self, _spec: &Path, _settings: &BackendSettings) -> Result<()> {
         Ok(())
+    }
+
+    /// How many arguments of its command stand before the settings' `prefix`: a script that starts the rest.
+    fn wrapper(&self, _spec: &Spec) -> usize {
+        0
     }
 
     /// Its command, with the environment of its own.
@@ -129,16 +143,16 @@ impl Backend {
         let mut launch = self.adapter.launch(path, spec, settings)?;
         let mut env = launch::mirrored(path, spec)?;
         env.append(&mut launch.env);
-        env.extend(settings.env.clone());
+        launch::add_environment(&mut env, settings);
         launch.env = env;
+        let wrapper = self.adapter.wrapper(spec);
         if !settings.command.is_empty() {
             let config = self.adapter.native(spec, settings)?.main;
-            launch.program = launch::fill(&settings.command, path, spec, config.as_deref())?;
+            let command = launch::fill(&settings.command, path, spec, config.as_deref())?;
+            launch.program.splice(wrapper.., command);
         }
-        if !settings.prefix.is_empty() {
-            let prefix = launch::fill(&settings.prefix, path, spec, None)?;
-            launch.program.splice(0..0, prefix);
-        }
+        let prefix = launch::fill(&settings.prefix, path, spec, None)?;
+        launch.program.splice(wrapper..wrapper, prefix);
         Ok(launch)
     }
 
