@@ -7,9 +7,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::axolotl::Axolotl;
 use super::builtin::Builtin;
 use super::command::Command;
 use super::external::External;
+use super::llama_factory::LlamaFactory;
+use super::trl::Trl;
 use super::{Adapter, Backend, BackendSettings, Origin};
 use crate::error::{Error, Result};
 
@@ -37,6 +40,9 @@ pub struct Listing {
 fn built_in(name: &str) -> Option<Box<dyn Adapter>> {
     Some(match name {
         "builtin" => Box::new(Builtin),
+        "axolotl" => Box::new(Axolotl),
+        "llama-factory" | "llamafactory" => Box::new(LlamaFactory),
+        "trl" => Box::new(Trl),
         "command" => Box::new(Command),
         _ => return None,
     })

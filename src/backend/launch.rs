@@ -1,12 +1,14 @@
 //! How a backend is started: command, environment, how it is stopped.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::protocol::{PROTOCOL, Spec};
+use super::BackendSettings;
+use super::protocol::{PROTOCOL, Parallel, Spec};
 use super::refusal::{refused, text};
 use crate::error::Result;
 
@@ -51,6 +53,81 @@ impl Launch {
         self.env.extend(variables.map(|(key, value)| (key.to_owned(), value.to_owned())));
         self
     }
+}
+
+/// Adds the environment of the settings. A `PYTHONPATH` comes after the adapter's own, so that its modules are found.
+pub(super) fn add_environment(env: &mut BTreeMap<String, String>, settings: &BackendSettings) {
+    const PYTHON_PATH: &str = "PYTHONPATH";
+    let own = env.remove(PYTHON_PATH);
+    env.extend(settings.env.clone());
+    if let Some(own) = own {
+        let more = env.get(PYTHON_PATH).cloned().or_else(|| env::var(PYTHON_PATH).ok());
+        let all = match more {
+            Some(more) if !more.is_empty() => format!("{own}:{more}"),
+            _ => own,
+        };
+        env.insert(PYTHON_PATH.to_owned(), all);
+    }
+}
+
+/// Where the processes of several nodes meet: `MASTER_ADDR` and `MASTER_PORT` of the settings, then of the environment,
+/// then the first node of the Slurm job.
+pub(super) fn rendezvous(settings: &BackendSettings) -> Result<(String, String)> {
+    let variable = |name: &str| settings.env.get(name).cloned().or_else(|| env::var(name).ok());
+    let port = variable("MASTER_PORT").unwrap_or_else(|| "29500".to_owned());
+    let host = variable("MASTER_ADDR")
+        .or_else(|| variable("SLURM_JOB_NODELIST").and_then(|nodes| first_host(&nodes)));
+    match host {
+        Some(host) => Ok((host, port)),
+        None => Err(refused(
+            "more than one node",
+            "nothing says where their processes meet",
+            "start it inside a Slurm job, or give `env: {MASTER_ADDR: HOST}` and a `prefix` that starts one task a node",
+        )),
+    }
+}
+
+/// The first host of a Slurm list: `gpu[07-08,12],login` starts with `gpu07`.
+fn first_host(nodes: &str) -> Option<String> {
+    let end = nodes.find([',', '[']).unwrap_or(nodes.len());
+    let (stem, rest) = nodes.split_at(end);
+    let number: String = match rest.strip_prefix('[') {
+        Some(list) => list.chars().take_while(char::is_ascii_digit).collect(),
+        None => String::new(),
+    };
+    let host = format!("{stem}{number}");
+    (!host.is_empty()).then_some(host)
+}
+
+/// Arguments of torchrun for a spec. Several nodes meet by rendezvous, so that none needs to know its rank.
+pub(super) fn torchrun(spec: &Spec, settings: &BackendSettings) -> Result<Vec<OsString>> {
+    let Parallel { gpus, nodes, .. } = spec.parallel;
+    let mut arguments = vec![format!("--nproc_per_node={}", gpus.max(1))];
+    if nodes > 1 {
+        let (host, port) = rendezvous(settings)?;
+        arguments.insert(0, format!("--nnodes={nodes}"));
+        arguments.push("--rdzv_backend=c10d".to_owned());
+        arguments.push(format!("--rdzv_id=elo-{}", word(&spec.stage)));
+        arguments.push(format!("--rdzv_endpoint={host}:{port}"));
+    } else {
+        arguments.insert(0, "--standalone".to_owned());
+    }
+    Ok(arguments.into_iter().map(OsString::from).collect())
+}
+
+/// Arguments of accelerate for a spec and its configuration.
+pub(super) fn accelerate(
+    config: &Path,
+    spec: &Spec,
+    settings: &BackendSettings,
+) -> Result<Vec<OsString>> {
+    let mut arguments = vec!["--config_file".into(), config.into()];
+    if spec.parallel.nodes > 1 {
+        let (host, port) = rendezvous(settings)?;
+        arguments.extend(["--main_process_ip".into(), host.into()]);
+        arguments.extend(["--main_process_port".into(), port.into()]);
+    }
+    Ok(arguments)
 }
 
 /// The directory of a spec.

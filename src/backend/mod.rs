@@ -3,6 +3,7 @@
 //! A [`Backend`] is found by name, says what it can do, writes its native configuration beside the spec, and says how it
 //! is started; [`supervise`] runs it under its [`guard`] and follows its events. The driver judges the result.
 
+mod axolotl;
 mod builtin;
 mod checkpoints;
 mod command;
@@ -10,16 +11,24 @@ mod discovery;
 mod event;
 mod external;
 mod guard;
+mod interpreter;
 mod launch;
+mod layers;
+mod llama_factory;
 mod measure;
+mod merge;
 mod native;
 pub mod protocol;
 mod refusal;
 #[cfg(feature = "trainer")]
 mod serve;
 mod settings;
+mod sharding;
 mod size;
 mod supervise;
+#[cfg(test)]
+mod tests;
+mod trl;
 mod yaml;
 
 use std::fmt;
@@ -83,6 +92,11 @@ trait Adapter: Send + Sync {
         Ok(())
     }
 
+    /// How many arguments of its command stand before the settings' `prefix`: a script that starts the rest.
+    fn wrapper(&self, _spec: &Spec) -> usize {
+        0
+    }
+
     /// Its command, with the environment of its own.
     fn launch(&self, path: &Path, spec: &Spec, settings: &BackendSettings) -> Result<Launch>;
 
@@ -141,16 +155,16 @@ impl Backend {
         let mut launch = self.adapter.launch(path, spec, settings)?;
         let mut env = launch::mirrored(path, spec)?;
         env.append(&mut launch.env);
-        env.extend(settings.env.clone());
+        launch::add_environment(&mut env, settings);
         launch.env = env;
+        let wrapper = self.adapter.wrapper(spec);
         if !settings.command.is_empty() {
             let config = self.adapter.native(spec, settings)?.main;
-            launch.program = launch::fill(&settings.command, path, spec, config.as_deref())?;
+            let command = launch::fill(&settings.command, path, spec, config.as_deref())?;
+            launch.program.splice(wrapper.., command);
         }
-        if !settings.prefix.is_empty() {
-            let prefix = launch::fill(&settings.prefix, path, spec, None)?;
-            launch.program.splice(0..0, prefix);
-        }
+        let prefix = launch::fill(&settings.prefix, path, spec, None)?;
+        launch.program.splice(wrapper..wrapper, prefix);
         Ok(launch)
     }
 
