@@ -4,6 +4,7 @@
 //! strict at every depth: a misspelt one is an error with its line and a suggestion, never ignored.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -121,11 +122,11 @@ fn refuse(file: &Path, problems: &[Problem]) -> Result<()> {
                 text.push_str("\n  ");
                 text.push_str(&place(problem));
                 if !problem.hint.is_empty() {
-                    text.push_str(&format!(" ({})", problem.hint));
+                    let _ = write!(text, " ({})", problem.hint);
                 }
             }
             if several.len() > LISTED {
-                text.push_str(&format!("\n  ... and {} more", several.len() - LISTED));
+                let _ = write!(text, "\n  ... and {} more", several.len() - LISTED);
             }
             Err(wrong(file, &text, ""))
         }

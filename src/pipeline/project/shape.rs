@@ -39,7 +39,7 @@ impl<'a> Walk<'a> {
         if let Some(alternatives) = alternatives.and_then(Value::as_array) {
             return self.alternatives(node, alternatives, name, path);
         }
-        if !self.fits(node, schema) {
+        if !fits(node, schema) {
             self.mistyped(node, schema, name, path);
             return Value::Null;
         }
@@ -120,7 +120,7 @@ impl<'a> Walk<'a> {
         }
         let fitting = alternatives.iter().find(|alternative| {
             let (schema, _) = self.resolve(alternative);
-            self.fits(node, schema)
+            fits(node, schema)
         });
         match fitting {
             // An item of the wrong kind inside is told as the whole: `layers: [1.5]`.
@@ -138,29 +138,6 @@ impl<'a> Walk<'a> {
                 self.mistyped(node, &alternatives[0], name, path);
                 Value::Null
             }
-        }
-    }
-
-    /// Whether a value is of a schema's type.
-    fn fits(&self, node: &Node, schema: &Value) -> bool {
-        let is = |wanted: &str| match (&node.kind, wanted) {
-            (Kind::Null, "null")
-            | (Kind::Bool(_), "boolean")
-            | (Kind::Integer(_), "integer" | "number")
-            | (Kind::Float(_), "number")
-            | (Kind::Text(_), "string")
-            | (Kind::List(_), "array")
-            | (Kind::Map(_), "object") => true,
-            _ => false,
-        };
-        match schema.get("type") {
-            Some(Value::String(one)) => is(one),
-            Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).any(is),
-            // An enumeration of words, or anything at all.
-            _ => match schema.get("anyOf").or_else(|| schema.get("oneOf")) {
-                Some(Value::Array(choices)) => choices.iter().any(|c| self.fits(node, c)),
-                _ => true,
-            },
         }
     }
 
@@ -324,4 +301,29 @@ impl<'a> Walk<'a> {
 /// `` `a`, `b` ``
 fn listed<'a>(words: impl Iterator<Item = &'a str>) -> String {
     words.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether a value is of a schema's type.
+fn fits(node: &Node, schema: &Value) -> bool {
+    let is = |wanted: &str| {
+        matches!(
+            (&node.kind, wanted),
+            (Kind::Null, "null")
+                | (Kind::Bool(_), "boolean")
+                | (Kind::Integer(_), "integer" | "number")
+                | (Kind::Float(_), "number")
+                | (Kind::Text(_), "string")
+                | (Kind::List(_), "array")
+                | (Kind::Map(_), "object")
+        )
+    };
+    match schema.get("type") {
+        Some(Value::String(one)) => is(one),
+        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).any(is),
+        // An enumeration of words, or anything at all.
+        _ => match schema.get("anyOf").or_else(|| schema.get("oneOf")) {
+            Some(Value::Array(choices)) => choices.iter().any(|choice| fits(node, choice)),
+            _ => true,
+        },
+    }
 }
