@@ -142,7 +142,6 @@ pub(super) fn record() -> Record {
     }
 }
 
-#[expect(dead_code, reason = "for the page")]
 /// The events files of [`record`], with falling losses.
 pub(super) fn write_events(record: &Record, out: &Path) {
     for stage in &record.stages {

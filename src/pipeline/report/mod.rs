@@ -1,9 +1,15 @@
 //! What came of a run: tables for a terminal, and one self-contained page of HTML.
 
+mod axis;
+mod chart;
+mod curve;
 mod facts;
 #[cfg(test)]
 mod fixture;
+mod page;
 mod table;
 mod verdict;
+mod view;
 
+pub use page::{Extra, render};
 pub use table::{Options, before_after, summary, table};
