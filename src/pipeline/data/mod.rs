@@ -142,6 +142,11 @@ pub fn prepare(loaded: &Loaded, dir: &Path, watch: &dyn Watch) -> Result<Prepare
     Ok(prepared)
 }
 
+/// What is prepared, if it still holds. Writes nothing.
+pub fn current(loaded: &Loaded, dir: &Path) -> Result<Option<Prepared>> {
+    manifest::current(dir, &manifest::settings(loaded), &families(loaded)?)
+}
+
 fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("remove", dir),

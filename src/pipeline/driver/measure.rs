@@ -199,12 +199,14 @@ impl Driver<'_> {
     pub fn report(&self) -> Result<std::path::PathBuf> {
         let out = self.store.out();
         let dir = out.join("07-evaluate");
-        let maps = ["inject", "align", "chat-vector", "sft"].iter().filter_map(|name| {
-            let svg = fs::read_to_string(dir.join(format!("{name}.svg"))).ok()?;
-            Some(((*name).to_owned(), svg))
+        let maps = self.nodes.iter().filter_map(|node| {
+            let svg = fs::read_to_string(dir.join(format!("{}.svg", node.name))).ok()?;
+            Some(format!("<figure>{svg}</figure>"))
         });
-        let _ = maps.collect::<Vec<(String, String)>>();
-        let html = report::before_after(&self.record);
+        let maps = maps.collect::<String>();
+        let heatmap = (!maps.is_empty()).then_some(maps);
+        let extra = report::Extra { title: None, outlook: self.outlook().ok() };
+        let html = report::render(&self.record, out, heatmap, &extra)?;
         let path = out.join("report.html");
         fs::write(&path, html).at("write", &path)?;
         Ok(path)

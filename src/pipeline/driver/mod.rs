@@ -6,6 +6,7 @@
 mod checks;
 mod decide;
 mod measure;
+mod outlook;
 mod render;
 mod spec;
 mod surgery;
@@ -215,8 +216,17 @@ impl<'a> Driver<'a> {
     }
 
     fn prepare_data(&mut self) -> Result<()> {
-        let eyes = data_eyes::Eyes(self.witness);
-        let prepared = data::prepare(self.loaded, &self.data_dir(), &eyes)?;
+        let known = data::current(self.loaded, &self.data_dir())?;
+        let prepared = match known {
+            Some(prepared) => prepared,
+            None => {
+                self.witness.stage("data", 0, 0);
+                let eyes = data_eyes::Eyes(self.witness);
+                let prepared = data::prepare(self.loaded, &self.data_dir(), &eyes)?;
+                prepared.notes.iter().for_each(|note| self.witness.note(note));
+                prepared
+            }
+        };
         self.record.data = data_facts(&prepared);
         self.prepared = Some(prepared);
         Ok(())
@@ -586,6 +596,10 @@ mod data_eyes {
     impl Watch for Eyes<'_> {
         fn reading(&self, _file: &Path, done: u64, total: u64) {
             self.0.progress("reading the data", done, total);
+        }
+
+        fn writing(&self, _file: &Path, done: u64, total: u64) {
+            self.0.progress("writing the data", done, total);
         }
 
         fn note(&self, note: &str) {
