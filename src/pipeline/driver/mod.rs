@@ -220,10 +220,8 @@ impl<'a> Driver<'a> {
         let prepared = match known {
             Some(prepared) => prepared,
             None => {
-                self.witness.stage("data", 0, 0);
                 let eyes = data_eyes::Eyes(self.witness);
                 let prepared = data::prepare(self.loaded, &self.data_dir(), &eyes)?;
-                prepared.notes.iter().for_each(|note| self.witness.note(note));
                 prepared
             }
         };

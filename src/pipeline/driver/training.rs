@@ -102,7 +102,8 @@ impl Training<'_> {
         record.command = launch.program.iter().map(|a| a.to_string_lossy().into_owned()).collect();
         let log = self.dir.join("log.txt");
         let mut guard = self.guard.to_vec();
-        guard.extend(["--pid-file".into(), self.pid_file().into(), "--".into()]);
+        let pid_file = std::path::absolute(self.pid_file()).at("find", self.dir)?;
+        guard.extend(["--pid-file".into(), pid_file.into(), "--".into()]);
         let mut follower =
             Follower { witness: self.witness, record, first: None, last: None, error: None };
         let ended = supervise(
