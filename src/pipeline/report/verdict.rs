@@ -40,12 +40,12 @@ fn unfinished(record: &Record) -> Option<(Outcome, String)> {
     }
     if let Some(stage) = needed.iter().find(|stage| stage.state == State::Failed) {
         let why = stage.error.as_deref().unwrap_or("no reason was told");
-        return Some((Outcome::Failed, format!("`{}` failed: {why}.", stage.name)));
+        return Some((Outcome::Failed, format!("{} failed: {why}.", stage.name)));
     }
     let next = needed.iter().find(|stage| stage.state != State::Done)?;
     let done = needed.iter().filter(|stage| stage.state == State::Done).count();
     let (all, name, state) = (needed.len(), &next.name, state_name(next.state));
-    Some((Outcome::Open, format!("{done} of {all} stages are done; `{name}` is {state}.")))
+    Some((Outcome::Open, format!("{done} of {all} stages are done; {name} is {state}.")))
 }
 
 /// The change on each language.
@@ -207,11 +207,11 @@ mod tests {
         let found = verdict(&record);
         assert_eq!(
             (found.outcome, found.line.as_str()),
-            (Outcome::Failed, "`align` failed: out of memory.")
+            (Outcome::Failed, "align failed: out of memory.")
         );
         record.stages[3].state = State::Running;
         let found = verdict(&record);
-        assert_eq!(found.line, "5 of 6 stages are done; `align` is running.");
+        assert_eq!(found.line, "5 of 6 stages are done; align is running.");
         assert_eq!(verdict(&Record::default()).line, "No stage has been started.");
     }
 
