@@ -89,7 +89,13 @@ fn went(change: f64) -> &'static str {
 
 /// What the figures show, good or bad.
 fn remarks(record: &Record) -> Vec<String> {
-    let mut remarks = Vec::new();
+    let mut remarks: Vec<String> = record
+        .stages
+        .iter()
+        .flat_map(|stage| stage.checks.iter().map(move |check| (&stage.name, check)))
+        .filter(|(_, check)| !check.ok)
+        .map(|(stage, check)| format!("Not so, after {stage}: {} ({}).", check.what, check.detail))
+        .collect();
     let (Some(base), Some(target)) = (base(record), target(record)) else {
         return remarks;
     };
@@ -222,6 +228,15 @@ mod tests {
         let found = verdict(&record);
         assert!(found.line.contains("Nothing was measured"), "{}", found.line);
         assert!(found.remarks.is_empty());
+    }
+
+    #[test]
+    fn a_check_that_does_not_hold_is_said_first() {
+        let mut record = record();
+        record.baselines.clear();
+        record.stages[1].checks[1].ok = false;
+        let remarks = verdict(&record).remarks;
+        assert_eq!(remarks, ["Not so, after pretrain: frozen tensors are unchanged (12 tensors)."]);
     }
 
     #[test]
