@@ -1,6 +1,8 @@
 //! The built-in trainer against PyTorch's numbers (`fixtures/trainer`, made by `tests/peers/check_trainer.py`), against
 //! itself (threads, interruption, memory saving) and against inputs it must refuse.
 
+#![allow(clippy::cast_precision_loss, reason = "counts of tokens")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
