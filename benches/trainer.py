@@ -2,7 +2,7 @@
 """Speed and memory of the built-in trainer against PyTorch on the same work: tokens per CPU-second, peak memory.
 
     cargo build --release --example train
-    python benches/trainer.py target/release/examples/train [STEPS [ROUNDS]]
+    python benches/trainer.py target/release/examples/train [STEPS [ROUNDS [CASE..]]]   # cases: layers-1 layers-2 all-1 all-2
 
 Llama of hidden size 512, 1408 inside, 2 layers, 8 heads (2 for keys), vocabulary 32000; f32; 8 documents of 256 tokens
 a step, AdamW. CPU time (user and system, of the whole process) is compared, so a busy machine tells little; loading is
@@ -89,6 +89,8 @@ def main():
         batches.write_text("".join(l + "\n" for l in dump.stdout.splitlines() if '"batches"' in l))
         for kind in ("layers", "all"):
             for threads in (1, 2):
+                if sys.argv[4:] and f"{kind}-{threads}" not in sys.argv[4:]:
+                    continue
                 def run(who, count):
                     if who == "torch":
                         return measured([sys.executable, "-c", TORCH, tmp, str(batches), str(count), str(threads), kind])
