@@ -82,7 +82,7 @@ pub mod features {
     pub const MULTI_GPU: &str = "multi-gpu";
     /// More than one node.
     pub const MULTI_NODE: &str = "multi-node";
-    /// 8-bit AdamW states.
+    /// 8-bit `AdamW` states.
     pub const ADAMW_8BIT: &str = "adamw8bit";
     /// The same bytes for the same spec.
     pub const DETERMINISTIC: &str = "deterministic";
