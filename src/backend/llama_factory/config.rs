@@ -32,6 +32,17 @@ pub(super) fn training(
             "put the tokenizer's files into the model's directory",
         ));
     }
+    let frozen = spec.trainable.method != Method::Full;
+    if frozen && train.compute == Precision::Fp32 && spec.model.dtype != "f32" {
+        return Err(refused(
+            "`compute: fp32` on llama-factory",
+            format!(
+                "it loads {} weights as they are and widens only what trains",
+                spec.model.dtype
+            ),
+            "choose `compute: bf16`, or another backend",
+        ));
+    }
     if settings.trust_remote_code {
         put(&mut map, "trust_remote_code", json!(true));
     }
