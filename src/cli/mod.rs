@@ -20,6 +20,7 @@ mod plan;
 mod process;
 mod progress;
 mod project;
+mod questions;
 mod reshard;
 mod session;
 mod summary;
