@@ -143,7 +143,7 @@ pub(super) struct Builtin {
     verb: String,
     #[arg(long)]
     spec: Option<PathBuf>,
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, env = "ELO_THREADS", default_value_t = 0)]
     threads: usize,
 }
 
