@@ -251,11 +251,11 @@ impl<'a> Driver<'a> {
         }
         self.witness.stage(&node.name, index, count);
         let same = old.as_ref().is_some_and(|old| old.key == key);
+        let by_hand = old.is_none() && !self.options.force && self.adoptable(node)?;
         let mut record = match old {
             Some(old) if same && old.state != State::Done => old,
             old => {
-                let is_new = old.is_none() && !self.adoptable(node)?;
-                if !same || self.options.force || is_new {
+                if !by_hand && (!same || self.options.force) {
                     let old_key = old.as_ref().map(|old| old.key.as_str());
                     // What is done again under the same settings must not come straight back.
                     let new_key = if same { "" } else { key.as_str() };
@@ -287,7 +287,7 @@ impl<'a> Driver<'a> {
         }
         self.store.put_stage(&node.dir, &record)?;
         let started = Instant::now();
-        let outcome = self.work(node, &mut record);
+        let outcome = if by_hand { Ok(()) } else { self.work(node, &mut record) };
         record.seconds += started.elapsed().as_secs_f64();
         match outcome {
             Ok(()) => {
