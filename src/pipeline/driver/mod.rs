@@ -7,6 +7,7 @@ mod checks;
 mod decide;
 mod measure;
 mod outlook;
+mod preflight;
 mod render;
 mod spec;
 mod surgery;
@@ -182,6 +183,7 @@ impl<'a> Driver<'a> {
                 hint: "`elo-surgery backend list` shows what can be used here".into(),
             });
         }
+        self.preflight(&selected)?;
         if trains || selected.iter().any(|node| node.action == Action::Evaluate) {
             self.prepare_data()?;
         }
