@@ -35,6 +35,7 @@ pub enum Decision {
     /// It depends on what an earlier stage gives.
     After {
         /// The stage.
+        #[serde(rename = "after")]
         stage: String,
     },
 }
