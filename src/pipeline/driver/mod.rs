@@ -134,6 +134,17 @@ impl<'a> Driver<'a> {
                 });
             }
         }
+        let at = |name: &Option<String>| {
+            name.as_ref().and_then(|name| nodes.iter().position(|node| node.name == *name))
+        };
+        if let (Some(from), Some(until)) = (&options.from, &options.until)
+            && at(&options.from) > at(&options.until)
+        {
+            return Err(Error::Usage {
+                problem: format!("`{from}` comes after `{until}`: no stage is left"),
+                hint: format!("`--from {until} --until {from}`"),
+            });
+        }
         let settings = project.backend.settings();
         let backend = Backend::find(&settings)?;
         let description = backend.describe(&settings)?;
