@@ -2,13 +2,13 @@
 """Speed and memory of the built-in trainer against PyTorch on the same work: tokens per CPU-second, peak memory.
 
     cargo build --release --example train
-    python benches/trainer.py target/release/examples/train [STEPS [ROUNDS]]
+    python benches/trainer.py target/release/examples/train [STEPS [ROUNDS [CASE..]]]   # cases: layers-1 layers-2 all-1 all-2
 
 Llama of hidden size 512, 1408 inside, 2 layers, 8 heads (2 for keys), vocabulary 32000; f32; 8 documents of 256 tokens
 a step, AdamW. CPU time (user and system, of the whole process) is compared, so a busy machine tells little; loading is
 taken out by subtracting a run of one step. Both run in the same order in each round; the median is given.
 """
-import json, os, pathlib, statistics, subprocess, sys, tempfile, time
+import json, os, pathlib, shutil, statistics, subprocess, sys, tempfile, time
 
 TORCH = """
 import json, sys, torch
@@ -44,8 +44,8 @@ def make(root):
     tok.save(str(root / "tokenizer.json"))
     g = torch.Generator().manual_seed(1)
     with open(root / "data.jsonl", "w") as f:
-        for _ in range(8 * 64):
-            ids = torch.randint(1, 32000, (256,), generator=g).tolist()
+        for _ in range(8 * 64):  # and the end of text makes 256
+            ids = torch.randint(3, 32000, (255,), generator=g).tolist()
             f.write(json.dumps({"text": " ".join(f"w{i}" for i in ids)}) + "\n")
 
 
@@ -53,12 +53,12 @@ def measured(argv):
     """CPU seconds, peak MiB and output of a process."""
     start = time.time()
     with tempfile.TemporaryFile("w+") as out:
-        child = subprocess.Popen(argv, stdout=out, stderr=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS=""))
+        child = subprocess.Popen(argv, stdout=out, stderr=subprocess.PIPE)
         _, status, usage = os.wait4(child.pid, 0)
         out.seek(0)
         text = out.read()
     if status:
-        sys.exit(f"{argv}: status {status}")
+        sys.exit(f"{argv[0]}: {child.stderr.read().decode()[-2000:]}")
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, time.time() - start, text
 
 
@@ -66,8 +66,10 @@ def main():
     binary = sys.argv[1]
     steps, rounds = int((sys.argv[2:] or ["16"])[0]), int((sys.argv[3:] or ["3"])[0])
     with tempfile.TemporaryDirectory() as tmp:
+        tmp, made = f"{tmp}/model", tmp
         root = pathlib.Path(tmp)
-        make(root)
+        # In a process of its own: a child's peak memory begins with what its parent had.
+        subprocess.run([sys.executable, __file__, "--make", tmp], check=True)
         model = json.loads((root / "config.json").read_text())
         names = [f"model.layers.{i}.{n}.weight" for i in range(model["num_hidden_layers"]) for n in
                  ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
@@ -77,10 +79,10 @@ def main():
         def spec(kind, count, threads, recompute):
             path = root / "spec.json"
             for place in ("out", "work"):
-                subprocess.run(["rm", "-rf", str(root / place)], check=True)
+                shutil.rmtree(f"{made}/{place}", ignore_errors=True)
             path.write_text(json.dumps(dict(model=tmp, tokenizer=tmp, data=[f"{tmp}/data.jsonl"], epochs=1, max_steps=count,
                 sequence_length=256, micro_batch=8, learning_rate=1e-4, schedule="constant", threads=threads,
-                trainable=names + (rest if kind == "all" else []), recompute=recompute, out=f"{tmp}/out", work=f"{tmp}/work")))
+                trainable=names + (rest if kind == "all" else []), recompute=recompute, out=f"{made}/out", work=f"{made}/work")))
             return str(path)
 
         dump = subprocess.run([binary, "--batches", spec("all", None, 1, False), str(steps)], capture_output=True, text=True, check=True)
@@ -88,6 +90,8 @@ def main():
         batches.write_text("".join(l + "\n" for l in dump.stdout.splitlines() if '"batches"' in l))
         for kind in ("layers", "all"):
             for threads in (1, 2):
+                if sys.argv[4:] and f"{kind}-{threads}" not in sys.argv[4:]:
+                    continue
                 def run(who, count):
                     if who == "torch":
                         return measured([sys.executable, "-c", TORCH, tmp, str(batches), str(count), str(threads), kind])
@@ -108,4 +112,7 @@ def main():
                 print(f"       last step: ours {step['loss']:.6f} {step['grad_norm']:.6f}, torch {last['torch'][-1]}")
 
 
-main()
+if sys.argv[1] == "--make":
+    make(pathlib.Path(sys.argv[2]))
+else:
+    main()

@@ -59,6 +59,6 @@ mod tests {
         assert_eq!(parse(r#"{"event":"dance","x":1.5}"#), Some(Event::Unknown));
         assert_eq!(parse(r#"{"event":"ste"#), None);
         assert_eq!(parse("[1]"), None);
-        assert_eq!(parse(r#"{"event":"step","step":1,"loss":null}"#).is_some(), true);
+        assert!(parse(r#"{"event":"step","step":1,"loss":null}"#).is_some());
     }
 }

@@ -205,6 +205,8 @@ fn what_a_backend_cannot_do_is_refused() {
     let mut sparse = spec(TrainingStage::Align, Method::Layers);
     sparse.trainable.tensors =
         vec!["model.layers.0.a.weight".into(), "model.layers.31.a.weight".into()];
+    let mut single = sparse.clone();
+    single.train.compute = Precision::Fp32;
     let mut none = sparse.clone();
     none.trainable.tensors.clear();
     let lora = spec(TrainingStage::Align, Method::Lora);
@@ -218,6 +220,7 @@ fn what_a_backend_cannot_do_is_refused() {
     let text = [
         refusal("llama-factory", &sparse),
         refusal("llama-factory", &template),
+        refusal("llama-factory", &single),
         refusal("axolotl", &none),
         refusal("axolotl", &over(spec(TrainingStage::Align, Method::Full), "fsdp2")),
         refusal("trl", &unknown),

@@ -8,10 +8,10 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::process;
-use super::run::project;
 use super::session::Session;
 use crate::backend::{self, Backend as Found, BackendSettings, Guard};
 use crate::error::Error;
+use crate::pipeline::project::Project;
 
 /// List, describe and check training backends
 #[derive(Debug, Args)]
@@ -56,8 +56,13 @@ pub(super) fn run(arguments: &Backend, session: &Session) -> Result<(), Failure>
     }
 }
 
+/// The backend settings of the project, if there is one. A project that cannot be read is an error, not an absence.
+fn of_project() -> Result<Option<BackendSettings>, Failure> {
+    Ok(Project::find()?.map(|loaded| loaded.project.backend.settings()))
+}
+
 fn settings(name: Option<&String>) -> Result<BackendSettings, Failure> {
-    let of_project = project(None).ok().map(|loaded| loaded.project.backend.settings());
+    let of_project = of_project()?;
     match (name, of_project) {
         (Some(name), Some(settings)) => Ok(BackendSettings { name: name.clone(), ..settings }),
         (Some(name), None) => {
@@ -72,8 +77,7 @@ fn settings(name: Option<&String>) -> Result<BackendSettings, Failure> {
 }
 
 fn list(session: &Session) -> Result<(), Failure> {
-    let of_project = project(None).ok().map(|loaded| loaded.project.backend.settings());
-    let listings = backend::list(of_project.as_ref());
+    let listings = backend::list(of_project()?.as_ref());
     if session.json {
         let all: Vec<_> = listings
             .iter()
@@ -144,7 +148,7 @@ pub(super) struct Builtin {
     verb: String,
     #[arg(long)]
     spec: Option<PathBuf>,
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, env = "ELO_THREADS", default_value_t = 0)]
     threads: usize,
 }
 

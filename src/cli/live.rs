@@ -56,7 +56,7 @@ impl Pace {
         let (done, total) = (step.checked_sub(first)?, self.total?);
         let left = total.checked_sub(step)?;
         let seconds = now.duration_since(since).as_secs_f64();
-        (done > 0).then(|| seconds / count(done) * count(left))
+        (done > 0 && left > 0).then(|| seconds / count(done) * count(left))
     }
 }
 
@@ -388,7 +388,7 @@ mod tests {
         let pace = Pace { total: Some(480), first: Some((100, start)) };
         let left = pace.left(120, start + Duration::from_secs(10)).unwrap();
         assert!((left - 180.0).abs() < 1e-6, "{left}");
-        assert!(pace.left(100, start).is_none());
+        assert!(pace.left(100, start).is_none() && pace.left(480, start).is_none());
         assert!(Pace::default().left(3, start).is_none());
     }
 

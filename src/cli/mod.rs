@@ -22,6 +22,7 @@ mod plan;
 mod process;
 mod progress;
 mod project;
+mod questions;
 mod reshard;
 mod run;
 mod session;

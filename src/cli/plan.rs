@@ -1,4 +1,4 @@
-//! `plan`: what a verb would do, as JSON for `apply`.
+//! `plan`: what a verb would do, as JSON for `apply`; without one, what a project's run would need.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -12,12 +12,14 @@ use super::surgery::{Planned, Surgical};
 use super::{cast, chat_vector, extract, inject, reshard, summary};
 use crate::error::{Error, IoContext as _};
 
-/// Print what a command would do as a plan, for `apply`
+/// Print what a command would do as a plan, for `apply`; without a command, what the project's run will need
 ///
-/// A plan names every byte of the output and the files they come from. The flags of the command that shape the result
+/// In a project, `plan` alone estimates memory, FLOPs and time of every training stage before it starts, and the other
+/// ways to align. A plan of a command names every byte of the output and the files they come from. The flags of the command that shape the result
 /// are the same; those that say where and how fast belong to `apply`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
+  elo-surgery plan
   elo-surgery plan extract llama-8b --layers 1,32 > plan.json
   elo-surgery plan --save plan.json chat-vector --inst A --base B --into C
   elo-surgery apply plan.json --out D")]
@@ -26,7 +28,7 @@ pub(super) struct Plan {
     #[arg(long, value_name = "FILE", global = true)]
     save: Option<PathBuf>,
     #[command(subcommand)]
-    verb: Verb,
+    verb: Option<Verb>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -40,7 +42,10 @@ enum Verb {
 
 /// Makes the plan and prints or saves it.
 pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
-    let Planned { plan, .. } = match &arguments.verb {
+    let Some(verb) = &arguments.verb else {
+        return super::run::outlook(session);
+    };
+    let Planned { plan, .. } = match verb {
         Verb::Extract(verb) => verb.planned(session),
         Verb::Inject(verb) => verb.planned(session),
         Verb::ChatVector(verb) => verb.planned(session),

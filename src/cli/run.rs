@@ -128,14 +128,14 @@ fn drive(
         sync: !how.no_sync,
         ..options()?
     };
-    let live = View::new(session);
+    let view = View::new(session);
     if how.dry_run {
-        let intents = Driver::look(&loaded, &options, &live)?.preview()?;
+        let intents = Driver::look(&loaded, &options, &view)?.preview()?;
         return show(&intents, session);
     }
-    let mut driver = Driver::open(&loaded, &options, &live)?;
+    let mut driver = Driver::open(&loaded, &options, &view)?;
     let outcome = driver.run();
-    live.live.finish();
+    view.live.finish();
     let report = driver.report();
     if let Err(error) = outcome {
         return Err(error.into());
@@ -180,14 +180,26 @@ pub(super) struct Status {}
 pub(super) fn status(_arguments: &Status, session: &Session) -> Result<(), Failure> {
     let loaded = project(None)?;
     let options = options()?;
-    let live = View::new(session);
-    let driver = Driver::look(&loaded, &options, &live)?;
+    let view = View::new(session);
+    let driver = Driver::look(&loaded, &options, &view)?;
     let record = driver.current()?;
     if session.json {
         return session.print_json(&record);
     }
     session.print(&report::table(&record, &report::Options { colour: session.has_colour() }))?;
     session.print(&report::before_after(&record))
+}
+
+/// What the project's training stages will need, before they start.
+pub(super) fn outlook(session: &Session) -> Result<(), Failure> {
+    let loaded = project(None)?;
+    let options = options()?;
+    let view = View::new(session);
+    let outlook = Driver::look(&loaded, &options, &view)?.outlook()?;
+    if session.json {
+        return session.print_json(&json!({ "command": "plan", "outlook": outlook }));
+    }
+    session.print(&outlook.render())
 }
 
 /// Write the HTML report of what has been done
@@ -197,8 +209,8 @@ pub(super) struct Report {}
 pub(super) fn report(_arguments: &Report, session: &Session) -> Result<(), Failure> {
     let loaded = project(None)?;
     let options = options()?;
-    let live = View::new(session);
-    let driver = Driver::look(&loaded, &options, &live)?;
+    let view = View::new(session);
+    let driver = Driver::look(&loaded, &options, &view)?;
     let path = driver.report()?;
     session.print(&format!("{}\n", path.display()))
 }
@@ -225,8 +237,8 @@ pub(super) struct Render {
 pub(super) fn render(arguments: &Render, session: &Session) -> Result<(), Failure> {
     let loaded = project(arguments.backend.as_ref())?;
     let options = options()?;
-    let live = View::new(session);
-    let mut driver = Driver::look(&loaded, &options, &live)?;
+    let view = View::new(session);
+    let mut driver = Driver::look(&loaded, &options, &view)?;
     let rendered = driver.render(arguments.stage.as_deref())?;
     let mut written = Vec::new();
     for stage in &rendered {

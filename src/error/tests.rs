@@ -59,6 +59,13 @@ fn one_of_each() -> Vec<Error> {
             problem: "it has no field `text`".into(),
             hint: hint(),
         },
+        Error::Backend {
+            stage: "pretrain".into(),
+            problem: "it ended with exit status 1".into(),
+            log: "work/02-pretrain/log.txt".into(),
+            tail: vec!["loading".into(), "out of memory".into()],
+            hint: hint(),
+        },
         Error::Usage { problem: "no model was given".into(), hint: hint() },
     ]
 }
@@ -92,7 +99,8 @@ fn position(error: &Error) -> usize {
         Error::Device { .. } => 23,
         Error::Project { .. } => 24,
         Error::Data { .. } => 25,
-        Error::Usage { .. } => 26,
+        Error::Backend { .. } => 26,
+        Error::Usage { .. } => 27,
     }
 }
 

@@ -1,7 +1,5 @@
 //! Held-out loss of a model on slices of text or chats.
 
-#![allow(clippy::cast_precision_loss, reason = "counts of tokens and bytes")]
-
 use std::path::{Path, PathBuf};
 
 use super::data::{Corpus, Packing, TextTokenizer};

@@ -12,6 +12,20 @@
 //!
 //! The same call gives the same bytes on the same machine, for any number of threads.
 
+#![allow(clippy::many_single_char_names, reason = "formulas are written as in the papers")]
+#![allow(clippy::inline_always, reason = "what `wide` compiles must be inlined into it")]
+#![allow(clippy::cast_precision_loss, reason = "counts and sizes in formulas of f32 and f64")]
+#![allow(clippy::needless_for_each, reason = "one line for one thought")]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::float_cmp,
+        clippy::single_range_in_vec_init,
+        reason = "tests on small numbers that are exact"
+    )
+)]
+
 mod data;
 mod evaluate;
 mod files;

@@ -1,6 +1,5 @@
 //! The training loop.
 
-#![allow(clippy::cast_precision_loss, reason = "counts of tokens")]
 #![allow(clippy::cast_possible_truncation, reason = "a share of a step is f32, as gradients are")]
 
 use std::ops::ControlFlow;

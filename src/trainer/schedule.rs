@@ -1,6 +1,5 @@
 //! The learning rate of each step, as `get_cosine_schedule_with_warmup` and its kin in transformers have it.
 
-#![allow(clippy::cast_precision_loss, reason = "numbers of steps")]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the steps")]
 
 use std::f64::consts::PI;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing test should say where")]
 
+#[cfg(feature = "pipeline")]
+mod backends;
 #[cfg(feature = "cli")]
 mod cli;
 mod conformance;

@@ -1,6 +1,8 @@
 //! The built-in trainer against PyTorch's numbers (`fixtures/trainer`, made by `tests/peers/check_trainer.py`), against
 //! itself (threads, interruption, memory saving) and against inputs it must refuse.
 
+#![allow(clippy::cast_precision_loss, reason = "counts of tokens")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +10,7 @@ use std::sync::Mutex;
 
 use elo_surgery::checkpoint::Checkpoint;
 use elo_surgery::trainer::{
-    LossOn, Schedule, Slice, Status, Step, Training, Watch, evaluate, supports, train,
+    LossOn, Schedule, Slice, Status, Step, Training, Watch, batches, evaluate, supports, train,
 };
 use elo_surgery::{Error, Result};
 use serde_json::Value;
@@ -290,4 +292,92 @@ fn chats_learn_what_the_assistant_says() {
     };
     let (before, after) = (of(&run.model), of(&run.out));
     assert!(after["chat"] < before["chat"] - 1.0, "{before:?} {after:?}");
+}
+
+/// The predicted tokens of each document of the first step that takes everything.
+fn predicted(training: &Training) -> Result<Vec<String>> {
+    let run = Training { micro_batch: 1000, ..training.clone() };
+    let tokenizer: Value =
+        serde_json::from_slice(&fs::read(fixture("tokenizer/tokenizer.json")).unwrap()).unwrap();
+    let words: BTreeMap<u64, &str> = tokenizer["model"]["vocab"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(word, id)| (id.as_u64().unwrap(), word.as_str()))
+        .collect();
+    let mut texts = Vec::new();
+    for micro in batches(&run, 1, &Log::default())?.concat() {
+        let mut targets = micro.targets.iter();
+        for length in micro.lengths {
+            let own = targets.by_ref().take(length).filter(|t| **t != u32::MAX);
+            texts.push(own.map(|t| words[&u64::from(*t)]).collect());
+        }
+    }
+    texts.sort();
+    Ok(texts)
+}
+
+#[test]
+fn of_chats_the_assistants_words_and_ends_of_turns_are_predicted() {
+    let dir = TempDir::new().unwrap();
+    let run = Training {
+        data: vec![fixture("chat.jsonl")],
+        loss_on: LossOn::Assistant,
+        ..training("llama", dir.path())
+    };
+    let want = [" c <|im_end|>", "4<|im_end|>Yes.<|im_end|>", "Hello.<|im_end|>"];
+    assert_eq!(predicted(&run).unwrap(), want);
+    let all = predicted(&Training { loss_on: LossOn::All, ..run }).unwrap();
+    assert!(
+        all.iter().any(|t| t == "user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n")
+    );
+}
+
+/// A copy of the tokenizer with a changed `tokenizer.json`.
+fn changed_tokenizer(dir: &Path, change: impl FnOnce(&mut Value)) -> PathBuf {
+    let copy = dir.join("tokenizer");
+    fs::create_dir_all(&copy).unwrap();
+    let from = fixture("tokenizer");
+    let mut json: Value =
+        serde_json::from_slice(&fs::read(from.join("tokenizer.json")).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(copy.join("tokenizer.json"), json.to_string()).unwrap();
+    fs::copy(from.join("tokenizer_config.json"), copy.join("tokenizer_config.json")).unwrap();
+    copy
+}
+
+#[test]
+fn documents_are_encoded_whole_whatever_the_tokenizer_says() {
+    let dir = TempDir::new().unwrap();
+    let run = training("llama", dir.path());
+    let tokenizer = changed_tokenizer(dir.path(), |json| {
+        json["truncation"] = serde_json::json!({
+            "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0
+        });
+    });
+    let whole = predicted(&run).unwrap();
+    assert_eq!(whole, predicted(&Training { tokenizer, ..run.clone() }).unwrap());
+    // Every character but the first of each record, and an end for each.
+    let lines = fs::read_to_string(&run.data[0]).unwrap();
+    let texts = lines.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let characters: usize = texts.map(|t| t["text"].as_str().unwrap().len() - 1).sum();
+    let (end, all) = ("<|endoftext|>", whole.concat());
+    assert_eq!(all.matches(end).count(), lines.lines().count());
+    assert_eq!(all.replace(end, "").len(), characters);
+}
+
+#[test]
+fn tokens_beyond_the_vocabulary_are_named() {
+    let dir = TempDir::new().unwrap();
+    let tokenizer = changed_tokenizer(dir.path(), |json| json["model"]["vocab"]["e"] = 200.into());
+    let run = Training { tokenizer, ..training("llama", dir.path()) };
+    match predicted(&run).unwrap_err() {
+        Error::Data { line: Some(1), problem, .. } => assert!(problem.contains("200"), "{problem}"),
+        other => panic!("{other}"),
+    }
+    // Nor is there a chat template here.
+    let tokenizer = changed_tokenizer(dir.path(), |_| {});
+    let chats = Training { tokenizer, data: vec![fixture("chat.jsonl")], ..run };
+    let problem = predicted(&chats).unwrap_err().to_string();
+    assert!(problem.contains("no chat template"), "{problem}");
 }

@@ -83,6 +83,8 @@ pub(super) fn build(
         put(&mut map, "gradient_checkpointing_kwargs", json!({ "use_reentrant": false }));
     }
     put(&mut map, "logging_steps", json!(10));
+    // Else tokens are not counted.
+    put(&mut map, "include_tokens_per_second", json!(true));
     // Never `no`: the state that tells how a run ended lies in the checkpoints.
     put(&mut map, "save_strategy", json!("steps"));
     put(&mut map, "save_steps", json!(spec.save_every_steps.max(1)));

@@ -32,6 +32,17 @@ pub(super) fn training(
             "put the tokenizer's files into the model's directory",
         ));
     }
+    let frozen = spec.trainable.method != Method::Full;
+    if frozen && train.compute == Precision::Fp32 && spec.model.dtype != "f32" {
+        return Err(refused(
+            "`compute: fp32` on llama-factory",
+            format!(
+                "it loads {} weights as they are and widens only what trains",
+                spec.model.dtype
+            ),
+            "choose `compute: bf16`, or another backend",
+        ));
+    }
     if settings.trust_remote_code {
         put(&mut map, "trust_remote_code", json!(true));
     }
@@ -153,11 +164,19 @@ fn data(map: &mut Map<String, Value>, spec: &Spec, native: &mut Native) -> Resul
     put(map, "dataset", json!(names.join(",")));
     put(map, "tokenized_path", json!(text(&spec.out.work.join("tokenized"))?));
     let packed = train.packing != Packing::None;
-    // Packing takes one token off this.
-    put(map, "cutoff_len", json!(train.sequence_length + u32::from(packed)));
+    let chats = spec.stage == TrainingStage::Sft;
+    // Packing takes one token off this; packed chats are padded by one again, packed text is not.
+    put(map, "cutoff_len", json!(train.sequence_length + u32::from(packed && !chats)));
     put(map, "packing", json!(packed));
     put(map, "preprocessing_num_workers", json!(8));
-    if spec.stage == TrainingStage::Sft {
+    if chats {
+        if packed && !train.sequence_length.is_multiple_of(8) {
+            return Err(refused(
+                format!("packed sequences of {} tokens on llama-factory", train.sequence_length),
+                "it pads packed chats to a multiple of 8 and their positions not",
+                "choose a `sequence_length` that is a multiple of 8",
+            ));
+        }
         put(map, "neat_packing", json!(train.packing == Packing::DocMask));
         put(map, "train_on_prompt", json!(train.loss_on == LossOn::All));
         return Ok(());

@@ -288,8 +288,8 @@ fn quotas(
     notes: &mut Vec<String>,
 ) -> Result<Vec<Quota>> {
     if let Some(empty) = available.iter().position(|&bytes| bytes == 0) {
-        let hint = "held-out text, `align` and `pretrain` take different documents: add some, or lower `data.held_out`";
-        let problem = format!("too few documents: none is left for `{}`", stage.name);
+        let hint = "earlier sources, held-out text, `align` and `pretrain` all take different documents: add some";
+        let problem = format!("none of its documents is left for `{}`", stage.name);
         return Err(data(&stage.shares[empty].path, &problem, hint));
     }
     let all: f64 = stage.shares.iter().map(|share| share.weight).sum();

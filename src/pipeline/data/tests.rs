@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -99,7 +100,11 @@ fn documents(language: &str, count: usize) -> Vec<String> {
 }
 
 fn jsonl(documents: &[String]) -> String {
-    documents.iter().map(|text| format!("{}\n", json!({ "id": 1.5, "text": text }))).collect()
+    let mut lines = String::new();
+    for text in documents {
+        writeln!(lines, "{}", json!({ "id": 1.5, "text": text })).unwrap();
+    }
+    lines
 }
 
 const MIXED: &str = "
@@ -157,7 +162,7 @@ fn slices_are_disjoint_by_content() {
     let place = mixed();
     // The same documents under another name, with other white space, and in another language's source.
     let again: Vec<String> = documents("ko", 300).iter().map(|t| t.replace(' ', "  ")).collect();
-    place.put("en2.jsonl", jsonl(&again));
+    place.put("en2.jsonl", jsonl(&[again, documents("e2", 400)].concat()));
     let yaml =
         MIXED.replace("  align:", "      - {path: en2.jsonl, language: en, weight: 0.1}\n  align:");
     let prepared = place.prepare(&yaml.replace("40kB", "200kB")).unwrap();
@@ -285,8 +290,8 @@ fn chats(language: &str, count: usize) -> Vec<Value> {
 fn chats_are_mixed_and_held_out() {
     let place = Place::new();
     place.put("en.json", serde_json::to_string_pretty(&chats("en", 300)).unwrap());
-    let lines: String = chats("ko", 200).iter().map(|chat| format!("{chat}\n")).collect();
-    place.put("ko.jsonl", lines);
+    let lines: Vec<String> = chats("ko", 200).iter().map(Value::to_string).collect();
+    place.put("ko.jsonl", lines.join("\n"));
     let yaml =
         "data: {sft: {sources: [{path: en.json, language: en}, {path: ko.jsonl, language: ko}]}}";
     let prepared = place.prepare(yaml).unwrap();
@@ -416,21 +421,21 @@ fn what_is_wrong_with_files_is_named() {
         ("a.csv", "`a.csv`: it is of no format that is read"),
         ("empty.txt", "`empty.txt`: it holds no text"),
         ("blank.txt", "`blank.txt`: it holds no text"),
-        ("latin.txt", "`latin.txt` line 3: it is not UTF-8 (byte 4)"),
+        ("latin.txt", "`latin.txt`, line 3: it is not UTF-8 (byte 4)"),
         ("utf16.txt", "`utf16.txt`: it is UTF-16, not UTF-8 | convert it: iconv"),
-        ("nul.jsonl", "`nul.jsonl` line 1: it holds a NUL character"),
+        ("nul.jsonl", "`nul.jsonl`, line 1: it holds a NUL character"),
         (
             "field.jsonl",
-            "`field.jsonl` line 1: it has no field `text`; it has `content`, `id` | name",
+            "`field.jsonl`, line 1: it has no field `text`; it has `content`, `id` | name",
         ),
-        ("number.jsonl", "`number.jsonl` line 1: its field `text` is a number"),
-        ("broken.jsonl", "`broken.jsonl` line 2: it is not valid JSON: EOF while parsing a value"),
-        ("broken.json", "`broken.json` line 2: it is not valid JSON: expected `:`"),
-        ("surrogate.jsonl", "`surrogate.jsonl` line 1: it is not valid JSON: "),
-        ("long.txt", "`long.txt` line 1: it is longer than 1 MiB"),
-        ("many.jsonl", "`many.jsonl`: 30 records cannot be used\n  `many.jsonl` line 1: it has"),
+        ("number.jsonl", "`number.jsonl`, line 1: its field `text` is a number"),
+        ("broken.jsonl", "`broken.jsonl`, line 2: it is not valid JSON: EOF while parsing a value"),
+        ("broken.json", "`broken.json`, line 2: it is not valid JSON: expected `:`"),
+        ("surrogate.jsonl", "`surrogate.jsonl`, line 1: it is not valid JSON: "),
+        ("long.txt", "`long.txt`, line 1: it is longer than 1 MiB"),
+        ("many.jsonl", "`many.jsonl`: 30 records cannot be used\n  `many.jsonl`, line 1: it has"),
         ("hopeless.jsonl", "`hopeless.jsonl`: the first 100 records cannot be used"),
-        ("one.txt", "`one.txt`: too few documents: none is left for `"),
+        ("one.txt", "`one.txt`: none of its documents is left for `"),
     ] {
         let told = place.told(&one(path));
         assert!(told.starts_with(expected), "{path}\n  {told}\n  {expected}");
@@ -487,19 +492,16 @@ fn peak() -> u64 {
 #[test]
 fn memory_does_not_grow_with_the_corpus() {
     let place = Place::new();
-    let mut text = String::new();
-    let mut i = 0_u64;
-    while text.len() < 20_000_000 {
-        text.push_str(&format!("{{\"text\": \"{}\"}}\n", format!("{i} ").repeat(60)));
-        i += 1;
+    let file = fs::File::create(place.0.path().join("a.jsonl")).unwrap();
+    let mut file = std::io::BufWriter::new(file);
+    for i in 0..60_000 {
+        let text = format!("{i} ").repeat(60);
+        std::io::Write::write_all(&mut file, format!("{{\"text\": \"{text}\"}}\n").as_bytes())
+            .unwrap();
     }
-    place.put("a.jsonl", &text);
-    drop(text);
+    drop(file);
     let before = peak();
-    let start = Instant::now();
     let prepared = place.prepare(&one("a.jsonl")).unwrap();
-    let seconds = start.elapsed().as_secs_f64();
-    eprintln!("20 MB in {seconds:.2} s, peak {} kB more", peak() - before);
     assert!(prepared.pretrain.unwrap().bytes > 15_000_000);
     assert!(peak() - before < 40_000, "{} kB", peak() - before);
 }
@@ -509,18 +511,18 @@ fn memory_does_not_grow_with_the_corpus() {
 #[ignore = "a measurement"]
 fn throughput() {
     let place = Place::new();
-    let body = documents("en", 64).join(" ");
+    let body = documents("en", 600).join(" ");
     for (name, json) in [("a.jsonl", true), ("b.txt", false)] {
         let mut text = String::new();
         let mut i = 0_u64;
         while text.len() < 250_000_000 {
             let start = usize::try_from(i * 37 % 20_000).unwrap();
             let document = format!("{i} {}", &body[start..start + 3000]);
-            text.push_str(&if json {
-                format!("{}\n", json!({ "text": document }))
+            if json {
+                writeln!(text, "{}", json!({ "text": document })).unwrap();
             } else {
-                format!("{document}\n\n")
-            });
+                writeln!(text, "{document}\n").unwrap();
+            }
             i += 1;
         }
         place.put(name, text);

@@ -191,7 +191,8 @@ impl Outlook {
             Align::Right,
             Align::Left,
         ]);
-        let title = if self.memory_limit.is_some() { "FITS" } else { "" };
+        let title = self.memory_limit.map(|limit| format!("IN {}", gigabytes(limit)));
+        let title = title.unwrap_or_default();
         table.row(
             [
                 "MEMORY",
@@ -203,7 +204,7 @@ impl Outlook {
                 "LOGITS",
                 "OTHER",
                 "TOTAL",
-                title,
+                &title,
             ]
             .map(str::to_owned),
         );
@@ -217,8 +218,9 @@ impl Outlook {
     fn other_ways(&self) -> String {
         use Align::{Left, Right};
         let mut table = Table::new(&[Left, Right, Right, Left, Left]);
-        let title = if self.memory_limit.is_some() { "FITS" } else { "" };
-        table.row(["ALIGN", "PARAMETERS", "MEMORY", title, ""].map(str::to_owned));
+        let title = self.memory_limit.map(|limit| format!("IN {}", gigabytes(limit)));
+        let title = title.unwrap_or_default();
+        table.row(["ALIGN", "PARAMETERS", "MEMORY", &title, ""].map(str::to_owned));
         for way in &self.alternatives {
             table.row([
                 method_name(way.method).to_owned(),

@@ -245,6 +245,7 @@ fn an_outlook_compares_and_renders() {
     let memory: Vec<u64> = found.alternatives.iter().map(|a| a.estimate.memory.total).collect();
     assert!(memory[0] > memory[1] && memory[0] > memory[2], "{memory:?}");
     let text = found.render();
+    assert!(text.contains("IN 40.0 GB"), "{text}");
     assert!(text.contains("full fine-tuning on the data of pretrain"), "{text}");
     assert!(text.lines().next().unwrap().starts_with("STAGE"), "{text}");
     let json = serde_json::to_value(&found).unwrap();

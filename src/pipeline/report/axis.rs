@@ -35,7 +35,7 @@ impl Axis {
 
     /// Round values within the scale, about so many, with as many digits as they need.
     pub(super) fn ticks(&self, about: f64) -> Vec<(f64, String)> {
-        if self.is_logarithmic && self.high / self.low > 4.0 {
+        if self.is_logarithmic && self.high / self.low > 2.5 {
             return self.ticks_of_decades();
         }
         let step = round_up((self.high - self.low) / about.max(1.0));
@@ -49,10 +49,14 @@ impl Axis {
         ticks
     }
 
-    /// 1, 2 and 5 of every decade; 1 alone where there are many.
+    /// 1, 2 and 5 of every decade; more of them in half a decade, 1 alone where there are many.
     fn ticks_of_decades(&self) -> Vec<(f64, String)> {
         let (first, last) = (self.low.log10().floor(), self.high.log10().ceil());
-        let parts: &[f64] = if last - first > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let parts: &[f64] = match self.high / self.low {
+            ratio if ratio < 8.0 => &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0],
+            ratio if ratio < 1000.0 => &[1.0, 2.0, 5.0],
+            _ => &[1.0],
+        };
         let mut ticks = Vec::new();
         let mut decade = first;
         while decade <= last && ticks.len() < 24 {
@@ -107,7 +111,8 @@ mod tests {
     #[test]
     fn places_are_held_to_the_frame() {
         let axis = Axis::linear((0.0, 10.0), 100.0, 0.0);
-        assert_eq!([axis.place(0.0), axis.place(5.0), axis.place(99.0)], [100.0, 50.0, 0.0]);
+        let found = [0.0, 5.0, 99.0].map(|value| axis.place(value).to_string());
+        assert_eq!(found, ["100", "50", "0"]);
         let axis = Axis::logarithmic((10.0, 1000.0), 0.0, 100.0);
         assert!((axis.place(100.0) - 50.0).abs() < 1e-9);
     }

@@ -124,7 +124,7 @@ pub(super) fn dots(title: &str, rows: &[Dot]) -> String {
     const TOP: f64 = 8.0;
     let positive = || rows.iter().map(|row| row.value).filter(|v| v.is_finite() && *v > 0.0);
     let span = (positive().fold(f64::INFINITY, f64::min), positive().fold(0.0, f64::max));
-    if !(span.0 <= span.1) {
+    if positive().next().is_none() {
         return String::new();
     }
     let x = Axis::logarithmic(span, LABELS, WIDTH - VALUES);

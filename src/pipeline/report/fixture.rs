@@ -54,7 +54,8 @@ fn trained(mut stage: StageRecord, steps: u64, losses: (f64, f64), rate: f64) ->
     (stage.steps, stage.steps_total) = (Some(steps), Some(steps));
     (stage.first_loss, stage.final_loss) = (Some(losses.0), Some(losses.1));
     (stage.tokens, stage.tokens_per_second) = (Some(tokens), Some(rate));
-    stage.trained_parameters = Some(98_560);
+    let is_detached = stage.name == "pretrain";
+    stage.trained_parameters = Some(if is_detached { 98_560 } else { 419_328 });
     stage.checks = vec![
         check("names and shapes are those of the input", "39 tensors"),
         check("frozen tensors are unchanged", "12 tensors"),

@@ -140,7 +140,7 @@ mod tests {
         record.stages[3].state = State::Failed;
         record.stages[3].error = Some("CUDA out of memory".into());
         let html = page(&record);
-        assert!(html.contains("`align` failed: CUDA out of memory."), "{html}");
+        assert!(html.contains("align failed: CUDA out of memory."), "{html}");
         assert!(!html.contains("id=\"held-out\"") && html.contains("id=\"curves\""));
     }
 

@@ -40,12 +40,12 @@ fn unfinished(record: &Record) -> Option<(Outcome, String)> {
     }
     if let Some(stage) = needed.iter().find(|stage| stage.state == State::Failed) {
         let why = stage.error.as_deref().unwrap_or("no reason was told");
-        return Some((Outcome::Failed, format!("`{}` failed: {why}.", stage.name)));
+        return Some((Outcome::Failed, format!("{} failed: {why}.", stage.name)));
     }
     let next = needed.iter().find(|stage| stage.state != State::Done)?;
     let done = needed.iter().filter(|stage| stage.state == State::Done).count();
     let (all, name, state) = (needed.len(), &next.name, state_name(next.state));
-    Some((Outcome::Open, format!("{done} of {all} stages are done; `{name}` is {state}.")))
+    Some((Outcome::Open, format!("{done} of {all} stages are done; {name} is {state}.")))
 }
 
 /// The change on each language.
@@ -89,7 +89,13 @@ fn went(change: f64) -> &'static str {
 
 /// What the figures show, good or bad.
 fn remarks(record: &Record) -> Vec<String> {
-    let mut remarks = Vec::new();
+    let mut remarks: Vec<String> = record
+        .stages
+        .iter()
+        .flat_map(|stage| stage.checks.iter().map(move |check| (&stage.name, check)))
+        .filter(|(_, check)| !check.ok)
+        .map(|(stage, check)| format!("Not so, after {stage}: {} ({}).", check.what, check.detail))
+        .collect();
     let (Some(base), Some(target)) = (base(record), target(record)) else {
         return remarks;
     };
@@ -207,11 +213,11 @@ mod tests {
         let found = verdict(&record);
         assert_eq!(
             (found.outcome, found.line.as_str()),
-            (Outcome::Failed, "`align` failed: out of memory.")
+            (Outcome::Failed, "align failed: out of memory.")
         );
         record.stages[3].state = State::Running;
         let found = verdict(&record);
-        assert_eq!(found.line, "5 of 6 stages are done; `align` is running.");
+        assert_eq!(found.line, "5 of 6 stages are done; align is running.");
         assert_eq!(verdict(&Record::default()).line, "No stage has been started.");
     }
 
@@ -222,6 +228,15 @@ mod tests {
         let found = verdict(&record);
         assert!(found.line.contains("Nothing was measured"), "{}", found.line);
         assert!(found.remarks.is_empty());
+    }
+
+    #[test]
+    fn a_check_that_does_not_hold_is_said_first() {
+        let mut record = record();
+        record.baselines.clear();
+        record.stages[1].checks[1].ok = false;
+        let remarks = verdict(&record).remarks;
+        assert_eq!(remarks, ["Not so, after pretrain: frozen tensors are unchanged (12 tensors)."]);
     }
 
     #[test]

@@ -527,7 +527,7 @@ fn controls(record: &Record) -> Vec<Control> {
         }
     };
     let end = ours.iter().rev().find(|stage| !stage.measured.is_empty()).copied();
-    let remark = end.map(|end| format!("this run, up to `{}`", end.name)).unwrap_or_default();
+    let remark = end.map(|end| format!("this run, up to {}", end.name)).unwrap_or_default();
     let mut rows = vec![row("ELO".into(), remark, &ours, end)];
     for (name, end) in last {
         let stages: Vec<&StageRecord> = record
@@ -733,7 +733,7 @@ mod tests {
             shown,
             [("ELO", "1.00 ×"), ("alignment data only", "0.12 ×"), ("full fine-tuning", "2.67 ×")]
         );
-        assert_eq!(rows[0].remark, "this run, up to `align`");
+        assert_eq!(rows[0].remark, "this run, up to align");
         assert_eq!(rows[2].cells[0].as_ref().unwrap().by.as_ref().unwrap().text, "-34.7 %");
     }
 

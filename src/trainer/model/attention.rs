@@ -4,8 +4,6 @@
 //! more in the backward pass from the logarithm of each row's sum (Dao et al. 2022). Memory besides the inputs is one
 //! number a query and head. All arrays are `[span][head][token][head_dim]`.
 
-#![allow(clippy::cast_precision_loss, reason = "head sizes are far below 2^24")]
-
 use rayon::prelude::*;
 
 use super::rope::Heads;
@@ -27,7 +25,7 @@ pub(super) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    fn part(&self, heads: &Heads, data: &'a [f32], span: usize, head: usize) -> &'a [f32] {
+    fn part<'b>(heads: &Heads, data: &'b [f32], span: usize, head: usize) -> &'b [f32] {
         let (range, dim) = (&heads.spans[span], heads.dim);
         let start = (range.start * heads.heads + head * range.len()) * dim;
         &data[start..start + range.len() * dim]
@@ -56,9 +54,9 @@ impl<'a> Inputs<'a> {
         let outputs = self.queries.split(o, dim).zip(self.queries.split(log_sums, 1));
         let tasks: Vec<_> = outputs.map(|((s, h, o), (_, _, l))| (s, h, o, l)).collect();
         tasks.into_par_iter().for_each_init(Vec::new, |scores, (span, head, o, log_sums)| {
-            let q = self.part(&self.queries, self.q, span, head);
-            let k = self.part(&self.keys, self.k, span, head / self.group());
-            let v = self.part(&self.keys, self.v, span, head / self.group());
+            let q = Self::part(&self.queries, self.q, span, head);
+            let k = Self::part(&self.keys, self.k, span, head / self.group());
+            let v = Self::part(&self.keys, self.v, span, head / self.group());
             let len = log_sums.len();
             for from in (0..len).step_by(BLOCK) {
                 let to = (from + BLOCK).min(len);
@@ -104,12 +102,12 @@ impl<'a> Inputs<'a> {
                 let len = range.len();
                 dk.fill(0.0);
                 dv.fill(0.0);
-                let k = self.part(&self.keys, self.k, span, head);
-                let v = self.part(&self.keys, self.v, span, head);
+                let k = Self::part(&self.keys, self.k, span, head);
+                let v = Self::part(&self.keys, self.v, span, head);
                 for (i, dq) in dq.chunks_mut((len * dim).max(1)).enumerate() {
                     let query_head = head * group + i;
-                    let q = self.part(&self.queries, self.q, span, query_head);
-                    let d_o = self.part(&self.queries, d_o, span, query_head);
+                    let q = Self::part(&self.queries, self.q, span, query_head);
+                    let d_o = Self::part(&self.queries, d_o, span, query_head);
                     let sums = range.start * self.queries.heads + query_head * len;
                     let log_sums = &log_sums[sums..sums + len];
                     for from in (0..len).step_by(BLOCK) {

@@ -1,5 +1,8 @@
 //! Scratch memory that outlives a step, so that activations do not fault in fresh pages each time.
 
+/// Elements that are not worth sparing.
+const SMALL: usize = 1 << 10;
+
 /// Buffers given back, for reuse.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
@@ -8,17 +11,20 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// A buffer of `len` elements whose values are arbitrary.
+    ///
+    /// One that is much too large is left for those who need it: logits are a thousand times the size of sums.
     pub(super) fn take(&mut self, len: usize) -> Vec<f32> {
-        let fitting = |b: &&(usize, usize)| b.1 >= len;
-        let sizes: Vec<(usize, usize)> = self.free.iter().map(Vec::capacity).enumerate().collect();
-        if let Some((i, _)) = sizes.iter().filter(fitting).min_by_key(|b| b.1) {
-            let mut buffer = self.free.swap_remove(*i);
+        let sizes = || self.free.iter().map(Vec::capacity).enumerate();
+        let fitting = sizes().filter(|(_, size)| (len..=2 * len + SMALL).contains(size));
+        if let Some((i, _)) = fitting.min_by_key(|(_, size)| *size) {
+            let mut buffer = self.free.swap_remove(i);
             buffer.resize(len, 0.0);
             return buffer;
         }
-        // None is large enough: one of them makes room, or ever larger batches would pile up small ones.
-        if let Some((i, _)) = sizes.iter().max_by_key(|b| b.1) {
-            self.free.swap_remove(*i);
+        // One that has been outgrown makes room, or ever larger batches would pile up small ones.
+        let outgrown = sizes().filter(|(_, size)| *size < len && *size >= len / 4);
+        if let Some((i, _)) = outgrown.max_by_key(|(_, size)| *size) {
+            self.free.swap_remove(i);
         }
         vec![0.0; len]
     }
@@ -47,11 +53,12 @@ mod tests {
         let mut buffers = Buffers::default();
         buffers.give(vec![1.0; 100]);
         buffers.give(vec![2.0; 10]);
+        buffers.give(vec![3.0; 10_000]);
         assert_eq!(buffers.take(8), vec![2.0; 8]);
         assert_eq!(buffers.zeros(8), vec![0.0; 8]);
-        assert!(buffers.free.is_empty());
-        buffers.give(vec![1.0; 4]);
-        assert_eq!(buffers.take(8).len(), 8);
-        assert!(buffers.free.is_empty(), "the one that was too small is gone");
+        assert_eq!(buffers.take(9).len(), 9);
+        assert_eq!(buffers.free.len(), 1, "one that is much too large is not taken");
+        assert_eq!(buffers.take(12_000).len(), 12_000);
+        assert!(buffers.free.is_empty(), "one that was too small is gone");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Both spellings of transformers are read: 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`).
 
-#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "as transformers")]
+#![allow(clippy::cast_possible_truncation, reason = "as transformers")]
 
 use std::f64::consts::TAU;
 

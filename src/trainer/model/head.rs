@@ -1,7 +1,5 @@
 //! The head and the cross-entropy, by chunks of rows: logits of all tokens are never held at once.
 
-#![allow(clippy::cast_precision_loss, reason = "counts of tokens in a step")]
-
 use rayon::prelude::*;
 
 use super::batch::{Batch, IGNORED};

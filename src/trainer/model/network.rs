@@ -327,8 +327,10 @@ mod tests {
             let weights = design.random_weights();
             let mut network = network(&design, &weights, false);
             let packed = network.loss(&weights, &batch(&documents()));
-            let alone: f64 =
-                documents().iter().map(|d| network.loss(&weights, &batch(&[d.clone()]))).sum();
+            let alone: f64 = documents()
+                .iter()
+                .map(|d| network.loss(&weights, &batch(std::slice::from_ref(d))))
+                .sum();
             assert!((packed - alone).abs() < 1e-5 * packed, "{packed} {alone}");
         }
     }

@@ -1,6 +1,4 @@
-//! RMSNorm (Zhang and Sennrich 2019): `y = w * x / sqrt(mean(x^2) + eps)`, over rows of any matrix.
-
-#![allow(clippy::cast_precision_loss, reason = "row lengths are far below 2^24")]
+//! `RMSNorm` (Zhang and Sennrich 2019): `y = w * x / sqrt(mean(x^2) + eps)`, over rows of any matrix.
 
 use rayon::prelude::*;
 

@@ -1,7 +1,6 @@
 //! Rotary position embedding (Su et al. 2021) in the half-split form of transformers, and the change of layout between
 //! `[token][head][head_dim]` (what linear maps give) and `[span][head][token][head_dim]` (what attention reads).
 
-#![allow(clippy::cast_precision_loss, reason = "positions are far below 2^24")]
 #![allow(clippy::cast_possible_truncation, reason = "angles are f32 by definition")]
 
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! SwiGLU (Shazeer 2020): `a = silu(g) u` with `silu(g) = g / (1 + e^-g)`, elementwise.
+//! `SwiGLU` (Shazeer 2020): `a = silu(g) u` with `silu(g) = g / (1 + e^-g)`, elementwise.
 
 use rayon::prelude::*;
 
