@@ -73,12 +73,12 @@ impl Store {
         }
         file.set_len(0).at("write", &path)?;
         write!(file, "process {}", std::process::id()).at("write", &path)?;
-        Ok(Self { out: out.to_owned(), known: read(&out.join(KNOWN_FILE))?, lock: Some(file) })
+        Ok(Self { out: out.to_owned(), known: known(out)?, lock: Some(file) })
     }
 
     /// Opens it for reading.
     pub fn read_only(out: &Path) -> Result<Self> {
-        Ok(Self { out: out.to_owned(), known: read(&out.join(KNOWN_FILE))?, lock: None })
+        Ok(Self { out: out.to_owned(), known: known(out)?, lock: None })
     }
 
     /// The output directory.
@@ -179,6 +179,14 @@ impl Store {
             notes.push("the result that these settings gave earlier is back".to_owned());
         }
         Ok(notes)
+    }
+}
+
+/// A cut cache is an empty one.
+fn known(out: &Path) -> Result<Known> {
+    match read(&out.join(KNOWN_FILE)) {
+        Err(Error::Json { .. }) => Ok(Known::default()),
+        known => known,
     }
 }
 
