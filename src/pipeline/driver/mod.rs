@@ -150,9 +150,9 @@ impl<'a> Driver<'a> {
         let description = backend.describe(&settings)?;
         let mut record = store.record()?.unwrap_or_default();
         record.format = 1;
-        record.tool = env!("CARGO_PKG_VERSION").to_owned();
+        env!("CARGO_PKG_VERSION").clone_into(&mut record.tool);
         record.project = serde_json::to_value(project).unwrap_or_default();
-        record.model = facts(&base, model, project.layers.to_string().parse()?)?;
+        record.model = facts(&base, model, &project.layers.to_string().parse()?)?;
         Ok(Self {
             loaded,
             options,
@@ -234,8 +234,7 @@ impl<'a> Driver<'a> {
             Some(prepared) => prepared,
             None => {
                 let eyes = data_eyes::Eyes(self.witness);
-                let prepared = data::prepare(self.loaded, &self.data_dir(), &eyes)?;
-                prepared
+                data::prepare(self.loaded, &self.data_dir(), &eyes)?
             }
         };
         self.record.data = data_facts(&prepared);
@@ -547,7 +546,7 @@ fn carry_out_under(
 fn facts(
     base: &Checkpoint,
     path: &Path,
-    layers: crate::checkpoint::LayerSelector,
+    layers: &crate::checkpoint::LayerSelector,
 ) -> Result<ModelFacts> {
     let chosen = layers.resolve(base.layers(), base.name())?;
     let family = base.config().and_then(|config| config.get("model_type")?.as_str());

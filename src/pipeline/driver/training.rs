@@ -20,7 +20,7 @@ use crate::pipeline::record::StageRecord;
 use crate::pipeline::store::write_json;
 
 /// Silence of a backend that is worth a word.
-const STALL: Duration = Duration::from_secs(30 * 60);
+const STALL: Duration = Duration::from_mins(30);
 /// Lines of a failing backend's log that are shown.
 const SHOWN: usize = 20;
 
