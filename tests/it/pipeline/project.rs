@@ -32,7 +32,7 @@ impl Project {
         fs::create_dir_all(temp.path().join("notes")).unwrap();
         let project = Self { temp, yaml: yaml.to_owned() };
         project.write("elo.yaml", yaml);
-        project.write("data/en.jsonl", &documents(60));
+        project.write("data/en.jsonl", documents(60));
         project
     }
 

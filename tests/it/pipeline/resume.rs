@@ -302,19 +302,37 @@ fn damage_is_noticed_and_repaired() {
 #[test]
 fn a_record_or_a_result_that_was_cut_is_no_dead_end() {
     let project = finished();
-    // A file that a crash of the machine has cut.
-    for file in ["work/.known.json", "work/elo.lock.json", "work/02-pretrain/stage.json"] {
+    let cut = |file: &str| {
         let text = fs::read(project.path(file)).unwrap();
         fs::write(project.path(file), &text[..text.len() / 2]).unwrap();
-        let outcome = project.run("");
-        let name = file.rsplit('/').next().unwrap();
-        if outcome.code() != Some(0) {
-            outcome.expect(3, &[name, "not valid JSON"]);
-            fs::write(project.path(file), text).unwrap();
-        }
+        text
+    };
+    cut("work/.known.json");
+    project.run("").expect(0, &["report:"]);
+    for file in ["work/elo.lock.json", "work/02-pretrain/stage.json"] {
+        let whole = cut(file);
+        project.run("").expect(3, &[file, "not valid JSON"]);
+        fs::write(project.path(file), whole).unwrap();
         project.run("").expect(0, &["report:"]);
     }
+    assert_eq!(attempts(&project).into_values().collect::<Vec<_>>(), [1, 1, 1, 1]);
     assert_same(&project.models(), &undisturbed().0, "after cut records");
+}
+
+/// Killed after the backend's model was in place and before its result told of it.
+#[test]
+fn a_model_without_its_result_is_no_dead_end() {
+    let project = finished();
+    for dir in ["02-pretrain", "04-align"] {
+        let stage = project.path(&format!("work/{dir}"));
+        fs::rename(stage.join("model"), stage.join("trained")).unwrap();
+        fs::remove_file(stage.join("result.json")).unwrap();
+        let record = fs::read_to_string(stage.join("stage.json")).unwrap();
+        fs::write(stage.join("stage.json"), record.replace("\"done\"", "\"running\"")).unwrap();
+        project.run("").expect(0, &["report:"]);
+        assert_same(&project.models(), &undisturbed().0, dir);
+        assert!(!stage.join("trained").exists());
+    }
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn what_the_backend_cannot_train_is_refused_first() {
         refused(&project, 3, &["built-in backend", "llama, mistral, qwen2, qwen3", "trl"]);
     }
     let mut project = demo();
-    project.change("align: {", "align: { method: lora,");
+    project.change("align: { max_steps", "align: { method: lora, max_steps");
     refused(&project, 3, &["method: lora", "built-in backend"]);
 }
 
