@@ -10,6 +10,20 @@ test:
 demo:
     bash fixtures/demo.sh
 
+# The surgery verbs on tiny models.
+verbs:
+    bash fixtures/verbs.sh
+
+# Built-in trainer against torch: losses, gradient norms; then speed and memory.
+trainer python:
+    cargo build --release --example train
+    {{python}} tests/peers/check_trainer.py target/release/examples/train
+    {{python}} benches/trainer.py target/release/examples/train
+
+# Native files against the schemas of the real trainers.
+backends python backend:
+    {{python}} tests/peers/check_backends.py {{backend}}
+
 # Kernels: GB/s for every kernel and instruction set of this CPU.
 bench-kernels:
     cargo bench --bench kernels

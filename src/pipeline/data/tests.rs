@@ -433,7 +433,7 @@ fn what_is_wrong_with_files_is_named() {
         ("broken.json", "`broken.json`, line 2: it is not valid JSON: expected `:`"),
         ("surrogate.jsonl", "`surrogate.jsonl`, line 1: it is not valid JSON: "),
         ("long.txt", "`long.txt`, line 1: it is longer than 1 MiB"),
-        ("many.jsonl", "`many.jsonl`: 30 records cannot be used\n  `many.jsonl`, line 1: it has"),
+        ("many.jsonl", "`many.jsonl`: 30 records cannot be used\n  `many.jsonl` line 1: it has"),
         ("hopeless.jsonl", "`hopeless.jsonl`: the first 100 records cannot be used"),
         ("one.txt", "`one.txt`: none of its documents is left for `"),
     ] {
