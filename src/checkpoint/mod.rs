@@ -182,6 +182,13 @@ impl Checkpoint {
         self.provenance.as_ref()
     }
 
+    /// The same without its record, for a model that was changed by others since.
+    #[cfg(feature = "pipeline")]
+    pub(crate) fn without_provenance(mut self) -> Self {
+        self.provenance = None;
+        self
+    }
+
     /// Files that travel with the weights. `config.json`, indexes, model cards and our own records are not among them.
     pub fn sidecars(&self) -> &[SidecarFile] {
         &self.sidecars

@@ -130,7 +130,12 @@ fn check(arguments: &Check, session: &Session) -> Result<(), Failure> {
             .map_err(|e| Error::Json { path: path.clone(), message: e.to_string() })?;
         found.check(path, &spec, &settings)?;
     }
-    session.say(&format!("{} {} can be used", description.name, description.version));
+    let (name, version) = (&description.name, &description.version);
+    if session.json {
+        let answer = json!({ "command": "backend check", "name": name, "version": version });
+        return session.print_json(&answer);
+    }
+    session.say(&format!("{name} {version} can be used"));
     Ok(())
 }
 

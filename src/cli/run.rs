@@ -12,8 +12,8 @@ use super::failure::Failure;
 use super::live::Live;
 use super::process;
 use super::session::Session;
+use crate::backend::BackendChoice;
 use crate::backend::protocol::Event;
-use crate::backend::{BackendChoice, BackendSettings};
 use crate::error::{Error, IoContext as _};
 use crate::pipeline::driver::{Decision, Driver, Intent, Options, Witness};
 use crate::pipeline::project::{Loaded, Project};
@@ -87,8 +87,14 @@ pub(super) fn project(backend: Option<&String>) -> Result<Loaded, Failure> {
             "`elo-surgery init` makes a project",
         ));
     };
+    let mut settings = loaded.project.backend.settings();
     if let Some(name) = backend {
-        let settings = BackendSettings { name: name.clone(), ..loaded.project.backend.settings() };
+        settings.name.clone_from(name);
+    } else if settings.name.contains('/') {
+        // Like every path of the file, relative to it.
+        settings.name = loaded.path(settings.name.as_ref()).to_string_lossy().into_owned();
+    }
+    if settings != loaded.project.backend.settings() {
         loaded.project.backend = BackendChoice::Settings(Box::new(settings));
     }
     Ok(loaded)

@@ -33,7 +33,8 @@ const EARLIER: &str = ".earlier";
 pub struct Store {
     out: PathBuf,
     known: Known,
-    _lock: Option<File>,
+    /// Held by a run; without it nothing is written.
+    lock: Option<File>,
 }
 
 /// What has been found out about models and need not be found out again.
@@ -72,12 +73,12 @@ impl Store {
         }
         file.set_len(0).at("write", &path)?;
         write!(file, "process {}", std::process::id()).at("write", &path)?;
-        Ok(Self { out: out.to_owned(), known: read(&out.join(KNOWN_FILE))?, _lock: Some(file) })
+        Ok(Self { out: out.to_owned(), known: known(out)?, lock: Some(file) })
     }
 
     /// Opens it for reading.
     pub fn read_only(out: &Path) -> Result<Self> {
-        Ok(Self { out: out.to_owned(), known: read(&out.join(KNOWN_FILE))?, _lock: None })
+        Ok(Self { out: out.to_owned(), known: known(out)?, lock: None })
     }
 
     /// The output directory.
@@ -139,6 +140,9 @@ impl Store {
     }
 
     fn save_known(&self) -> Result<()> {
+        if self.lock.is_none() {
+            return Ok(());
+        }
         write_json(&self.out.join(KNOWN_FILE), &self.known)
     }
 
@@ -175,6 +179,14 @@ impl Store {
             notes.push("the result that these settings gave earlier is back".to_owned());
         }
         Ok(notes)
+    }
+}
+
+/// A cut cache is an empty one.
+fn known(out: &Path) -> Result<Known> {
+    match read(&out.join(KNOWN_FILE)) {
+        Err(Error::Json { .. }) => Ok(Known::default()),
+        known => known,
     }
 }
 

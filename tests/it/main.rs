@@ -17,6 +17,8 @@ mod floors;
 mod golden;
 #[cfg(feature = "cli")]
 mod hostile;
+#[cfg(all(feature = "cli", feature = "trainer"))]
+mod pipeline;
 mod props;
 mod support;
 #[cfg(feature = "trainer")]

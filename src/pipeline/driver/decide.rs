@@ -6,6 +6,8 @@ use serde_json::Value;
 use super::Driver;
 use super::spec::Tensors;
 use super::training::joined;
+use super::witness::Eyes;
+use crate::audit::{VerifyOptions, examine};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::pipeline::data;
@@ -33,6 +35,7 @@ pub enum Decision {
     /// It depends on what an earlier stage gives.
     After {
         /// The stage.
+        #[serde(rename = "after")]
         stage: String,
     },
 }
@@ -208,7 +211,12 @@ impl Driver<'_> {
         }
         let made = Checkpoint::open(self.model(node))?;
         let plan = made.provenance().map(|provenance| provenance.plan.clone());
-        Ok(plan == Some(self.plan(node)?.digest()))
+        if plan != Some(self.plan(node)?.digest()) {
+            return Ok(false);
+        }
+        let options = VerifyOptions { read_data: false, ..VerifyOptions::default() };
+        let found = examine(&made, &options, &Eyes::on(self.witness, "checking"))?;
+        Ok(found.problems.is_empty())
     }
 }
 

@@ -7,6 +7,7 @@ mod checks;
 mod decide;
 mod measure;
 mod outlook;
+mod preflight;
 mod render;
 mod spec;
 mod surgery;
@@ -133,14 +134,25 @@ impl<'a> Driver<'a> {
                 });
             }
         }
+        let at = |name: &Option<String>| {
+            name.as_ref().and_then(|name| nodes.iter().position(|node| node.name == *name))
+        };
+        if let (Some(from), Some(until)) = (&options.from, &options.until)
+            && at(&options.from) > at(&options.until)
+        {
+            return Err(Error::Usage {
+                problem: format!("`{from}` comes after `{until}`: no stage is left"),
+                hint: format!("`--from {until} --until {from}`"),
+            });
+        }
         let settings = project.backend.settings();
         let backend = Backend::find(&settings)?;
         let description = backend.describe(&settings)?;
         let mut record = store.record()?.unwrap_or_default();
         record.format = 1;
-        record.tool = env!("CARGO_PKG_VERSION").to_owned();
+        env!("CARGO_PKG_VERSION").clone_into(&mut record.tool);
         record.project = serde_json::to_value(project).unwrap_or_default();
-        record.model = facts(&base, model, project.layers.to_string().parse()?)?;
+        record.model = facts(&base, model, &project.layers.to_string().parse()?)?;
         Ok(Self {
             loaded,
             options,
@@ -182,6 +194,7 @@ impl<'a> Driver<'a> {
                 hint: "`elo-surgery backend list` shows what can be used here".into(),
             });
         }
+        self.preflight(&selected)?;
         if trains || selected.iter().any(|node| node.action == Action::Evaluate) {
             self.prepare_data()?;
         }
@@ -221,8 +234,7 @@ impl<'a> Driver<'a> {
             Some(prepared) => prepared,
             None => {
                 let eyes = data_eyes::Eyes(self.witness);
-                let prepared = data::prepare(self.loaded, &self.data_dir(), &eyes)?;
-                prepared
+                data::prepare(self.loaded, &self.data_dir(), &eyes)?
             }
         };
         self.record.data = data_facts(&prepared);
@@ -251,11 +263,11 @@ impl<'a> Driver<'a> {
         }
         self.witness.stage(&node.name, index, count);
         let same = old.as_ref().is_some_and(|old| old.key == key);
+        let by_hand = old.is_none() && !self.options.force && self.adoptable(node)?;
         let mut record = match old {
             Some(old) if same && old.state != State::Done => old,
             old => {
-                let is_new = old.is_none() && !self.adoptable(node)?;
-                if !same || self.options.force || is_new {
+                if !by_hand && (!same || self.options.force) {
                     let old_key = old.as_ref().map(|old| old.key.as_str());
                     // What is done again under the same settings must not come straight back.
                     let new_key = if same { "" } else { key.as_str() };
@@ -287,7 +299,7 @@ impl<'a> Driver<'a> {
         }
         self.store.put_stage(&node.dir, &record)?;
         let started = Instant::now();
-        let outcome = self.work(node, &mut record);
+        let outcome = if by_hand { Ok(()) } else { self.work(node, &mut record) };
         record.seconds += started.elapsed().as_secs_f64();
         match outcome {
             Ok(()) => {
@@ -534,7 +546,7 @@ fn carry_out_under(
 fn facts(
     base: &Checkpoint,
     path: &Path,
-    layers: crate::checkpoint::LayerSelector,
+    layers: &crate::checkpoint::LayerSelector,
 ) -> Result<ModelFacts> {
     let chosen = layers.resolve(base.layers(), base.name())?;
     let family = base.config().and_then(|config| config.get("model_type")?.as_str());

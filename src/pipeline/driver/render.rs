@@ -56,7 +56,12 @@ impl Driver<'_> {
     }
 
     /// The spec of a stage whose input may not be there yet.
-    fn foreseen(&mut self, node: &Node, input: &Input, training: &StageTraining) -> Result<Spec> {
+    pub(super) fn foreseen(
+        &mut self,
+        node: &Node,
+        input: &Input,
+        training: &StageTraining,
+    ) -> Result<Spec> {
         let (path, extract) = match input {
             Input::Base => (self.base.root().to_owned(), None),
             Input::Stage(name) => {

@@ -7,7 +7,6 @@ use super::witness::Eyes;
 use crate::checkpoint::{Checkpoint, SidecarFile};
 use crate::engine::{Execution, execute};
 use crate::error::{Error, IoContext as _, Result};
-use crate::format::{PROVENANCE_FILE, Provenance};
 use crate::ops;
 use crate::pipeline::project::ChatVectorStage;
 use crate::plan::{Plan, Sidecar, SidecarContent};
@@ -61,20 +60,11 @@ pub(super) fn speak_like(plan: &mut Plan, other: &Checkpoint) {
     }
 }
 
-/// Carries a plan out into `out`, unless that was done already.
+/// Carries a plan out into `out`, whatever is there.
 pub(super) fn carry_out(plan: &Plan, out: &Path, sync: bool, eyes: &Eyes<'_>) -> Result<()> {
-    if made_by(out).as_deref() == Some(&*plan.digest()) {
-        return Ok(());
-    }
     if let Some(parent) = out.parent() {
         fs::create_dir_all(parent).at("create", parent)?;
     }
     let execution = Execution { overwrite: true, restart: true, sync, ..Execution::to(out) };
     execute(plan, &execution, eyes).map(drop)
-}
-
-/// The digest of the plan that made a model.
-fn made_by(model: &Path) -> Option<String> {
-    let bytes = fs::read(model.join(PROVENANCE_FILE)).ok()?;
-    serde_json::from_slice::<Provenance>(&bytes).ok().map(|provenance| provenance.plan)
 }

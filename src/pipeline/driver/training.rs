@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::checks;
 use super::surgery::{carry_out, speak_like};
 use super::witness::{Eyes, Witness};
-use crate::backend::protocol::{Event, Outcome, Spec, Status, StepEvent, exit};
+use crate::backend::protocol::{Destinations, Event, Outcome, Spec, Status, StepEvent, exit};
 use crate::backend::{
     Backend, BackendSettings, Ended, Supervised, Watch, end_left_over, log_tail, supervise,
 };
@@ -20,7 +20,7 @@ use crate::pipeline::record::StageRecord;
 use crate::pipeline::store::write_json;
 
 /// Silence of a backend that is worth a word.
-const STALL: Duration = Duration::from_secs(30 * 60);
+const STALL: Duration = Duration::from_mins(30);
 /// Lines of a failing backend's log that are shown.
 const SHOWN: usize = 20;
 
@@ -43,11 +43,18 @@ impl Training<'_> {
     /// Trains, adopts and checks. The stage's model is there afterwards.
     pub(super) fn run(&self, record: &mut StageRecord) -> Result<()> {
         let spec_path = self.prepare()?;
+        if let Some(outcome) = self.finished() {
+            match self.take(&outcome, record) {
+                // Not the model's fault: it is still good.
+                Err(error) if error.is_resumable() => return Err(error),
+                Err(error) => {
+                    self.witness.note(&format!("an earlier result is refused: {error}; training"));
+                }
+                Ok(()) => return Ok(()),
+            }
+        }
         let mut attempts = 0;
         let outcome = loop {
-            if let Some(outcome) = self.finished()? {
-                break outcome;
-            }
             match self.attempt(&spec_path, record) {
                 Ok(outcome) => break outcome,
                 Err(Error::Interrupted { resumable: true })
@@ -60,12 +67,17 @@ impl Training<'_> {
                 Err(error) => return Err(error),
             }
         };
+        self.take(&outcome, record)
+    }
+
+    /// Makes the stage's model from what the backend says it made.
+    fn take(&self, outcome: &Outcome, record: &mut StageRecord) -> Result<()> {
         record.steps = Some(outcome.steps);
         record.steps_total = Some(outcome.steps_total);
         record.tokens = outcome.tokens.or(record.tokens);
         record.final_loss = outcome.final_loss.or(record.final_loss);
         record.versions.clone_from(&outcome.versions);
-        self.adopt(&outcome, record)
+        self.adopt(outcome, record)
     }
 
     fn prepare(&self) -> Result<PathBuf> {
@@ -83,20 +95,33 @@ impl Training<'_> {
     }
 
     /// What an earlier attempt has finished, if it has.
-    fn finished(&self) -> Result<Option<Outcome>> {
-        let outcome = self.backend.outcome(self.spec)?;
-        Ok(outcome.filter(|outcome| is_complete(outcome) && self.trained(outcome).is_dir()))
+    fn finished(&self) -> Option<Outcome> {
+        // A result that cannot be read is none: the stage is trained.
+        let outcome = self.backend.outcome(self.spec).ok()??;
+        (is_complete(&outcome) && self.trained(&outcome).is_dir()).then_some(outcome)
     }
 
+    /// The model that the result names: a relative path is the backend's, which runs in the stage's directory.
     fn trained(&self, outcome: &Outcome) -> PathBuf {
-        outcome.model.clone().unwrap_or_else(|| self.spec.out.model.clone())
+        outcome.model.as_ref().map_or_else(|| self.spec.out.model.clone(), |m| self.dir.join(m))
+    }
+
+    /// What an earlier attempt left as its result must not be taken for this one's. Checkpoints stay.
+    fn clear(&self) -> Result<()> {
+        let Destinations { result, model, .. } = &self.spec.out;
+        for stale in [result, model] {
+            let removed = match fs::symlink_metadata(stale) {
+                Err(_) => continue,
+                Ok(meta) if meta.is_dir() => fs::remove_dir_all(stale),
+                Ok(_) => fs::remove_file(stale),
+            };
+            removed.at("remove", stale)?;
+        }
+        Ok(())
     }
 
     fn attempt(&self, spec_path: &Path, record: &mut StageRecord) -> Result<Outcome> {
-        let stale = &self.spec.out.result;
-        if stale.exists() {
-            fs::remove_file(stale).at("remove", stale)?;
-        }
+        self.clear()?;
         self.backend.check(spec_path, self.spec, self.settings)?;
         let launch = self.backend.launch(spec_path, self.spec, self.settings)?;
         record.command = launch.program.iter().map(|a| a.to_string_lossy().into_owned()).collect();
@@ -120,7 +145,13 @@ impl Training<'_> {
         )?;
         let said = follower.finish();
         let outcome = self.backend.outcome(self.spec);
-        self.judge(ended, outcome, said.as_deref(), &log)
+        let judged = self.judge(ended, outcome, said.as_deref(), &log);
+        if matches!(judged, Err(Error::Backend { .. })) && self.spec.out.result.is_file() {
+            // It is kept for people; the next run must not believe it.
+            let refused = self.spec.out.result.with_extension("refused.json");
+            fs::rename(&self.spec.out.result, &refused).at("rename", &refused)?;
+        }
+        judged
     }
 
     /// Exit status 0 is not success: the result file says complete, the steps are all there, and the status agrees.
@@ -196,7 +227,8 @@ impl Training<'_> {
 
     /// Makes the stage's model: the input's names, dtypes, files and configuration with the trained values.
     fn adopt(&self, outcome: &Outcome, record: &mut StageRecord) -> Result<()> {
-        let trained = Checkpoint::open(self.trained(outcome))?;
+        // A record of ours in it was copied from the input and says nothing about this model.
+        let trained = Checkpoint::open(self.trained(outcome))?.without_provenance();
         let mut verdict = checks::structure(self.input, &trained);
         self.refuse(&verdict)?;
         let mut plan = inject(&trained, self.input, &Inject { all: true, ..Inject::default() })?;
@@ -232,7 +264,7 @@ impl Training<'_> {
         Err(Error::Mismatch {
             what: format!("what the backend made in `{}` is not to be trusted", self.dir.display()),
             problems: verdict.problems.clone(),
-            hint: "nothing was taken over; correct the backend's configuration and remove its `result.json` to train again".into(),
+            hint: "nothing was taken over; correct the backend's configuration and run again: the stage is trained again".into(),
         })
     }
 }
