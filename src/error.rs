@@ -231,7 +231,7 @@ pub enum Error {
     #[error("the backend failed in `{stage}`: {problem}{}", LogTail { log, tail })]
     Backend {
         /// The stage.
-        stage: String,
+        stage: &'static str,
         /// What happened.
         problem: String,
         /// Its whole log.

@@ -60,7 +60,7 @@ fn one_of_each() -> Vec<Error> {
             hint: hint(),
         },
         Error::Backend {
-            stage: "pretrain".into(),
+            stage: "pretrain",
             problem: "it ended with exit status 1".into(),
             log: "work/02-pretrain/log.txt".into(),
             tail: vec!["loading".into(), "out of memory".into()],

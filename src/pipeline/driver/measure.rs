@@ -233,7 +233,7 @@ fn run_logged(command: &[String], log: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::Backend {
-        stage: "evaluate".into(),
+        stage: "evaluate",
         problem: format!("`{program}` ended with {status}"),
         log: log.to_owned(),
         tail: crate::backend::log_tail(log, 20),

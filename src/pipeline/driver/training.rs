@@ -163,7 +163,7 @@ impl Training<'_> {
         log: &Path,
     ) -> Result<Outcome> {
         let fail = |problem: String, hint: &str| Error::Backend {
-            stage: self.spec.stage.as_str().to_owned(),
+            stage: self.spec.stage.as_str(),
             problem: said.map_or(problem.clone(), |said| format!("{problem}: {said}")),
             log: log.to_owned(),
             tail: log_tail(log, SHOWN),
