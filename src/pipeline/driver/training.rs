@@ -48,7 +48,9 @@ impl Training<'_> {
                 // Not the model's fault: it is still good.
                 Err(error) if error.is_resumable() => return Err(error),
                 Err(error) => {
-                    self.witness.note(&format!("an earlier result is refused: {error}; training"));
+                    let why = error.to_string().replace("\n  ", ": ");
+                    self.witness
+                        .note(&format!("an earlier result is refused, training again: {why}"));
                 }
                 Ok(()) => return Ok(()),
             }
