@@ -1,7 +1,7 @@
 //! Training backends: separate programs behind one protocol.
 //!
 //! A [`Backend`] is found by name, says what it can do, writes its native configuration beside the spec, and says how it
-//! is started; [`supervise`] runs it under its [`guard`] and follows its events. The driver judges the result.
+//! is started; [`supervise()`] runs it under its [`guard()`] and follows its events. The driver judges the result.
 
 mod axolotl;
 mod builtin;

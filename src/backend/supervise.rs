@@ -31,7 +31,7 @@ const LOG_TAIL: u64 = 1 << 16;
 pub struct Supervised<'a> {
     /// The backend.
     pub launch: &'a Launch,
-    /// The command of its guard: [`super::guard`], without the guarded program.
+    /// The command of its guard: [`super::guard()`], without the guarded program.
     pub guard: &'a [OsString],
     /// Where it writes events.
     pub events: &'a Path,

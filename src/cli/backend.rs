@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::failure::Failure;
-use super::process;
 use super::session::Session;
 use crate::backend::{self, Backend as Found, BackendSettings, Guard};
 use crate::error::Error;
@@ -164,7 +163,7 @@ pub(super) fn builtin(arguments: &Builtin, session: &Session) -> Result<(), Fail
             check(&Check { name: Some("builtin".into()), spec: Some(path.clone()) }, session)
         }
         ("run", Some(path)) => {
-            let stop = process::cancellation();
+            let stop = super::process::cancellation();
             match backend::serve(path, arguments.threads, &stop) {
                 Ok(0) => Ok(()),
                 Ok(code) => Err(Failure::Told(u8::try_from(code).unwrap_or(1))),

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::draft::{Derived, Draft, as_dtype};
 use super::extract::check_layer_count;
-use super::operand::{counterpart, is_buffer};
+use super::operand::{counterpart, effective, is_buffer};
 use super::vector::refuse_vectors;
 use crate::checkpoint::{Checkpoint, LayerSelector, Role, locate};
 use crate::error::{Error, Result};
@@ -88,7 +88,7 @@ fn replacement(
     name: &str,
     entry: &TensorEntry,
 ) -> Result<Vec<Part>, String> {
-    let Some((shape, stretches)) = counterpart(into, name, part) else {
+    let Some((shape, stretches)) = effective(into, name, part) else {
         return Err(format!("tensor `{name}` is missing in `{}`", part.name()));
     };
     let (own, model) = (&entry.name, into.name());

@@ -15,7 +15,7 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 24] = [
     "",
     "extract",
     "inject",
@@ -28,6 +28,15 @@ const COMMANDS: [&str; 15] = [
     "plan",
     "apply",
     "init",
+    "run",
+    "pretrain",
+    "align",
+    "sft",
+    "evaluate",
+    "status",
+    "report",
+    "render",
+    "backend",
     "clean",
     "completions",
     "man",

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::audit::{Diff, DiffOptions, ReadObserver, diff};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Role, is_tied};
 use crate::error::Result;
 use crate::pipeline::record::Check;
 
@@ -53,7 +53,11 @@ impl Verdict {
 pub(super) fn structure(input: &Checkpoint, trained: &Checkpoint) -> Verdict {
     let mut verdict = Verdict::default();
     let (was, is) = (input.signature(), trained.signature());
-    let missing: Vec<&str> = was.keys().filter(|name| !is.contains_key(*name)).copied().collect();
+    // A tied head that was stored is the embedding: trainers leave it out.
+    let tied = input.config().and_then(is_tied) == Some(true) && trained.is_tied();
+    let implied = |name: &str| tied && input.anatomy().role(name) == Role::Head;
+    let gone = was.keys().filter(|name| !is.contains_key(*name) && !implied(name));
+    let missing: Vec<&str> = gone.copied().collect();
     let added: Vec<&str> = is.keys().filter(|name| !was.contains_key(*name)).copied().collect();
     let reshaped: Vec<String> = was
         .iter()
