@@ -5,9 +5,7 @@ use std::path::Path;
 
 use super::launch::Launch;
 use super::native::Native;
-use super::protocol::{
-    Description, Method, Optimizer, PROTOCOL, Sharding, Spec, TrainingStage, features,
-};
+use super::protocol::{Description, Method, Optimizer, Sharding, Spec, features};
 use super::refusal::refused;
 use super::{Adapter, BackendSettings};
 use crate::error::{IoContext as _, Result};
@@ -24,23 +22,20 @@ impl Adapter for Builtin {
             problems.push("this build has no trainer: build with `--features trainer`".to_owned());
         }
         Ok(Description {
-            protocol: vec![PROTOCOL],
-            name: "builtin".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            stages: vec![TrainingStage::Pretrain, TrainingStage::Align, TrainingStage::Sft],
             families: FAMILIES.map(str::to_owned).to_vec(),
-            features: [
-                features::FREEZE,
-                features::DOCUMENT_MASK,
-                features::RESUME,
-                features::SIGNAL_CHECKPOINT,
-                features::DETERMINISTIC,
-                features::EVALUATE,
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-            needs: Vec::new(),
             problems,
+            ..Description::adapter(
+                "builtin",
+                &[
+                    features::FREEZE,
+                    features::DOCUMENT_MASK,
+                    features::RESUME,
+                    features::SIGNAL_CHECKPOINT,
+                    features::DETERMINISTIC,
+                    features::EVALUATE,
+                ],
+            )
         })
     }
 

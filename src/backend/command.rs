@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::launch::Launch;
 use super::native::Native;
-use super::protocol::{Description, PROTOCOL, Spec, TrainingStage, features};
+use super::protocol::{Description, Spec, features};
 use super::refusal::refused;
 use super::{Adapter, BackendSettings};
 use crate::error::Result;
@@ -19,25 +19,20 @@ impl Adapter for Command {
         let problems =
             if settings.command.is_empty() { vec![MISSING.to_owned()] } else { Vec::new() };
         Ok(Description {
-            protocol: vec![PROTOCOL],
-            name: "command".to_owned(),
-            version: "unknown".to_owned(),
-            stages: vec![TrainingStage::Pretrain, TrainingStage::Align, TrainingStage::Sft],
-            families: vec!["*".to_owned()],
-            // Whoever wrote the command vouches for these.
-            features: [
-                features::FREEZE,
-                features::DOCUMENT_MASK,
-                features::RESUME,
-                features::LORA,
-                features::MULTI_GPU,
-                features::MULTI_NODE,
-                features::ADAMW_8BIT,
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-            needs: Vec::new(),
             problems,
+            ..Description::adapter(
+                "command",
+                &[
+                    // Whoever wrote the command vouches for these.
+                    features::FREEZE,
+                    features::DOCUMENT_MASK,
+                    features::RESUME,
+                    features::LORA,
+                    features::MULTI_GPU,
+                    features::MULTI_NODE,
+                    features::ADAMW_8BIT,
+                ],
+            )
         })
     }
 

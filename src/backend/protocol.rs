@@ -77,6 +77,22 @@ pub struct Description {
     pub problems: Vec<String>,
 }
 
+impl Description {
+    /// An adapter that trains every stage of every family, with these features; its version is found out later.
+    pub(super) fn adapter(name: &str, features: &[&str]) -> Self {
+        Self {
+            protocol: vec![PROTOCOL],
+            name: name.to_owned(),
+            version: "unknown".to_owned(),
+            stages: vec![TrainingStage::Pretrain, TrainingStage::Align, TrainingStage::Sft],
+            families: vec!["*".to_owned()],
+            features: features.iter().copied().map(str::to_owned).collect(),
+            needs: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+}
+
 /// Names of features in a [`Description`].
 pub mod features {
     /// Trains exactly the listed tensors.

@@ -12,9 +12,7 @@ use super::discovery::{search_path, which};
 use super::interpreter::{self, Installed};
 use super::launch::{Launch, stage_directory, torchrun};
 use super::native::Native;
-use super::protocol::{
-    Description, Method, Outcome, PROTOCOL, Resume, Sharding, Spec, TrainingStage, features,
-};
+use super::protocol::{Description, Method, Outcome, Resume, Sharding, Spec, features};
 use super::refusal::{refused, text};
 use super::{Adapter, BackendSettings, Stop, checkpoints, merge, sharding, yaml};
 use crate::error::{IoContext as _, Result};
@@ -36,25 +34,20 @@ fn output(spec: &Spec) -> PathBuf {
 impl Adapter for Axolotl {
     fn describe(&self, settings: &BackendSettings) -> Result<Description> {
         let mut description = Description {
-            protocol: vec![PROTOCOL],
-            name: "axolotl".to_owned(),
-            version: "unknown".to_owned(),
-            stages: vec![TrainingStage::Pretrain, TrainingStage::Align, TrainingStage::Sft],
-            families: vec!["*".to_owned()],
-            features: [
-                features::FREEZE,
-                features::DOCUMENT_MASK,
-                features::RESUME,
-                features::SIGNAL_CHECKPOINT,
-                features::LORA,
-                features::MULTI_GPU,
-                features::MULTI_NODE,
-                features::ADAMW_8BIT,
-            ]
-            .map(str::to_owned)
-            .to_vec(),
             needs: vec!["cuda".to_owned()],
-            problems: Vec::new(),
+            ..Description::adapter(
+                "axolotl",
+                &[
+                    features::FREEZE,
+                    features::DOCUMENT_MASK,
+                    features::RESUME,
+                    features::SIGNAL_CHECKPOINT,
+                    features::LORA,
+                    features::MULTI_GPU,
+                    features::MULTI_NODE,
+                    features::ADAMW_8BIT,
+                ],
+            )
         };
         let Some(program) = which("axolotl", &search_path(settings)) else {
             if settings.command.is_empty() {

@@ -15,9 +15,7 @@ use super::discovery::{search_path, which};
 use super::interpreter::{self, Installed};
 use super::launch::{Launch, accelerate, stage_directory, torchrun};
 use super::native::Native;
-use super::protocol::{
-    Description, Method, Outcome, PROTOCOL, Sharding, Spec, TrainingStage, features,
-};
+use super::protocol::{Description, Method, Outcome, Sharding, Spec, TrainingStage, features};
 use super::refusal::{refused, text};
 use super::{Adapter, BackendSettings, NativeEvents, checkpoints, merge, sharding, yaml};
 use crate::error::{IoContext as _, Result};
@@ -43,25 +41,20 @@ fn merged(spec: &Spec) -> PathBuf {
 impl Adapter for LlamaFactory {
     fn describe(&self, settings: &BackendSettings) -> Result<Description> {
         let mut description = Description {
-            protocol: vec![PROTOCOL],
-            name: NAME.to_owned(),
-            version: "unknown".to_owned(),
-            stages: vec![TrainingStage::Pretrain, TrainingStage::Align, TrainingStage::Sft],
-            families: vec!["*".to_owned()],
-            // No document mask for text, only for chats.
-            features: [
-                features::FREEZE,
-                features::RESUME,
-                features::SIGNAL_CHECKPOINT,
-                features::LORA,
-                features::MULTI_GPU,
-                features::MULTI_NODE,
-                features::ADAMW_8BIT,
-            ]
-            .map(str::to_owned)
-            .to_vec(),
             needs: vec!["cuda".to_owned()],
-            problems: Vec::new(),
+            ..Description::adapter(
+                NAME,
+                &[
+                    // No document mask for text, only for chats.
+                    features::FREEZE,
+                    features::RESUME,
+                    features::SIGNAL_CHECKPOINT,
+                    features::LORA,
+                    features::MULTI_GPU,
+                    features::MULTI_NODE,
+                    features::ADAMW_8BIT,
+                ],
+            )
         };
         let Some(program) = which("llamafactory-cli", &search_path(settings)) else {
             if settings.command.is_empty() {

@@ -13,8 +13,8 @@ use super::interpreter::Installed;
 use super::launch::{Launch, accelerate, stage_directory, torchrun, word};
 use super::native::Native;
 use super::protocol::{
-    DataFormat, Description, Lora, LossOn, Method, Optimizer, PROTOCOL, Packing, Precision,
-    Sharding, Spec, TrainingStage, features,
+    DataFormat, Description, Lora, LossOn, Method, Optimizer, Packing, Precision, Sharding, Spec,
+    features,
 };
 use super::refusal::{refused, text};
 use super::{Adapter, BackendSettings, sharding};
@@ -28,13 +28,9 @@ pub(super) struct Trl;
 
 impl Adapter for Trl {
     fn describe(&self, settings: &BackendSettings) -> Result<Description> {
-        let mut description = Description {
-            protocol: vec![PROTOCOL],
-            name: "trl".to_owned(),
-            version: "unknown".to_owned(),
-            stages: vec![TrainingStage::Pretrain, TrainingStage::Align, TrainingStage::Sft],
-            families: vec!["*".to_owned()],
-            features: [
+        let mut description = Description::adapter(
+            "trl",
+            &[
                 features::FREEZE,
                 features::DOCUMENT_MASK,
                 features::RESUME,
@@ -43,12 +39,8 @@ impl Adapter for Trl {
                 features::MULTI_GPU,
                 features::MULTI_NODE,
                 features::ADAMW_8BIT,
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-            needs: Vec::new(),
-            problems: Vec::new(),
-        };
+            ],
+        );
         let Some(python) = which("python3", &search_path(settings)) else {
             description.problems.push("python3 is not on PATH".to_owned());
             return Ok(description);

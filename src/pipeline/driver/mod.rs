@@ -262,33 +262,16 @@ impl<'a> Driver<'a> {
             return Ok(());
         }
         self.witness.stage(&node.name, index, count);
-        let same = old.as_ref().is_some_and(|old| old.key == key);
         let by_hand = old.is_none() && !self.options.force && self.adoptable(node)?;
         let mut record = match old {
-            Some(old) if same && old.state != State::Done => old,
-            old => {
-                if !by_hand && (!same || self.options.force) {
-                    let old_key = old.as_ref().map(|old| old.key.as_str());
-                    // What is done again under the same settings must not come straight back.
-                    let new_key = if same { "" } else { key.as_str() };
-                    for note in self.store.turn_to(&node.dir, old_key, new_key)? {
-                        self.witness.note(&format!("{}: {note}", node.name));
-                    }
-                    match self.store.stage(&node.dir)? {
-                        Some(back)
-                            if back.state == State::Done && self.is_intact(node, &back)? =>
-                        {
-                            self.witness.done(&back, false);
-                            return Ok(());
-                        }
-                        Some(back) => back,
-                        None => StageRecord::default(),
-                    }
-                } else {
-                    old.unwrap_or_default()
-                }
-            }
+            Some(old) if old.key == key && old.state != State::Done => old,
+            None if by_hand => StageRecord::default(),
+            old => self.make_room(node, old.as_ref(), &key)?,
         };
+        if record.key == key && record.state == State::Done && self.is_intact(node, &record)? {
+            self.witness.done(&record, false);
+            return Ok(());
+        }
         record.name.clone_from(&node.name);
         (record.key, record.inputs) = (key, inputs);
         record.state = State::Running;
@@ -317,6 +300,21 @@ impl<'a> Driver<'a> {
                 Err(error)
             }
         }
+    }
+
+    /// Sets aside what a stage's directory holds, and brings back what these settings gave earlier: its record.
+    fn make_room(&self, node: &Node, old: Option<&StageRecord>, key: &str) -> Result<StageRecord> {
+        let same = old.filter(|old| old.key == key);
+        if let (Some(old), false) = (same, self.options.force) {
+            // Its model is gone or was changed: it is made again in its place.
+            return Ok(old.clone());
+        }
+        // What is done again under the same settings must not come straight back.
+        let wanted = if same.is_some() { "" } else { key };
+        for note in self.store.turn_to(&node.dir, old.map(|old| old.key.as_str()), wanted)? {
+            self.witness.note(&format!("{}: {note}", node.name));
+        }
+        Ok(self.store.stage(&node.dir)?.unwrap_or_default())
     }
 
     fn work(&mut self, node: &Node, record: &mut StageRecord) -> Result<()> {
