@@ -67,9 +67,11 @@ layers: {layers}
 
 # Where results go:
 #   01-extract/model       `elo-surgery extract`
-#   02-pretrain/model      your training run saves the trained part here
+#   02-pretrain/model      `elo-surgery pretrain`
 #   03-inject/model        `elo-surgery inject`
+#   04-align/model         `elo-surgery align`
 #   05-chat-vector/model   `elo-surgery chat-vector`
+#   06-sft/model           `elo-surgery sft`
 out: work
 
 # Seed of every shuffle and of training.
