@@ -30,7 +30,7 @@ fn spec(stage: TrainingStage, method: Method) -> Spec {
         Method::Layers => layers - 2..layers,
         Method::Full | Method::Lora => 0..layers,
     };
-    let dir = PathBuf::from(format!("/run/elo/{number:02}-{name}"));
+    let dir = PathBuf::from(format!("/project/{number:02}-{name}"));
     let chats = stage == TrainingStage::Sft;
     let mut tensors: Vec<String> = trained
         .flat_map(|layer| {
@@ -40,7 +40,7 @@ fn spec(stage: TrainingStage, method: Method) -> Spec {
     if method == Method::Full {
         tensors.push("lm_head.weight".to_owned());
     }
-    let model = PathBuf::from("/run/elo/input/model");
+    let model = PathBuf::from("/project/input/model");
     Spec {
         protocol: PROTOCOL,
         run: "ko-llama".to_owned(),
@@ -64,7 +64,7 @@ fn spec(stage: TrainingStage, method: Method) -> Spec {
             lora: (method == Method::Lora).then(Lora::default),
         },
         data: vec![DataFile {
-            path: format!("/run/elo/data/{name}.jsonl").into(),
+            path: format!("/project/data/{name}.jsonl").into(),
             format: if chats { DataFormat::Messages } else { DataFormat::Text },
             records: 1000,
             bytes: 1_000_000,
@@ -268,7 +268,7 @@ fn extra_comes_last_and_is_told() {
 #[test]
 fn commands_take_placeholders_prefix_and_environment() {
     let spec = spec(TrainingStage::Align, Method::Full);
-    let path = Path::new("/run/elo/04-align/spec.json");
+    let path = Path::new("/project/04-align/spec.json");
     let mut settings = settings("command");
     settings.command =
         ["train", "--spec={spec}", "{\"a\": {gpus}}", "{stage}"].map(Into::into).into();
@@ -277,11 +277,11 @@ fn commands_take_placeholders_prefix_and_environment() {
     let backend = Backend::find(&settings).unwrap();
     let launch = backend.launch(path, &spec, &settings).unwrap();
     let expected =
-        ["srun", "--nodes=1", "train", "--spec=/run/elo/04-align/spec.json", "{\"a\": 1}", "align"];
+        ["srun", "--nodes=1", "train", "--spec=/project/04-align/spec.json", "{\"a\": 1}", "align"];
     assert_eq!(launch.program, expected);
     assert_eq!(launch.env["ELO_SEED"], "7");
-    assert_eq!(launch.env["ELO_DATA"], "/run/elo/data/align.jsonl");
-    assert_eq!(launch.directory, Path::new("/run/elo/04-align"));
+    assert_eq!(launch.env["ELO_DATA"], "/project/data/align.jsonl");
+    assert_eq!(launch.directory, Path::new("/project/04-align"));
     for (bad, said) in [("{spce}", "no such placeholder"), ("{config}", "no configuration")] {
         settings.command = vec![bad.into()];
         let error = backend.launch(path, &spec, &settings).unwrap_err().to_string();
@@ -290,23 +290,23 @@ fn commands_take_placeholders_prefix_and_environment() {
     settings.name = "axolotl".into();
     settings.command = vec!["axolotl".into(), "{config}".into()];
     let launch = Backend::find(&settings).unwrap().launch(path, &spec, &settings).unwrap();
-    assert_eq!(launch.program[3], "/run/elo/04-align/axolotl.yml");
-    assert!(launch.env["PYTHONPATH"].starts_with("/run/elo/04-align"));
+    assert_eq!(launch.program[3], "/project/04-align/axolotl.yml");
+    assert!(launch.env["PYTHONPATH"].starts_with("/project/04-align"));
 }
 
 #[test]
 fn adapters_are_merged_by_a_script_outside_the_prefix() {
     let spec = spec(TrainingStage::Align, Method::Lora);
-    let path = Path::new("/run/elo/04-align/spec.json");
+    let path = Path::new("/project/04-align/spec.json");
     let mut settings = settings("axolotl");
     settings.prefix = vec!["srun".into()];
     let backend = Backend::find(&settings).unwrap();
     let launch = backend.launch(path, &spec, &settings).unwrap();
-    let script = "/run/elo/04-align/train-and-merge.sh";
+    let script = "/project/04-align/train-and-merge.sh";
     assert_eq!(launch.program[..4], ["sh", script, "srun", "axolotl"]);
     let files = backend.native(&spec, &settings).unwrap();
     let script = files.iter().find(|file| file.name == "train-and-merge.sh").unwrap();
-    assert!(script.content.ends_with("exec axolotl merge-lora /run/elo/04-align/axolotl.yml\n"));
+    assert!(script.content.ends_with("exec axolotl merge-lora /project/04-align/axolotl.yml\n"));
 }
 
 #[test]

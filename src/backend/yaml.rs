@@ -127,8 +127,8 @@ mod tests {
             assert_eq!(read["k"], text);
         }
         assert_eq!(
-            render(&json!({"path": "/run/elo-1/a_b.jsonl"})),
-            "path: /run/elo-1/a_b.jsonl\n"
+            render(&json!({"path": "/project-1/a_b.jsonl"})),
+            "path: /project-1/a_b.jsonl\n"
         );
     }
 }

@@ -508,7 +508,7 @@ fn memory_does_not_grow_with_the_corpus() {
 
 /// MB/s over a corpus of 500 MB: `cargo test --release --lib -- --ignored --nocapture throughput`.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement of 500 MB, for people: cargo test --release --lib -- --ignored --nocapture throughput"]
 fn throughput() {
     let place = Place::new();
     let body = documents("en", 600).join(" ");
