@@ -11,8 +11,8 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, IoContext as _, Result};
 use crate::pipeline::benchmarks;
 use crate::pipeline::graph::{Input, Node};
-use crate::pipeline::project::Perplexity;
-use crate::pipeline::record::{Measured, StageRecord, State};
+use crate::pipeline::project::{Evaluate, Perplexity};
+use crate::pipeline::record::Measured;
 use crate::pipeline::report;
 
 use super::witness::Eyes;
@@ -20,10 +20,13 @@ use super::witness::Eyes;
 /// Multiplications and additions that a measurement may take unless it is asked for: some minutes on a few cores.
 const AFFORDABLE: u64 = 20_000_000_000_000;
 
+/// The base model, among the names of stages.
+const BASE: &str = "base";
+
 impl Driver<'_> {
     /// Held-out loss of the models that the run starts from.
     pub(super) fn measure_baselines(&mut self) -> Result<()> {
-        let mut models = vec![("base", self.base.root().to_owned())];
+        let mut models = vec![(BASE, self.base.root().to_owned())];
         models.extend(self.instruct.as_ref().map(|model| ("instruct", model.root().to_owned())));
         for (name, path) in models {
             let measured = self.measure(&path, name)?;
@@ -127,7 +130,7 @@ impl Driver<'_> {
     }
 
     /// Benchmarks on the models that are asked for, then pictures.
-    pub(super) fn evaluate(&mut self, record: &mut StageRecord) -> Result<()> {
+    pub(super) fn evaluate(&mut self) -> Result<()> {
         let evaluate = self.loaded.project.evaluate.clone();
         let dir = self.store.out().join(self.node("evaluate")?.dir.clone());
         fs::create_dir_all(&dir).at("create", &dir)?;
@@ -136,27 +139,43 @@ impl Driver<'_> {
                 if self.witness.stop() {
                     return Err(Error::Interrupted { resumable: true });
                 }
-                let (model, chat) = match name.as_str() {
-                    "base" => (self.base.root().to_owned(), false),
-                    stage => (self.model(self.node(stage)?), stage == "sft"),
-                };
-                let model = std::path::absolute(&model).at("find", &model)?;
-                let out = dir.join(&name);
-                let out = std::path::absolute(&out).at("find", &out)?;
-                if benchmarks::read(&out)?.is_empty() {
-                    let seed = self.loaded.project.seed;
-                    for command in benchmarks::command(&evaluate, &model, &out, seed, chat) {
-                        self.witness.note(&format!("{name}: {}", command.join(" ")));
-                        run_logged(&command, &dir.join(format!("{name}.txt")))?;
-                    }
-                }
-                for mut score in benchmarks::read(&out)? {
-                    score.task = format!("{name}/{}", score.task);
-                    record.scores.push(score);
-                }
+                self.benchmark(&name, &evaluate, &dir)?;
             }
         }
         self.draw(&dir)
+    }
+
+    /// Scores of a model, kept with the stage that made it. What is measured already is not measured again.
+    fn benchmark(&mut self, name: &str, evaluate: &Evaluate, dir: &Path) -> Result<()> {
+        let node = if name == BASE { None } else { Some(self.node(name)?.clone()) };
+        let model = node.as_ref().map_or_else(|| self.base.root().to_owned(), |n| self.model(n));
+        let model = std::path::absolute(&model).at("find", &model)?;
+        let out = dir.join(name);
+        let out = std::path::absolute(&out).at("find", &out)?;
+        if !out.is_dir() {
+            // The directory gets its name when every call has ended well.
+            let unfinished = out.with_extension("unfinished");
+            if unfinished.exists() {
+                fs::remove_dir_all(&unfinished).at("remove", &unfinished)?;
+            }
+            fs::create_dir_all(&unfinished).at("create", &unfinished)?;
+            let seed = self.loaded.project.seed;
+            for command in benchmarks::command(evaluate, &model, &unfinished, seed, name == "sft") {
+                self.witness.note(&format!("{name}: {}", command.join(" ")));
+                run_logged(&command, &dir.join(format!("{name}.txt")))?;
+            }
+            fs::rename(&unfinished, &out).at("rename", &unfinished)?;
+        }
+        let scores = benchmarks::read(&out)?;
+        match node {
+            None => _ = self.record.baseline_scores.insert(name.to_owned(), scores),
+            Some(node) => {
+                let mut record = self.store.stage(&node.dir)?.unwrap_or_default();
+                record.scores = scores;
+                self.store.put_stage(&node.dir, &record)?;
+            }
+        }
+        Ok(())
     }
 
     /// `base` and the last stage, unless the project says otherwise.
@@ -166,7 +185,7 @@ impl Driver<'_> {
             return asked.clone();
         }
         let last = self.last_model().map(|node| node.name.clone());
-        std::iter::once("base".to_owned()).chain(last).collect()
+        std::iter::once(BASE.to_owned()).chain(last).collect()
     }
 
     /// The last stage of the main run that has a model.
@@ -210,11 +229,6 @@ impl Driver<'_> {
         let path = out.join("report.html");
         fs::write(&path, html).at("write", &path)?;
         Ok(path)
-    }
-
-    /// Whether every stage of the run is done.
-    pub fn is_done(&self) -> bool {
-        self.record.stages.iter().all(|stage| stage.state == State::Done)
     }
 }
 

@@ -17,6 +17,7 @@ mod witness;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -68,6 +69,8 @@ pub struct Driver<'a> {
     base: Checkpoint,
     instruct: Option<Checkpoint>,
     nodes: Vec<Node>,
+    /// Of these, the ones between `from` and `until`.
+    range: RangeInclusive<usize>,
     settings: BackendSettings,
     backend: Backend,
     description: Description,
@@ -122,29 +125,7 @@ impl<'a> Driver<'a> {
             None => None,
         };
         let nodes = stages(project, |stage| loaded.training(stage), base.layers())?;
-        for name in options.from.iter().chain(&options.until) {
-            if !nodes.iter().any(|node| node.name == *name) {
-                let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
-                return Err(Error::Usage {
-                    problem: format!(
-                        "this project has no stage `{}`",
-                        crate::error::printable(name)
-                    ),
-                    hint: format!("its stages are {}", names.join(", ")),
-                });
-            }
-        }
-        let at = |name: &Option<String>| {
-            name.as_ref().and_then(|name| nodes.iter().position(|node| node.name == *name))
-        };
-        if let (Some(from), Some(until)) = (&options.from, &options.until)
-            && at(&options.from) > at(&options.until)
-        {
-            return Err(Error::Usage {
-                problem: format!("`{from}` comes after `{until}`: no stage is left"),
-                hint: format!("`--from {until} --until {from}`"),
-            });
-        }
+        let range = range(&nodes, options)?;
         let settings = project.backend.settings();
         let backend = Backend::find(&settings)?;
         let description = backend.describe(&settings)?;
@@ -161,6 +142,7 @@ impl<'a> Driver<'a> {
             base,
             instruct,
             nodes,
+            range,
             settings,
             backend,
             description,
@@ -173,11 +155,6 @@ impl<'a> Driver<'a> {
     /// The record so far.
     pub fn record(&self) -> &Record {
         &self.record
-    }
-
-    /// The output directory.
-    pub fn out(&self) -> &Path {
-        self.store.out()
     }
 
     /// Does what is to be done.
@@ -213,30 +190,13 @@ impl<'a> Driver<'a> {
 
     /// The stages between `from` and `until`. Controls come along when the whole run does.
     fn selected(&self) -> Vec<Node> {
-        let at = |name: &Option<String>| {
-            name.as_ref().and_then(|name| self.nodes.iter().position(|node| node.name == *name))
-        };
-        let first = at(&self.options.from).unwrap_or(0);
-        let last = at(&self.options.until).unwrap_or(self.nodes.len() - 1);
-        self.nodes
-            .iter()
-            .enumerate()
-            .filter(|(i, node)| {
-                (first..=last).contains(i) && !(node.is_control() && self.options.skip_controls)
-            })
-            .map(|(_, node)| node.clone())
-            .collect()
+        let asked = self.nodes[self.range.clone()].iter();
+        asked.filter(|node| !(node.is_control() && self.options.skip_controls)).cloned().collect()
     }
 
     fn prepare_data(&mut self) -> Result<()> {
-        let known = data::current(self.loaded, &self.data_dir())?;
-        let prepared = match known {
-            Some(prepared) => prepared,
-            None => {
-                let eyes = data_eyes::Eyes(self.witness);
-                data::prepare(self.loaded, &self.data_dir(), &eyes)?
-            }
-        };
+        let eyes = data_eyes::Eyes(self.witness);
+        let prepared = data::prepare(self.loaded, &self.data_dir(), &eyes)?;
         self.record.data = data_facts(&prepared);
         self.prepared = Some(prepared);
         Ok(())
@@ -318,14 +278,14 @@ impl<'a> Driver<'a> {
     }
 
     fn work(&mut self, node: &Node, record: &mut StageRecord) -> Result<()> {
-        let out = self.model(node);
         match &node.action {
             Action::Extract { .. } | Action::Inject { .. } | Action::ChatVector { .. } => {
                 let plan = self.plan(node)?;
-                carry_out_under(self.witness, &node.name, &plan, &out, self.options.sync)
+                let eyes = Eyes::on(self.witness, &node.name);
+                surgery::carry_out(&plan, &self.model(node), self.options.sync, &eyes)
             }
             Action::Train { input, training } => self.train(node, input, training, record),
-            Action::Evaluate => self.evaluate(record),
+            Action::Evaluate => self.evaluate(),
         }
     }
 
@@ -531,14 +491,29 @@ impl<'a> Driver<'a> {
     }
 }
 
-fn carry_out_under(
-    witness: &dyn Witness,
-    name: &str,
-    plan: &Plan,
-    out: &Path,
-    sync: bool,
-) -> Result<()> {
-    surgery::carry_out(plan, out, sync, &Eyes::on(witness, name))
+/// The stages that `from` and `until` name, by position.
+fn range(nodes: &[Node], options: &Options) -> Result<RangeInclusive<usize>> {
+    let at = |name: &String| {
+        nodes.iter().position(|node| node.name == *name).ok_or_else(|| {
+            let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
+            Error::Usage {
+                problem: format!("this project has no stage `{}`", crate::error::printable(name)),
+                hint: format!("its stages are {}", names.join(", ")),
+            }
+        })
+    };
+    let first = options.from.as_ref().map(at).transpose()?;
+    let last = options.until.as_ref().map(at).transpose()?;
+    if let (Some(first), Some(last)) = (first, last)
+        && first > last
+    {
+        let (from, until) = (&nodes[first].name, &nodes[last].name);
+        return Err(Error::Usage {
+            problem: format!("`{from}` comes after `{until}`: no stage is left"),
+            hint: format!("`--from {until} --until {from}`"),
+        });
+    }
+    Ok(first.unwrap_or(0)..=last.unwrap_or(nodes.len() - 1))
 }
 
 fn facts(

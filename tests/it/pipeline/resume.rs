@@ -419,3 +419,24 @@ fn held_out_perplexity_is_measured_once() {
     assert_eq!(after["stages"], record["stages"]);
     elo("status").within(&project.root()).run().expect(0, &["base", "ja"]);
 }
+
+#[test]
+fn benchmark_scores_stand_with_the_models_they_belong_to() {
+    let mut project = demo();
+    project.write(
+        "harness.sh",
+        "mkdir -p \"$2/m\"\n\
+         case $1 in *04-align*) acc=0.75;; *) acc=0.5;; esac\n\
+         echo \"{\\\"results\\\": {\\\"toy\\\": {\\\"acc,none\\\": $acc}}}\" >\"$2/m/results_2026.json\"\n",
+    );
+    let command = "evaluate: { perplexity: never, tasks: [toy], command: [sh, harness.sh, \"{model}\", \"{out}\"] }";
+    project.change("evaluate: { perplexity: never }", command);
+    project.run("").expect(0, &["toy", "report:"]);
+    let record: Value =
+        serde_json::from_slice(&fs::read(project.path("work/elo.lock.json")).unwrap()).unwrap();
+    assert_eq!(record["baseline_scores"]["base"][0]["value"], 0.5, "{record}");
+    assert_eq!(project.record("04-align")["scores"][0]["value"], 0.75);
+    let again = project.run("");
+    again.expect(0, &["toy"]);
+    assert_eq!(project.record("07-evaluate")["attempts"], 1);
+}
