@@ -7,7 +7,7 @@
 
 #include "formats.cuh"
 
-constexpr u32 MAX_TERMS = 64;
+enum : u32 { MAX_TERMS = 64 };
 
 // Counts of result elements that are not finite; `broken` are those whose every input was.
 struct Health {

@@ -30,24 +30,22 @@ ELO_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
 ELO_DEVICE double add(double a, double b) { return __dadd_rn(a, b); }
 ELO_DEVICE float subtract(float a, float b) { return __fsub_rn(a, b); }
 ELO_DEVICE double subtract(double a, double b) { return __dsub_rn(a, b); }
-ELO_DEVICE float magnitude(float a) { return __uint_as_float(__float_as_uint(a) & 0x7fffffffu); }
-ELO_DEVICE double magnitude(double a) { return __longlong_as_double(__double_as_longlong(a) & 0x7fffffffffffffffll); }
+ELO_DEVICE float magnitude(float a) { return fabsf(a); }
+ELO_DEVICE double magnitude(double a) { return fabs(a); }
 
-// What arithmetic is done in.
+// What arithmetic is done in. Constants are enumerators, which take no place in the module.
 template <class Real> struct Arithmetic;
 
 template <> struct Arithmetic<float> {
     typedef u32 Bits;
-    static constexpr u32 mantissa = 23, bias = 127;
-    static constexpr u32 sign = 0x80000000u, infinity = 0x7f800000u;
+    enum : u32 { mantissa = 23, bias = 127, sign = 0x80000000u, infinity = 0x7f800000u };
     static ELO_DEVICE u32 bits(float value) { return __float_as_uint(value); }
     static ELO_DEVICE float value(u32 bits) { return __uint_as_float(bits); }
 };
 
 template <> struct Arithmetic<double> {
     typedef u64 Bits;
-    static constexpr u32 mantissa = 52, bias = 1023;
-    static constexpr u64 sign = 0x8000000000000000ull, infinity = 0x7ff0000000000000ull;
+    enum : u64 { mantissa = 52, bias = 1023, sign = 0x8000000000000000ull, infinity = 0x7ff0000000000000ull };
     static ELO_DEVICE u64 bits(double value) { return (u64)__double_as_longlong(value); }
     static ELO_DEVICE double value(u64 bits) { return __longlong_as_double((long long)bits); }
 };
@@ -60,9 +58,7 @@ template <class Real> ELO_DEVICE bool is_finite(Real value) {
 // `the_nan` the one to write; where that is the pattern of -0, there is one zero.
 template <class Element, u32 mantissa_bits, u32 exponent_bias, u32 largest, u32 overflow, u32 the_nan> struct Narrow {
     typedef Element Bits;
-    static constexpr u64 nan = the_nan;
-    static constexpr u32 sign = 1u << (8 * sizeof(Element) - 1);
-    static constexpr bool one_zero = the_nan == sign;
+    enum : u32 { nan = the_nan, sign = 1u << (8 * sizeof(Element) - 1), one_zero = the_nan == sign };
 
     // The first magnitude that is not rounded to a finite one; a tie stays below if the largest is even.
     template <class Real> static ELO_DEVICE Real limit() {
@@ -122,7 +118,7 @@ template <class Element, u32 mantissa_bits, u32 exponent_bias, u32 largest, u32 
     template <class Real> static ELO_DEVICE u32 round(Real value) {
         if (magnitude(value) < limit<Real>()) return round_finite(value);
         if (value != value || overflow == the_nan) return the_nan;
-        return overflow | (value < 0 ? sign : 0);
+        return value < 0 ? overflow | sign : overflow;
     }
 };
 
@@ -163,7 +159,7 @@ template <> struct Format<F16> : Narrow<u16, 10, 15, 0x7bff, 0x7c00, 0x7e00> {
 
 template <> struct Format<F32> {
     typedef u32 Bits;
-    static constexpr u64 nan = 0x7fc00000u;
+    enum : u32 { nan = 0x7fc00000u };
     // From f64 the tie above the largest is already infinite.
     template <class Real> static ELO_DEVICE Real limit() {
         if constexpr (sizeof(Real) == 8) return __longlong_as_double(0x47effffff0000000ll);
@@ -179,7 +175,7 @@ template <> struct Format<F32> {
 
 template <> struct Format<F64> {
     typedef u64 Bits;
-    static constexpr u64 nan = 0x7ff8000000000000ull;
+    enum : u64 { nan = 0x7ff8000000000000ull };
     template <class Real> static ELO_DEVICE double limit() { return __longlong_as_double(0x7ff0000000000000ll); }
     static ELO_DEVICE double widen(u64 bits) { return __longlong_as_double((long long)bits); }
     static ELO_DEVICE u64 round_finite(double value) { return (u64)__double_as_longlong(value); }

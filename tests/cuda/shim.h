@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <csetjmp>
 #include <cstddef>
 #include <cstdint>
