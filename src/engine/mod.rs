@@ -19,6 +19,7 @@ mod sidecar;
 mod simd;
 mod staging;
 pub mod statistics;
+pub mod sweep;
 mod tile;
 
 pub use device::{BlendTile, Device, Health, Operand};
