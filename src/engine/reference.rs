@@ -79,14 +79,13 @@ pub(super) fn sums(tile: &sweep::Checked<'_>, sums: &mut [f64]) {
     let terms = tile.terms.len();
     let element = if tile.is_double() { value_in_f64 } else { value_in_f32 };
     for (leaf, sums) in sums.chunks_exact_mut(sums_of(terms)).enumerate() {
-        let start = leaf * LEAF;
-        let values = |term| {
-            let end = tile.elements.min(start + LEAF);
-            (start..end).map(move |i| element(tile, term, i))
-        };
-        let magnitudes = (0..terms).map(|i| add_up(values(i).map(f64::abs)));
-        let pairs = (0..terms).flat_map(|i| (i..terms).map(move |j| (i, j)));
-        let products = pairs.map(|(i, j)| add_up(values(i).zip(values(j)).map(|(x, y)| x * y)));
+        let elements = leaf * LEAF..tile.elements.min((leaf + 1) * LEAF);
+        let values = |term| elements.clone().map(|i| element(tile, term, i)).collect();
+        let values: Vec<Vec<f64>> = (0..terms).map(values).collect();
+        let magnitudes = values.iter().map(|x| add_up(x.iter().map(|x| x.abs())));
+        let pairs =
+            values.iter().enumerate().flat_map(|(i, x)| values[i..].iter().map(move |y| (x, y)));
+        let products = pairs.map(|(x, y)| add_up(x.iter().zip(y).map(|(x, y)| x * y)));
         for (sum, found) in sums.iter_mut().zip(magnitudes.chain(products)) {
             *sum = found;
         }

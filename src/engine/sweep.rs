@@ -424,8 +424,8 @@ mod tests {
         tree.add(0, &sums);
         let gram = tree.finish().unwrap();
         let mut at = 4.0;
-        for i in 0..terms {
-            assert_eq!(gram.l1(i).to_bits(), sums[i].to_bits());
+        for (i, sum) in sums.iter().enumerate().take(terms) {
+            assert_eq!(gram.l1(i).to_bits(), sum.to_bits());
             for j in i..terms {
                 assert_eq!(gram.dot(i, j).to_bits(), f64::to_bits(at));
                 assert_eq!(gram.dot(j, i).to_bits(), f64::to_bits(at));
