@@ -10,6 +10,8 @@
     reason = "a test: it fails loudly, and rounds where it says so"
 )]
 
+mod sweeps;
+
 use elo_surgery::engine::{BlendTile, Device, Health, Operand, Reference, Simd};
 use elo_surgery::format::Dtype;
 use float8::{F8E4M3, F8E5M2};
@@ -232,6 +234,7 @@ fn conforms(device: &dyn Device) {
     mixes_of_dtypes(device);
     sums_round_like_the_reference(device);
     wrong_tiles_are_refused(device);
+    sweeps::conforms(device);
 }
 
 fn every_pattern_converts_to_every_dtype(device: &dyn Device) {
