@@ -33,6 +33,9 @@ ELO_DEVICE double subtract(double a, double b) { return __dsub_rn(a, b); }
 ELO_DEVICE float magnitude(float a) { return fabsf(a); }
 ELO_DEVICE double magnitude(double a) { return fabs(a); }
 
+ELO_DEVICE float to_single(float a) { return a; }
+ELO_DEVICE float to_single(double a) { return __double2float_rn(a); }
+
 // What arithmetic is done in. Constants are enumerators, which take no place in the module.
 template <class Real> struct Arithmetic;
 
