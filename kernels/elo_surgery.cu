@@ -5,8 +5,10 @@
 #include "blend.cuh"
 #include "sweep.cuh"
 
-#define ENTRY(name, Parameters, body)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(256) name(const __grid_constant__ Parameters parameters) { body(parameters); }
+#define ENTRY(name, Parameters, body)                                                                     \
+    extern "C" __global__ void __launch_bounds__(256) name(const __grid_constant__ Parameters parameters) { \
+        body(parameters);                                                                                 \
+    }
 
 ENTRY(chat_vector_bf16, Blend<float>, chat_vector<BF16>)
 ENTRY(chat_vector_f16, Blend<float>, chat_vector<F16>)

@@ -13,11 +13,13 @@ enum : u32 {
     LEAF = LANES * ROUNDS,
     // Sums that go through the lanes' memory together.
     BATCH = 8,
+    // A lane's elements of a histogram at a time.
+    PIECE = 4,
     // Bins that a block counts for itself: of the high digit 32 binades from 2^-28, of the low one the first.
     WINDOW = 8192,
     WINDOW_HIGH = (127 - 28) << 8,
-    // Leaves before a block's own counts might not fit 32 bits.
-    LEAVES = 1u << 19,
+    // Pieces before a block's own counts might not fit 32 bits.
+    PIECES = 1u << 21,
 };
 
 // The parameters as the host lays them out (src/engine/cuda).
@@ -42,46 +44,45 @@ struct Histogram {
 
 static_assert(sizeof(Sums) == 608 && sizeof(Histogram) == 48, "the host lays them out so");
 
-// A lane's elements of a leaf.
-template <class Real> struct Lane {
-    Real value[ROUNDS];
+// What a thread holds: every 256th element from one of its own.
+template <class Real, u32 rounds> struct Lane {
+    Real value[rounds];
 };
 
-// How many elements of the leaf the lane has: all but in the last leaf.
-ELO_DEVICE u32 present(u64 elements, u64 leaf) {
-    const u64 first = leaf * LEAF + threadIdx.x;
+// How many of a lane's elements there are from its first on.
+template <u32 rounds> ELO_DEVICE u32 present(u64 elements, u64 first) {
     if (elements <= first) return 0;
     const u64 rest = (elements - first + LANES - 1) / LANES;
-    return rest < ROUNDS ? (u32)rest : ROUNDS;
+    return rest < rounds ? (u32)rest : rounds;
 }
 
 // Missing elements are zero; no sum and no product sees a difference. All loads come before the arithmetic.
-template <class Real> ELO_DEVICE Lane<Real> read_lane(u32 dtype, const void* from, u64 leaf, u32 count) {
-    Lane<Real> lane;
+template <class Real, u32 rounds> ELO_DEVICE Lane<Real, rounds> read_lane(u32 dtype, const void* from, u64 first, u32 count) {
+    Lane<Real, rounds> lane;
     with_format<sizeof(Real)>(dtype, [&](auto format) {
         typedef decltype(format) F;
-        const typename F::Bits* at = (const typename F::Bits*)from + leaf * LEAF + threadIdx.x;
-        typename F::Bits bits[ROUNDS];
+        const typename F::Bits* at = (const typename F::Bits*)from + first;
+        typename F::Bits bits[rounds];
         ELO_UNROLL
-        for (u32 r = 0; r < ROUNDS; r++) bits[r] = r < count ? at[r * LANES] : 0;
+        for (u32 r = 0; r < rounds; r++) bits[r] = r < count ? at[r * LANES] : 0;
         ELO_UNROLL
-        for (u32 r = 0; r < ROUNDS; r++) lane.value[r] = (Real)F::widen(bits[r]);
+        for (u32 r = 0; r < rounds; r++) lane.value[r] = (Real)format.widen(bits[r]);
     });
     return lane;
 }
 
 // Without a base zeros: what they are subtracted from does not change, not even -0.
-template <class Real> ELO_DEVICE Lane<Real> read_base(u32 dtype, const void* base, u64 leaf, u32 count) {
-    if (base) return read_lane<Real>(dtype, base, leaf, count);
-    Lane<Real> lane;
+template <class Real, u32 rounds> ELO_DEVICE Lane<Real, rounds> read_base(u32 dtype, const void* base, u64 first, u32 count) {
+    if (base) return read_lane<Real, rounds>(dtype, base, first, count);
+    Lane<Real, rounds> lane;
     ELO_UNROLL
-    for (u32 r = 0; r < ROUNDS; r++) lane.value[r] = 0;
+    for (u32 r = 0; r < rounds; r++) lane.value[r] = 0;
     return lane;
 }
 
-template <class Real> ELO_DEVICE void subtract_base(Lane<Real>& lane, const Lane<Real>& base) {
+template <class Real, u32 rounds> ELO_DEVICE void subtract_base(Lane<Real, rounds>& lane, const Lane<Real, rounds>& base) {
     ELO_UNROLL
-    for (u32 r = 0; r < ROUNDS; r++) lane.value[r] = subtract(lane.value[r], base.value[r]);
+    for (u32 r = 0; r < rounds; r++) lane.value[r] = subtract(lane.value[r], base.value[r]);
 }
 
 // Sums of lanes on their way to memory.
@@ -102,7 +103,7 @@ ELO_DEVICE void write_batch(Batch& batch, u32 count, double* sums) {
         __syncthreads();
     }
     if (threadIdx.x < count) {
-        const u64 bits = Format<F64>::round(batch.lane[threadIdx.x][0]);
+        const u64 bits = Format<F64>().round(batch.lane[threadIdx.x][0]);
         sums[batch.place[threadIdx.x]] = __longlong_as_double((long long)bits);
     }
     __syncthreads();
@@ -116,9 +117,10 @@ template <class Real> ELO_DEVICE void sums(const Sums& task) {
     ELO_ROLL
     for (u64 leaf = blockIdx.x; leaf < leaves; leaf += gridDim.x) {
         double* const out = task.sums + leaf * total;
-        const u32 count = present(task.elements, leaf);
-        const Lane<Real> base = read_base<Real>(task.base_dtype, task.base, leaf, count);
-        Lane<Real> left = base;
+        const u64 first = leaf * LEAF + threadIdx.x;
+        const u32 count = present<ROUNDS>(task.elements, first);
+        const auto base = read_base<Real, ROUNDS>(task.base_dtype, task.base, first, count);
+        auto left = base;
         u32 pending = 0, product_place = terms;
         const auto finish = [&](double sum, u32 place) {
             batch.lane[pending][threadIdx.x] = sum;
@@ -129,7 +131,7 @@ template <class Real> ELO_DEVICE void sums(const Sums& task) {
         for (u32 i = 0; i < terms; i++) {
             ELO_ROLL
             for (u32 j = i; j < terms; j++) {
-                Lane<Real> right = read_lane<Real>(task.term_dtype[j], task.term[j], leaf, count);
+                auto right = read_lane<Real, ROUNDS>(task.term_dtype[j], task.term[j], first, count);
                 subtract_base(right, base);
                 if (j == i) {
                     left = right;
@@ -157,34 +159,35 @@ template <class Real> ELO_DEVICE void sums(const Sums& task) {
 // Most elements fall into a window of bins that the block counts in its own memory, or are zero; the rest go to memory.
 template <class Real> ELO_DEVICE void histogram(const Histogram& task) {
     __shared__ u32 window[WINDOW];
-    const u32 first = task.low ? 0u : WINDOW_HIGH + 0u;
-    const u64 leaves = (task.elements + LEAF - 1) / LEAF;
+    const u32 lowest = task.low ? 0u : WINDOW_HIGH + 0u;
+    const u64 pieces = (task.elements + PIECE * LANES - 1) / (PIECE * LANES);
     ELO_ROLL
-    for (u64 start = blockIdx.x; start < leaves; start += (u64)gridDim.x * LEAVES) {
+    for (u64 start = blockIdx.x; start < pieces; start += (u64)gridDim.x * PIECES) {
         for (u32 bin = threadIdx.x; bin < WINDOW; bin += LANES) window[bin] = 0;
         u32 zeros = 0;
         __syncthreads();
-        const u64 end = min(leaves, start + (u64)gridDim.x * LEAVES);
+        const u64 end = min(pieces, start + (u64)gridDim.x * PIECES);
         ELO_ROLL
-        for (u64 leaf = start; leaf < end; leaf += gridDim.x) {
-            const u32 count = present(task.elements, leaf);
-            const Lane<Real> base = read_base<Real>(task.base_dtype, task.base, leaf, count);
-            Lane<Real> lane = read_lane<Real>(task.term_dtype, task.term, leaf, count);
+        for (u64 piece = start; piece < end; piece += gridDim.x) {
+            const u64 first = piece * PIECE * LANES + threadIdx.x;
+            const u32 count = present<PIECE>(task.elements, first);
+            const auto base = read_base<Real, PIECE>(task.base_dtype, task.base, first, count);
+            auto lane = read_lane<Real, PIECE>(task.term_dtype, task.term, first, count);
             subtract_base(lane, base);
             ELO_UNROLL
-            for (u32 r = 0; r < ROUNDS; r++) {
+            for (u32 r = 0; r < PIECE; r++) {
                 u32 bits = __float_as_uint(magnitude(to_single(lane.value[r])));
                 if (bits > 0x7f800000u) bits = 0x7fc00000u;
                 const u32 digit = task.low ? bits & 0x7fff : bits >> 15;
                 if (r >= count || (task.low && bits >> 15 != task.high)) continue;
                 if (digit == 0) zeros++;
-                else if (digit - first < WINDOW) atomicAdd(&window[digit - first], 1u);
+                else if (digit - lowest < WINDOW) atomicAdd(&window[digit - lowest], 1u);
                 else atomicAdd(&task.counts[digit], (u64)1);
             }
         }
         __syncthreads();
         for (u32 bin = threadIdx.x; bin < WINDOW; bin += LANES) {
-            if (window[bin]) atomicAdd(&task.counts[first + bin], (u64)window[bin]);
+            if (window[bin]) atomicAdd(&task.counts[lowest + bin], (u64)window[bin]);
         }
         if (zeros) atomicAdd(&task.counts[0], (u64)zeros);
         __syncthreads();
