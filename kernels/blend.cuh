@@ -56,10 +56,10 @@ ELO_DEVICE void blend_elements(const Blend<Real>& blend, const Operands& operand
         }
         operands.with_output([&](auto format) {
             typedef decltype(format) F;
-            const auto bits = F::round(value);
+            const auto bits = format.round(value);
             ((typename F::Bits*)blend.out)[i] = (typename F::Bits)bits;
-            if (magnitude(value) < F::template limit<Real>()) return;
-            if (bits == F::nan) nan++;
+            if (magnitude(value) < format.template limit<Real>()) return;
+            if (bits == format.nan) nan++;
             else infinite++;
             if (finite) broken++;
         });
@@ -105,6 +105,7 @@ template <class F> struct Same {
 
 template <u32 dtype> ELO_DEVICE void chat_vector(const Blend<float>& blend) {
     typedef Format<dtype> F;
+    const F format;
     constexpr u32 size = sizeof(typename F::Bits), count = 16 / size;
     const u32 at = phase(blend.out, size, count);
     const bool together = phase(blend.base, size, count) == at && phase(blend.term[0], size, count) == at &&
@@ -117,14 +118,14 @@ template <u32 dtype> ELO_DEVICE void chat_vector(const Blend<float>& blend) {
         bool special = false;
         Pack out = {{0, 0, 0, 0}};
         ELO_UNROLL
-        for (u32 w = 0; w < 4; w++) special |= (F::suspect(x.word[w]) | F::suspect(y.word[w]) | F::suspect(base.word[w])) != 0;
+        for (u32 w = 0; w < 4; w++) special |= (format.suspect(x.word[w]) | format.suspect(y.word[w]) | format.suspect(base.word[w])) != 0;
         ELO_UNROLL
         for (u32 e = 0; e < count; e++) {
-            const float sum = add(multiply(blend.weight[0], F::widen_finite(element(F(), x, e))),
-                                  multiply(blend.weight[1], F::widen_finite(element(F(), y, e))));
-            const float value = add(F::widen_finite(element(F(), base, e)), multiply(blend.lambda, sum));
-            special |= !(magnitude(value) < F::template limit<float>());
-            put(F(), out, e, F::round_finite(value));
+            const float sum = add(multiply(blend.weight[0], format.widen_finite(element(format, x, e))),
+                                  multiply(blend.weight[1], format.widen_finite(element(format, y, e))));
+            const float value = add(format.widen_finite(element(format, base, e)), multiply(blend.lambda, sum));
+            special |= !(magnitude(value) < format.template limit<float>());
+            put(format, out, e, format.round_finite(value));
         }
         if (special) return false;
         store<count>(blend.out, size, first, out);

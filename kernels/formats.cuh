@@ -33,6 +33,9 @@ ELO_DEVICE double subtract(double a, double b) { return __dsub_rn(a, b); }
 ELO_DEVICE float magnitude(float a) { return fabsf(a); }
 ELO_DEVICE double magnitude(double a) { return fabs(a); }
 
+ELO_DEVICE float to_single(float a) { return a; }
+ELO_DEVICE float to_single(double a) { return __double2float_rn(a); }
+
 // What arithmetic is done in. Constants are enumerators, which take no place in the module.
 template <class Real> struct Arithmetic;
 
@@ -54,106 +57,134 @@ template <class Real> ELO_DEVICE bool is_finite(Real value) {
     return magnitude(value) < Arithmetic<Real>::value(Arithmetic<Real>::infinity);
 }
 
-// A format narrower than f32. `largest` is the largest finite magnitude as bits, `overflow` what lies beyond it,
-// `the_nan` the one to write; where that is the pattern of -0, there is one zero.
-template <class Element, u32 mantissa_bits, u32 exponent_bias, u32 largest, u32 overflow, u32 the_nan> struct Narrow {
-    typedef Element Bits;
-    enum : u32 { nan = the_nan, sign = 1u << (8 * sizeof(Element) - 1), one_zero = the_nan == sign };
+// The numbers that define a format narrower than f32, and what follows from them; constants where the format is one.
+struct Narrow {
+    u32 width, mantissa_bits, bias;
+    // Largest finite magnitude as bits, what lies beyond it, and the NaN to write: where that is the pattern of -0, there
+    // is one zero.
+    u32 largest, overflow, nan;
+
+    ELO_DEVICE u32 sign() const { return 1u << (width - 1); }
+    ELO_DEVICE bool one_zero() const { return nan == sign(); }
 
     // The first magnitude that is not rounded to a finite one; a tie stays below if the largest is even.
-    template <class Real> static ELO_DEVICE Real limit() {
+    template <class Real> ELO_DEVICE Real limit() const {
         typedef Arithmetic<Real> A;
         typedef typename A::Bits Wide;
-        constexpr u32 dropped = A::mantissa - mantissa_bits;
-        constexpr Wide top = ((Wide)largest << dropped) + ((Wide)(A::bias - exponent_bias) << A::mantissa);
-        return A::value(top + ((Wide)1 << (dropped - 1)) + (largest % 2 == 0 ? 1 : 0));
+        const u32 dropped = A::mantissa - mantissa_bits;
+        const Wide top = ((Wide)largest << dropped) + ((Wide)(A::bias - bias) << A::mantissa);
+        return A::value(top + ((Wide)1 << (dropped - 1)) + (largest % 2 == 0));
     }
 
     // Whether `widen_finite` fails on some element of a word, unless the result shows it anyway.
-    static ELO_DEVICE u32 suspect(u32) { return 0; }
+    ELO_DEVICE u32 suspect(u32) const { return 0; }
 
     // Exact for finite elements: the fields moved into place have the wrong bias only, which a power of two mends.
-    static ELO_DEVICE float widen_finite(u32 bits) {
-        if constexpr (exponent_bias == 127) {
-            return __uint_as_float(bits << 16);
-        } else {
-            constexpr u32 width = 8 * sizeof(Element), dropped = 23 - mantissa_bits;
-            // An arithmetic shift takes the magnitude down and leaves the sign on top.
-            constexpr u32 kept = 0x80000000u | (sign - 1) << dropped;
-            const u32 shifted = (u32)((i32)(bits << (32 - width)) >> (32 - width - dropped)) & kept;
-            return __fmul_rn(__uint_as_float(shifted), __uint_as_float((254 - exponent_bias) << 23));
-        }
+    ELO_DEVICE float widen_finite(u32 bits) const {
+        const u32 dropped = 23 - mantissa_bits;
+        // An arithmetic shift takes the magnitude down and leaves the sign on top.
+        const u32 kept = 0x80000000u | (sign() - 1) << dropped;
+        const u32 shifted = (u32)((i32)(bits << (32 - width)) >> (32 - width - dropped)) & kept;
+        return __fmul_rn(__uint_as_float(shifted), __uint_as_float((254 - bias) << 23));
     }
 
-    static ELO_DEVICE float widen(u32 bits) {
+    ELO_DEVICE float widen(u32 bits) const {
         const float value = widen_finite(bits);
-        if constexpr (exponent_bias == 127) return value;
-        const u32 magnitude = bits & (sign - 1);
-        if constexpr (one_zero) return bits == the_nan ? __uint_as_float(0x7fc00000u) : value;
-        if (overflow != the_nan && magnitude == overflow) return __uint_as_float(0x7f800000u | (bits & sign) << (32 - 8 * sizeof(Element)));
-        return magnitude > largest ? __uint_as_float(0x7fc00000u) : value;
+        const u32 magnitude = bits & (sign() - 1);
+        if (one_zero()) return bits == nan ? __uint_as_float(0x7fc00000u) : value;
+        if (magnitude <= largest) return value;
+        if (magnitude != overflow || overflow == nan) return __uint_as_float(0x7fc00000u);
+        return __uint_as_float(0x7f800000u | (bits & sign()) << (32 - width));
     }
 
     // To nearest even, for magnitudes below `limit`.
-    template <class Real> static ELO_DEVICE u32 round_finite(Real value) {
+    template <class Real> ELO_DEVICE u32 round_finite(Real value) const {
         typedef Arithmetic<Real> A;
         typedef typename A::Bits Wide;
-        constexpr u32 dropped = A::mantissa - mantissa_bits;
-        constexpr Wide half = ((Wide)1 << (dropped - 1)) - 1;
-        constexpr Wide rebias = (Wide)(A::bias - exponent_bias) << A::mantissa;
-        const Wide bits = A::bits(value);
-        // The same binades: the sign comes along.
-        if constexpr (rebias == 0) return (u32)((bits + half + ((bits >> dropped) & 1)) >> dropped);
-        const Wide magnitude = bits & (A::sign - 1);
+        const u32 dropped = A::mantissa - mantissa_bits;
+        const Wide half = ((Wide)1 << (dropped - 1)) - 1, rebias = (Wide)(A::bias - bias) << A::mantissa;
+        const Wide bits = A::bits(value), magnitude = bits & (A::sign - 1);
         const u32 normal = (u32)((magnitude + half + ((magnitude >> dropped) & 1) - rebias) >> dropped);
         // In a sum with 2^mantissa smallest steps the processor rounds to the steps and leaves their number in the low bits.
-        constexpr Wide anchor = (Wide)(A::bias + A::mantissa + 1 - exponent_bias - mantissa_bits) << A::mantissa;
+        const Wide anchor = (Wide)(A::bias + A::mantissa + 1 - bias - mantissa_bits) << A::mantissa;
         const u32 subnormal = (u32)(A::bits(add(A::value(magnitude), A::value(anchor))) - anchor);
         const u32 rounded = magnitude < rebias + ((Wide)1 << A::mantissa) ? subnormal : normal;
-        const u32 signed_bits = rounded | ((u32)(bits >> (8 * sizeof(Real) - 8 * sizeof(Element))) & sign);
-        return one_zero && rounded == 0 ? 0 : signed_bits;
+        if (one_zero() && rounded == 0) return 0;
+        return rounded | ((u32)(bits >> (8 * sizeof(Real) - width)) & sign());
     }
 
     // To nearest even, for all values; NaNs become the one without a sign.
-    template <class Real> static ELO_DEVICE u32 round(Real value) {
+    template <class Real> ELO_DEVICE u32 round(Real value) const {
         if (magnitude(value) < limit<Real>()) return round_finite(value);
-        if (value != value || overflow == the_nan) return the_nan;
-        return value < 0 ? overflow | sign : overflow;
+        if (value != value || overflow == nan) return nan;
+        return value < 0 ? overflow | sign() : overflow;
     }
 };
 
-// The float formats by code: element type `Bits`, widen, round, and the fast halves of both.
+// The float formats by code: type of the elements, widen, round, and the fast halves of both.
 template <u32 dtype> struct Format;
 
-template <> struct Format<BF16> : Narrow<u16, 7, 127, 0x7f7f, 0x7f80, 0x7fc0> {};
-template <> struct Format<E4M3> : Narrow<u8, 3, 7, 0x7e, 0x7f, 0x7f> {
-    static ELO_DEVICE u32 suspect(u32 word) { return ((word & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u; }
+template <> struct Format<E4M3> : Narrow {
+    typedef u8 Bits;
+    ELO_DEVICE Format() : Narrow{8, 3, 7, 0x7e, 0x7f, 0x7f} {}
+    ELO_DEVICE u32 suspect(u32 word) const { return ((word & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u; }
 };
-template <> struct Format<E5M2> : Narrow<u8, 2, 15, 0x7b, 0x7c, 0x7f> {
-    static ELO_DEVICE u32 suspect(u32 word) { return ((word & 0x7f7f7f7fu) + 0x04040404u) & 0x80808080u; }
+
+template <> struct Format<E5M2> : Narrow {
+    typedef u8 Bits;
+    ELO_DEVICE Format() : Narrow{8, 2, 15, 0x7b, 0x7c, 0x7f} {}
+    ELO_DEVICE u32 suspect(u32 word) const { return ((word & 0x7f7f7f7fu) + 0x04040404u) & 0x80808080u; }
 };
-template <> struct Format<E4M3_FNUZ> : Narrow<u8, 3, 8, 0x7f, 0x80, 0x80> {};
-template <> struct Format<E5M2_FNUZ> : Narrow<u8, 2, 16, 0x7f, 0x80, 0x80> {};
+
+// Any 8-bit format, one code for all of them.
+struct EightBits : Narrow {
+    typedef u8 Bits;
+    ELO_DEVICE explicit EightBits(u32 dtype) : Narrow{8, 3, 7, 0x7e, 0x7f, 0x7f} {
+        if (dtype == E5M2) *(Narrow*)this = {8, 2, 15, 0x7b, 0x7c, 0x7f};
+        if (dtype == E4M3_FNUZ) *(Narrow*)this = {8, 3, 8, 0x7f, 0x80, 0x80};
+        if (dtype == E5M2_FNUZ) *(Narrow*)this = {8, 2, 16, 0x7f, 0x80, 0x80};
+    }
+};
+
+// The upper half of an f32.
+template <> struct Format<BF16> : Narrow {
+    typedef u16 Bits;
+    ELO_DEVICE Format() : Narrow{16, 7, 127, 0x7f7f, 0x7f80, 0x7fc0} {}
+    ELO_DEVICE float widen_finite(u32 bits) const { return __uint_as_float(bits << 16); }
+    ELO_DEVICE float widen(u32 bits) const { return __uint_as_float(bits << 16); }
+    ELO_DEVICE u32 round_finite(float value) const {
+        const u32 bits = __float_as_uint(value);
+        return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    }
+    ELO_DEVICE u32 round(float value) const {
+        if (value != value) return nan;
+        return round_finite(value);
+    }
+    ELO_DEVICE u32 round_finite(double value) const { return Narrow::round_finite(value); }
+    ELO_DEVICE u32 round(double value) const { return Narrow::round(value); }
+};
 
 // The processor converts f16 and f32 by itself.
-template <> struct Format<F16> : Narrow<u16, 10, 15, 0x7bff, 0x7c00, 0x7e00> {
-#ifndef ELO_HOST
-    static ELO_DEVICE float widen_finite(u32 bits) {
+template <> struct Format<F16> : Narrow {
+    typedef u16 Bits;
+    ELO_DEVICE Format() : Narrow{16, 10, 15, 0x7bff, 0x7c00, 0x7e00} {}
+#ifdef ELO_HOST
+    ELO_DEVICE float widen_finite(u32 bits) const { return widen(bits); }
+#else
+    ELO_DEVICE float widen_finite(u32 bits) const {
         float value;
         asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((u16)bits));
         return value;
     }
-    static ELO_DEVICE float widen(u32 bits) { return widen_finite(bits); }
-    static ELO_DEVICE u32 round_finite(float value) {
+    ELO_DEVICE float widen(u32 bits) const { return widen_finite(bits); }
+    ELO_DEVICE u32 round_finite(float value) const {
         u16 bits;
         asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
         return bits;
     }
-    static ELO_DEVICE u32 round(float value) { return value != value ? 0x7e00u : round_finite(value); }
-    static ELO_DEVICE u32 round_finite(double value) { return Narrow::round_finite(value); }
-    static ELO_DEVICE u32 round(double value) { return Narrow::round(value); }
-#else
-    static ELO_DEVICE float widen_finite(u32 bits) { return widen(bits); }
+    ELO_DEVICE u32 round(float value) const { return value != value ? nan : round_finite(value); }
+    ELO_DEVICE u32 round_finite(double value) const { return Narrow::round_finite(value); }
+    ELO_DEVICE u32 round(double value) const { return Narrow::round(value); }
 #endif
 };
 
@@ -161,54 +192,47 @@ template <> struct Format<F32> {
     typedef u32 Bits;
     enum : u32 { nan = 0x7fc00000u };
     // From f64 the tie above the largest is already infinite.
-    template <class Real> static ELO_DEVICE Real limit() {
+    template <class Real> ELO_DEVICE Real limit() const {
         if constexpr (sizeof(Real) == 8) return __longlong_as_double(0x47effffff0000000ll);
         else return __uint_as_float(0x7f800000u);
     }
-    static ELO_DEVICE u32 suspect(u32) { return 0; }
-    static ELO_DEVICE float widen_finite(u32 bits) { return __uint_as_float(bits); }
-    static ELO_DEVICE float widen(u32 bits) { return __uint_as_float(bits); }
-    static ELO_DEVICE u32 round_finite(float value) { return __float_as_uint(value); }
-    static ELO_DEVICE u32 round_finite(double value) { return __float_as_uint(__double2float_rn(value)); }
-    template <class Real> static ELO_DEVICE u32 round(Real value) { return value != value ? 0x7fc00000u : round_finite(value); }
+    ELO_DEVICE u32 suspect(u32) const { return 0; }
+    ELO_DEVICE float widen_finite(u32 bits) const { return __uint_as_float(bits); }
+    ELO_DEVICE float widen(u32 bits) const { return __uint_as_float(bits); }
+    ELO_DEVICE u32 round_finite(float value) const { return __float_as_uint(value); }
+    ELO_DEVICE u32 round_finite(double value) const { return __float_as_uint(__double2float_rn(value)); }
+    template <class Real> ELO_DEVICE u32 round(Real value) const { return value != value ? (u32)nan : round_finite(value); }
 };
 
 template <> struct Format<F64> {
     typedef u64 Bits;
     enum : u64 { nan = 0x7ff8000000000000ull };
-    template <class Real> static ELO_DEVICE double limit() { return __longlong_as_double(0x7ff0000000000000ll); }
-    static ELO_DEVICE double widen(u64 bits) { return __longlong_as_double((long long)bits); }
-    static ELO_DEVICE u64 round_finite(double value) { return (u64)__double_as_longlong(value); }
-    static ELO_DEVICE u64 round(double value) { return value != value ? 0x7ff8000000000000ull : round_finite(value); }
+    template <class Real> ELO_DEVICE double limit() const { return __longlong_as_double(0x7ff0000000000000ll); }
+    ELO_DEVICE double widen(u64 bits) const { return __longlong_as_double((long long)bits); }
+    ELO_DEVICE u64 round_finite(double value) const { return (u64)__double_as_longlong(value); }
+    ELO_DEVICE u64 round(double value) const { return value != value ? (u64)nan : round_finite(value); }
 };
 
 ELO_DEVICE u32 size_of(u32 dtype) { return dtype == F64 ? 8 : dtype == F32 ? 4 : dtype <= BF16 ? 2 : 1; }
 
 // Calls the body with the format of a dtype of at most `widest` bytes.
 template <u32 widest, class Body> ELO_DEVICE void with_format(u32 dtype, const Body& body) {
-    switch (dtype) {
-    case F64:
-        if constexpr (widest >= 8) body(Format<F64>());
-        break;
-    case F32:
-        if constexpr (widest >= 4) body(Format<F32>());
-        break;
-    case F16:
-        if constexpr (widest >= 2) body(Format<F16>());
-        break;
-    case BF16:
-        if constexpr (widest >= 2) body(Format<BF16>());
-        break;
-    case E4M3: body(Format<E4M3>()); break;
-    case E5M2: body(Format<E5M2>()); break;
-    case E4M3_FNUZ: body(Format<E4M3_FNUZ>()); break;
-    case E5M2_FNUZ: body(Format<E5M2_FNUZ>()); break;
+    if constexpr (widest >= 8) {
+        if (dtype == F64) return body(Format<F64>());
     }
+    if constexpr (widest >= 4) {
+        if (dtype == F32) return body(Format<F32>());
+    }
+    if constexpr (widest >= 2) {
+        if (dtype == F16) return body(Format<F16>());
+        if (dtype == BF16) return body(Format<BF16>());
+    }
+    body(EightBits(dtype));
 }
 
 // The value of one element in memory.
-template <class Real, class F> ELO_DEVICE Real read(F, const void* from, u64 index) {
-    return (Real)F::widen(((const typename F::Bits*)from)[index]);
+template <class Real, class F> ELO_DEVICE Real read(F format, const void* from, u64 index) {
+    return (Real)format.widen(((const typename F::Bits*)from)[index]);
 }
 
 template <class Real> ELO_DEVICE Real read_any(u32 dtype, const void* from, u64 index) {

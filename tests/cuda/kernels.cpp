@@ -19,12 +19,15 @@ template <class Parameters, void (*kernel)(Parameters)> void call(void** paramet
 }
 
 #define ELEMENTWISE(name, Parameters) {#name, call<const Parameters, name>, false}
+#define TOGETHER(name, Parameters) {#name, call<const Parameters, name>, true}
 
 const Entry ENTRIES[] = {
     ELEMENTWISE(chat_vector_bf16, Blend<float>), ELEMENTWISE(chat_vector_f16, Blend<float>),
     ELEMENTWISE(chat_vector_f32, Blend<float>),  ELEMENTWISE(chat_vector_e4m3, Blend<float>),
     ELEMENTWISE(chat_vector_e5m2, Blend<float>), ELEMENTWISE(blend_single, Blend<float>),
-    ELEMENTWISE(blend_double, Blend<double>),
+    ELEMENTWISE(blend_double, Blend<double>),    TOGETHER(sums_single, Sums),
+    TOGETHER(sums_double, Sums),                 TOGETHER(histogram_single, Histogram),
+    TOGETHER(histogram_double, Histogram),
 };
 
 } // namespace
