@@ -41,7 +41,9 @@ fn missing_waits_show() {
     FakeDriver::new().passes(&test("a_copy_back_that_is_not_waited_for_is_not_there"));
     FakeDriver::new().passes(&test("a_source_that_is_reused_too_early_is_lost"));
     FakeDriver::new().passes(&test("a_stream_that_does_not_wait_sees_fresh_memory"));
-    FakeDriver::new().order(Order::OthersFirst).passes(&test("a_stream_that_runs_ahead_overwrites"));
+    FakeDriver::new()
+        .order(Order::OthersFirst)
+        .passes(&test("a_stream_that_runs_ahead_overwrites"));
     FakeDriver::new().passes(&test("an_event_is_asked_twice"));
 }
 
@@ -73,14 +75,16 @@ fn memory_has_an_end() {
 fn what_is_kept_is_told() {
     let driver = FakeDriver::new();
     let record = driver.passes(&test("something_is_kept"));
-    assert_eq!(
-        record.leaks(true),
-        ["0: allocations: 1", "0: bytes: 1000", "0: contexts: 1", "1: allocations: 1", "1: bytes: 70"]
-            .map(str::to_owned)
-            .into_iter()
-            .chain(["0: streams: 1".into(), "never waited for: 1".into()])
-            .collect::<Vec<_>>()
-    );
+    let kept = [
+        "0: allocations: 1",
+        "0: bytes: 1000",
+        "0: streams: 1",
+        "0: contexts: 1",
+        "1: allocations: 1",
+        "1: bytes: 70",
+        "never waited for: 1",
+    ];
+    assert_eq!(record.leaks(true), kept);
 }
 
 #[test]
@@ -96,7 +100,4 @@ fn failures_come_when_asked_for() {
         .passes(&test("failures_are_counted_and_some_stay"));
     FakeDriver::new().init(803).passes(&test("the_driver_does_not_start"));
     FakeDriver::new().devices(0).passes(&test("there_is_no_gpu"));
-    let unused = FakeDriver::new().devices(0);
-    unused.inside(&test("there_is_no_gpu"));
-    assert!(unused.find_record().is_none());
 }

@@ -140,13 +140,13 @@ impl FakeDriver {
         self.record()
     }
 
-    /// What the last program did. It is written when a program ends in an orderly way after `cuInit`.
+    /// What the last program did. It is written when a program that called the driver ends in an orderly way.
     #[track_caller]
     pub(crate) fn record(&self) -> Record {
         self.find_record().expect("the program did not use the driver, or was killed")
     }
 
-    /// `None` where the driver was not used.
+    /// `None` where no function of the driver was called.
     pub(crate) fn find_record(&self) -> Option<Record> {
         let text = fs::read(self.log()).ok()?;
         fs::remove_file(self.log()).unwrap();
@@ -274,7 +274,9 @@ fn digest(root: &Path, compiler: &str) -> String {
         .iter()
         .flat_map(|folder| fs::read_dir(root.join(folder)).unwrap())
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| ["cpp", "h", "cu", "cuh"].iter().any(|x| e == *x)))
+        .filter(|path| {
+            path.extension().is_some_and(|e| ["cpp", "h", "cu", "cuh"].iter().any(|x| e == *x))
+        })
         .collect();
     files.sort();
     let mut hasher = blake3::Hasher::new();

@@ -36,7 +36,10 @@ pub(crate) struct Outcome {
 
 /// Starts describing a run; words are split at spaces, paths follow with [`Elo::arg`].
 pub(crate) fn elo(words: &str) -> Elo {
-    Elo { args: words.split_whitespace().map(OsString::from).collect(), ..other(Path::new(PROGRAM)) }
+    Elo {
+        args: words.split_whitespace().map(OsString::from).collect(),
+        ..other(Path::new(PROGRAM))
+    }
 }
 
 /// Starts describing a run of another program.

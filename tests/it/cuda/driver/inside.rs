@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::thread;
 
 use cudarc::driver::result::{self, DriverError, event, module, stream};
-use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags, CUfunction, CUresult, CUstream};
+use cudarc::driver::sys::{
+    self, CUevent_flags, CUevent_wait_flags, CUfunction, CUresult, CUstream,
+};
 use cudarc::driver::{CudaContext, DeviceRepr, LaunchConfig, PushKernelArg as _};
 use cudarc::nvrtc::Ptx;
 use elo_surgery::engine::{BlendTile, Device as _, Operand, Reference};
@@ -146,7 +148,10 @@ fn safe_chat_vector(context: &Arc<CudaContext>, seed: u64, elements: usize) {
     for source in &sources {
         // SAFETY: filled before it is read.
         let (mut host, mut device) = unsafe {
-            (context.alloc_pinned::<u8>(source.len()).unwrap(), stream.alloc::<u8>(source.len()).unwrap())
+            (
+                context.alloc_pinned::<u8>(source.len()).unwrap(),
+                stream.alloc::<u8>(source.len()).unwrap(),
+            )
         };
         host.as_mut_slice().unwrap().copy_from_slice(source);
         stream.memcpy_htod(&host, &mut device).unwrap();
@@ -160,7 +165,8 @@ fn safe_chat_vector(context: &Arc<CudaContext>, seed: u64, elements: usize) {
         let places: Vec<u64> = operands.iter().map(|(_, d)| d.device_ptr(&stream).0).collect();
         let (out, health) = (out.device_ptr_mut(&stream).0, health.device_ptr_mut(&stream).0);
         let blend = Blend::new(elements, out, places[2], [places[0], places[1]], health);
-        let config = LaunchConfig { grid_dim: (2, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+        let config =
+            LaunchConfig { grid_dim: (2, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
         // SAFETY: this is the kernel's parameter, and the memory is as large as it says.
         unsafe { stream.launch_builder(&function).arg(&blend).launch(config) }.unwrap();
     }
@@ -239,7 +245,8 @@ fn streams_that_wait_for_each_other() {
             stream::wait_event(other, ready, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).unwrap();
             result::memcpy_dtoh_async(back, memory, other).unwrap();
             event::record(ready, other).unwrap();
-            stream::wait_event(gpu.stream, ready, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).unwrap();
+            stream::wait_event(gpu.stream, ready, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
+                .unwrap();
             event::synchronize(ready).unwrap();
             assert!(back.iter().all(|b| *b == round));
         }
@@ -397,8 +404,13 @@ fn copies_stay_within_an_allocation() {
 /// Operands of `elements`, of which the first term has `first`, the result `out`.
 fn operands(gpu: &Gpu, elements: usize, first: usize, out: usize) -> Blend {
     let health = gpu.alloc(24);
-    let x = [gpu.alloc(first * 2), gpu.alloc(elements * 2)];
-    Blend::new(elements, gpu.alloc(out * 2), gpu.alloc(elements * 2), x, health)
+    let [x0, x1, base] = [first, elements, elements].map(|count| {
+        let operand = gpu.alloc(count * 2);
+        // SAFETY: as large as the allocation.
+        unsafe { result::memset_d8_sync(operand, 0, count * 2) }.unwrap();
+        operand
+    });
+    Blend::new(elements, gpu.alloc(out * 2), base, [x0, x1], health)
 }
 
 #[test]
