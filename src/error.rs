@@ -216,6 +216,8 @@ pub enum Error {
         device: String,
         /// Why not.
         reason: String,
+        /// The way out.
+        hint: String,
     },
     /// A project file (`elo.yaml`) is missing or wrong.
     #[error("`{}`: {problem}", Shown(path))]
@@ -310,6 +312,7 @@ impl Error {
             | Self::Project { hint, .. }
             | Self::Backend { hint, .. }
             | Self::Data { hint, .. }
+            | Self::Device { hint, .. }
             | Self::Usage { hint, .. } => hint.clone(),
             Self::Vocabulary { .. } => {
                 "choose with `--vocab`: `overlap` (add the rows all models share), `extend` (also take the instruct model's extra rows), `skip` (leave these tensors as they are), `error` (refuse)".into()
@@ -337,7 +340,6 @@ impl Error {
             Self::Interrupted { resumable: true } => {
                 "run the same command again to continue where it stopped".into()
             }
-            Self::Device { .. } => "use `--device cpu` or `--device auto`".into(),
             _ => return None,
         };
         (!text.is_empty()).then_some(text)
@@ -345,7 +347,10 @@ impl Error {
 
     /// Whether a staging directory is worth keeping: the same command can continue after the cause is gone.
     pub fn is_resumable(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::NoSpace { .. } | Self::Interrupted { .. })
+        matches!(
+            self,
+            Self::Io { .. } | Self::NoSpace { .. } | Self::Interrupted { .. } | Self::Device { .. }
+        )
     }
 }
 

@@ -1,6 +1,5 @@
 //! Flags that several commands share, and how their values are read.
 
-use std::fmt;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
@@ -104,43 +103,6 @@ impl From<IoChoice> for Reading {
         match choice {
             IoChoice::Mmap => Self::Mapped,
             IoChoice::Read => Self::Calls,
-        }
-    }
-}
-
-/// What computes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum DeviceChoice {
-    #[default]
-    Auto,
-    Cpu,
-    Cuda(Option<u32>),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(None)),
-            _ => {
-                let number = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-                let number = number.ok_or("devices are `auto`, `cpu`, `cuda` and `cuda:0`")?;
-                Ok(Self::Cuda(Some(number)))
-            }
-        }
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(None) => f.write_str("cuda"),
-            Self::Cuda(Some(number)) => write!(f, "cuda:{number}"),
         }
     }
 }

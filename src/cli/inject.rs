@@ -85,15 +85,16 @@ fn undo(root: &Path, session: &Session) -> Result<(), Failure> {
 }
 
 fn in_place(verb: &Inject, root: &Path, session: &Session) -> Result<(), Failure> {
-    verb.how.check_device(session)?;
+    verb.how.device.check()?;
     let Planned { plan, origins, .. } = verb.planned(session)?;
     let budget = verb.how.budget(&plan)?;
     if verb.how.dry_run {
         return summary::dry_run_in_place(&plan, root, budget, session);
     }
     let execution = verb.how.execution(root.to_owned(), budget);
-    watch(&plan, &origins, session, |watcher| {
-        engine::inject_in_place(&plan, root, &execution, watcher)
+    let chosen = verb.how.device.open(&plan, verb.how.device_memory, 1)?;
+    watch(&plan, &origins, session, &chosen, |watcher| {
+        engine::inject_in_place(chosen.device.as_ref(), &plan, root, &execution, watcher)
     })
 }
 

@@ -10,6 +10,7 @@ mod cast;
 mod chat_vector;
 mod clean;
 mod completions;
+mod device;
 mod diff;
 mod extract;
 mod failure;

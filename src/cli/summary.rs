@@ -138,15 +138,15 @@ pub(super) fn dry_run_in_place(
 pub(super) fn done(
     plan: &Plan,
     report: &Report,
+    device_reason: &str,
     time: Duration,
     session: &Session,
 ) -> Result<(), Failure> {
     if session.json {
-        return session.print_json(&result(plan, report, time));
+        return session.print_json(&result(plan, report, device_reason, time));
     }
     let seconds = time.as_secs_f64();
     let bytes = report.written + report.shared;
-    session.detail(&format!("device: {}", report.device));
     if bytes == 0 && report.resumed > 0 {
         let out = report.out.display();
         session.say(&format!("{}: `{out}` is complete already", plan.operation.verb));
@@ -186,7 +186,7 @@ pub(super) fn done(
 }
 
 /// The result for programs.
-fn result(plan: &Plan, report: &Report, time: Duration) -> Value {
+fn result(plan: &Plan, report: &Report, device_reason: &str, time: Duration) -> Value {
     let seconds = time.as_secs_f64();
     json!({
         "command": plan.operation.verb,
@@ -199,6 +199,7 @@ fn result(plan: &Plan, report: &Report, time: Duration) -> Value {
         "resumed": report.resumed,
         "tensors": plan.tensors.len(),
         "device": report.device,
+        "device_reason": device_reason,
         "plan": report.plan,
         "non_finite": report.non_finite.iter().map(|(tensor, nans, infinities)| {
             json!({ "tensor": tensor, "nan": nans, "infinite": infinities })

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::arguments::{DeviceChoice, DigestChoice, IoChoice, LinkChoice, parse_tile};
+use super::arguments::{DigestChoice, IoChoice, LinkChoice, parse_tile};
+use super::device::{Chosen, DeviceChoice};
 use super::failure::{Failure, Origins};
 use super::progress::Watcher;
 use super::session::Session;
 use super::units::{parse_size, size};
 use super::{process, summary};
-use crate::engine::{Execution, Link, Observer, Report, execute};
+use crate::engine::{Execution, Link, Observer, Report, execute_on};
 use crate::error::Error;
 use crate::plan::Plan;
 
@@ -47,9 +48,12 @@ pub(super) struct How {
     /// Keep values that become NaN or infinite although every input was finite
     #[arg(long, help_heading = "Output options")]
     pub(super) allow_nonfinite: bool,
-    /// Compute on: `auto`, `cpu`, `cuda` or `cuda:N`
+    /// Compute on: `auto` (the CPU, or GPUs where they prove faster), `cpu`, `cuda` (all GPUs), `cuda:0,1`
     #[arg(long, value_name = "DEVICE", default_value_t, help_heading = "Execution options")]
     pub(super) device: DeviceChoice,
+    /// Bound the memory taken on GPUs, all together, such as `2GB`
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Execution options")]
+    pub(super) device_memory: Option<u64>,
     /// Bound the memory of the work in flight (threads x tile x operands), such as `2GB`
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Execution options")]
     pub(super) memory: Option<u64>,
@@ -111,7 +115,7 @@ pub(super) trait Surgical {
 
     /// Plans and carries out.
     fn run(&self, session: &Session) -> Result<(), Failure> {
-        self.how().check_device(session)?;
+        self.how().device.check()?;
         let planned = self.planned(session)?;
         carry_out(&planned, self.how(), Self::FULL_FORM, session)
     }
@@ -127,26 +131,6 @@ pub(super) struct Budget {
 }
 
 impl How {
-    /// CUDA is named in the interface already; this build cannot serve it.
-    pub(super) fn check_device(&self, session: &Session) -> Result<(), Failure> {
-        match &self.device {
-            DeviceChoice::Cuda(_) => {
-                let mut origins = Origins::default();
-                origins.flag("--device", self.device.to_string());
-                let error = Error::Device {
-                    device: self.device.to_string(),
-                    reason: "this build has no CUDA support".into(),
-                };
-                Err(origins.explain(error.into()))
-            }
-            DeviceChoice::Auto => {
-                session.detail("device: auto is the CPU (this build has no CUDA support)");
-                Ok(())
-            }
-            DeviceChoice::Cpu => Ok(()),
-        }
-    }
-
     /// Threads and tile within the bounds of `--memory`.
     ///
     /// A thread holds the output's tile, one more for its edges, and what each operand takes for a tile. Smaller tiles
@@ -154,7 +138,7 @@ impl How {
     pub(super) fn budget(&self, plan: &Plan) -> Result<Budget, Failure> {
         let cores = available_parallelism().map_or(1, usize::from);
         let mut threads = if self.threads == 0 { cores } else { self.threads.into() };
-        let mut tile = self.tile.unwrap_or(Execution::TILE);
+        let mut tile = self.tile.unwrap_or(self.device.tile());
         let buffers = operands(plan) + 2;
         let bytes = |threads: usize, tile: u64| {
             (threads as u64).saturating_mul(tile).saturating_mul(buffers)
@@ -230,7 +214,10 @@ pub(super) fn carry_out(
         return summary::dry_run(plan, out, how.overwrite, budget, session);
     }
     let execution = how.execution(out.clone(), budget);
-    watch(plan, origins, session, |watcher| execute(plan, &execution, watcher))
+    let chosen = how.device.open(plan, how.device_memory, budget.threads)?;
+    watch(plan, origins, session, &chosen, |watcher| {
+        execute_on(chosen.device.as_ref(), plan, &execution, watcher)
+    })
 }
 
 /// Watches the engine at work on a plan and tells what came of it.
@@ -238,6 +225,7 @@ pub(super) fn watch(
     plan: &Plan,
     origins: &Origins,
     session: &Session,
+    chosen: &Chosen,
     work: impl FnOnce(&dyn Observer) -> Result<Report, Error>,
 ) -> Result<(), Failure> {
     let watcher = Watcher::new(session, process::cancellation());
@@ -245,7 +233,8 @@ pub(super) fn watch(
     let report = work(&watcher);
     watcher.finish();
     let report = report.map_err(|error| origins.explain(error.into()))?;
-    summary::done(plan, &report, started.elapsed(), session)
+    chosen.tell(session);
+    summary::done(plan, &report, &chosen.reason(), started.elapsed(), session)
 }
 
 /// Notes a flag's value where it was given.

@@ -3,6 +3,9 @@
 //! A tile is one contiguous run of elements of a [`Blend`](crate::plan::Blend) with its operands' bytes in memory.
 //! Devices agree on every byte of the result; tests hold them to it.
 
+use std::ops::DerefMut;
+
+use super::auto::Auto;
 use super::float::Float;
 use crate::error::{Error, Result};
 use crate::format::Dtype;
@@ -67,7 +70,29 @@ pub trait Device: Send + Sync {
     /// [`Error::Plan`] if a dtype is not a float of whole bytes, if there are no terms, or if the operands and `out`
     /// do not hold the same number of elements.
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health>;
+
+    /// Memory for one operand or one result of a tile, of at least `bytes` bytes: the kind this device reaches fastest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] if there is not enough of it.
+    fn memory(&self, bytes: usize) -> Result<HostMemory> {
+        Ok(Box::new(vec![0; bytes]))
+    }
+
+    /// Whether operands should be read into [`Device::memory`] instead of being used where they are mapped.
+    fn wants_own_memory(&self) -> bool {
+        false
+    }
+
+    /// The device that chooses another for each tile, if it is that.
+    fn as_auto(&self) -> Option<&Auto> {
+        None
+    }
 }
+
+/// Bytes that a device handed out, given back on drop.
+pub type HostMemory = Box<dyn DerefMut<Target = [u8]> + Send>;
 
 /// An operand whose dtype is known to be a float.
 #[derive(Clone, Copy)]
@@ -152,7 +177,7 @@ impl<'a> Checked<'a> {
     }
 }
 
-fn not_a_float(dtype: &Dtype) -> Error {
+pub(super) fn not_a_float(dtype: &Dtype) -> Error {
     let problem = format!("a blend computes on floats, not on {dtype}");
     Error::Plan { problem }
 }

@@ -68,6 +68,8 @@ pub fn execute_on(
     match worked {
         Ok(()) => {
             staging.publish()?;
+            // One that chooses has chosen by now.
+            report.device = device.name();
             Ok(report)
         }
         Err(error) => Err(staging.abandon(error)),

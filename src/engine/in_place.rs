@@ -19,7 +19,6 @@ use super::observer::{Observer, Progress};
 use super::options::{Execution, Report};
 use super::output::{free_bytes, out_of_space, remove_if_there, sync_directory};
 use super::sidecar::{provenance, write_whole};
-use super::simd::Simd;
 use super::tile::{Filler, Scratch, Sources};
 use crate::error::{Error, IoContext, Result};
 use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, ShardLayout, SourceFile, UNDO_FILE};
@@ -54,11 +53,12 @@ struct Change<'a> {
     ranges: Vec<Range<u64>>,
 }
 
-/// Carries out a plan whose output is the model in `root` itself: only stretches that differ are written.
+/// Carries out a plan whose output is the model in `root` itself: only stretches that differ are written. `device` computes.
 ///
 /// # Errors
 /// The plan would move tensors (another layout, dtype or name); another change of the model was interrupted.
 pub fn inject_in_place(
+    device: &dyn Device,
     plan: &Plan,
     root: &Path,
     options: &Execution,
@@ -71,10 +71,9 @@ pub fn inject_in_place(
     let total: u64 = changes.iter().flat_map(|c| &c.ranges).map(|r| r.end - r.start).sum();
     let digest = plan.digest();
     prepare(&changes, root, &digest, total)?;
-    let device = Simd::new();
     let mut done = 0;
     for change in &changes {
-        apply(change, plan, options, &device, &mut |bytes| {
+        apply(change, plan, options, device, &mut |bytes| {
             done += bytes;
             let shard = &change.extents.layout.file;
             observer.progress(Progress { done, total, shard });

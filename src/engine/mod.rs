@@ -3,6 +3,9 @@
 //! Knows bytes, elements and files, never models or intents. What it promises (resume, locking, atomic publishing,
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
+mod auto;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod device;
 mod digest;
 mod execute;
@@ -21,7 +24,8 @@ mod staging;
 pub mod statistics;
 mod tile;
 
-pub use device::{BlendTile, Device, Health, Operand};
+pub use auto::{Auto, Verdict};
+pub use device::{BlendTile, Device, Health, HostMemory, Operand};
 pub use digest::{TreeDigest, digest_file};
 pub use execute::{execute, execute_on};
 pub use in_place::{inject_in_place, undo};

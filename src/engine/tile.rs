@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::device::{BlendTile, Device, Health, Operand};
+use super::auto::Pick;
+use super::device::{BlendTile, Device, Health, HostMemory, Operand};
 use super::extents::{Extents, What};
 use crate::error::{Error, Result};
 use crate::format::{SourceFile, Tile};
@@ -16,9 +18,42 @@ pub(super) type Sources = HashMap<SourceId, Arc<SourceFile>>;
 /// Buffers of one worker, reused from tile to tile.
 #[derive(Default)]
 pub(super) struct Scratch {
-    out: Vec<u8>,
+    out: Held,
+    copied: Vec<u8>,
     edge: Vec<u8>,
-    operands: Vec<Vec<u8>>,
+    operands: Vec<Operands>,
+    /// Whether `out` is a device's own memory.
+    own: bool,
+}
+
+impl Scratch {
+    /// Lets go of memory of another kind than this device's.
+    fn suit(&mut self, device: &dyn Device) {
+        if self.own != device.wants_own_memory() {
+            *self = Self { own: !self.own, ..Self::default() };
+        }
+    }
+}
+
+/// Where an operand is read into: the device's memory, or, where it is not mapped, plain memory.
+#[derive(Default)]
+struct Operands {
+    own: Held,
+    plain: Vec<u8>,
+}
+
+/// Memory of the device's kind, replaced when it is too small.
+#[derive(Default)]
+struct Held(Option<HostMemory>);
+
+impl Held {
+    fn bytes(&mut self, device: &dyn Device, len: usize) -> Result<&mut [u8]> {
+        let memory = match self.0.take().filter(|memory| memory.len() >= len) {
+            Some(memory) => memory,
+            None => device.memory(len)?,
+        };
+        Ok(&mut self.0.insert(memory)[..len])
+    }
 }
 
 /// What a tile's elements looked like, by tensor of the plan.
@@ -42,18 +77,39 @@ impl Filler<'_> {
     ) -> Result<(T, Healths)> {
         if let Some(slice) = self.copied_whole(range) {
             let source = self.source(slice.source)?;
-            let tile = source.tile(slice.bytes.clone(), &mut scratch.out)?;
+            let tile = source.tile(slice.bytes.clone(), &mut scratch.copied)?;
             let taken = take(&tile)?;
             source.check_unchanged(self.tensor_at(range).as_deref())?;
             return Ok((taken, Vec::new()));
         }
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let mut out = std::mem::take(&mut scratch.out);
-        out.resize(len, 0);
-        let filled = self.fill_pieces(range, &mut out, scratch);
-        let result = filled.and_then(|healths| Ok((take(&out)?, healths)));
-        scratch.out = out;
-        result
+        let mut pick = Pick::of(self.device);
+        loop {
+            scratch.suit(pick.device);
+            let mut out = std::mem::take(&mut scratch.out);
+            let started = Instant::now();
+            let filled = out.bytes(pick.device, len).and_then(|bytes| {
+                let healths = self.fill_pieces(range, bytes, pick.device, scratch)?;
+                Ok((bytes, healths))
+            });
+            let error = match filled {
+                Ok((bytes, healths)) => {
+                    if self.computes(range) {
+                        pick.took(range.end - range.start, started.elapsed());
+                    }
+                    let taken = take(bytes);
+                    scratch.out = out;
+                    return Ok((taken?, healths));
+                }
+                Err(error) => error,
+            };
+            pick = pick.instead(&error).ok_or(error)?;
+        }
+    }
+
+    fn computes(&self, range: &Range<u64>) -> bool {
+        let parts = self.extents.within(range).filter_map(|extent| self.extents.part(extent));
+        parts.into_iter().any(|(_, part)| matches!(part, Part::Blend(_)))
     }
 
     /// The slice that alone makes up the range, byte for byte.
@@ -95,6 +151,7 @@ impl Filler<'_> {
         &self,
         range: &Range<u64>,
         out: &mut [u8],
+        device: &dyn Device,
         scratch: &mut Scratch,
     ) -> Result<Healths> {
         let mut healths = Vec::new();
@@ -105,7 +162,7 @@ impl Filler<'_> {
             let within = start - extent.out.start..end - extent.out.start;
             match (self.extents.part(extent), extent.what) {
                 (Some((output, part)), What::Part { tensor, .. }) => {
-                    let health = self.fill_part(output, part, within, piece, scratch)?;
+                    let health = self.fill_part(output, part, within, piece, device, scratch)?;
                     if health != Health::default() {
                         healths.push((tensor, health));
                     }
@@ -128,6 +185,7 @@ impl Filler<'_> {
         part: &Part,
         within: Range<u64>,
         piece: &mut [u8],
+        device: &dyn Device,
         scratch: &mut Scratch,
     ) -> Result<Health> {
         match part {
@@ -144,7 +202,7 @@ impl Filler<'_> {
                 }
                 Ok(Health::default())
             }
-            Part::Blend(blend) => self.fill_blend(output, blend, &within, piece, scratch),
+            Part::Blend(blend) => self.fill_blend(output, blend, &within, piece, device, scratch),
         }
     }
 
@@ -154,18 +212,20 @@ impl Filler<'_> {
         blend: &Blend,
         within: &Range<u64>,
         piece: &mut [u8],
+        device: &dyn Device,
         scratch: &mut Scratch,
     ) -> Result<Health> {
         let width = output.dtype.bytes().unwrap_or(1);
         let elements = within.start / width..within.end.div_ceil(width);
         let whole = elements.start * width == within.start && elements.end * width == within.end;
         let health = if whole {
-            self.compute(output, blend, &elements, piece, &mut scratch.operands)?
+            self.compute(output, blend, &elements, piece, device, &mut scratch.operands)?
         } else {
             // An element across the seam of two tiles: compute it whole, keep this tile's bytes.
             let mut edge = std::mem::take(&mut scratch.edge);
             edge.resize(index((elements.end - elements.start) * width), 0);
-            let health = self.compute(output, blend, &elements, &mut edge, &mut scratch.operands);
+            let buffers = &mut scratch.operands;
+            let health = self.compute(output, blend, &elements, &mut edge, device, buffers);
             let skip = index(within.start - elements.start * width);
             piece.copy_from_slice(&edge[skip..skip + piece.len()]);
             scratch.edge = edge;
@@ -187,16 +247,22 @@ impl Filler<'_> {
         blend: &Blend,
         elements: &Range<u64>,
         out: &mut [u8],
-        buffers: &mut Vec<Vec<u8>>,
+        device: &dyn Device,
+        buffers: &mut Vec<Operands>,
     ) -> Result<Health> {
         let slices: Vec<&Slice> = blend.slices().collect();
-        buffers.resize_with(buffers.len().max(slices.len()), Vec::new);
+        buffers.resize_with(buffers.len().max(slices.len()), Operands::default);
         let mut tiles: Vec<Tile<'_>> = Vec::with_capacity(slices.len());
-        for (slice, buffer) in slices.iter().zip(buffers.iter_mut()) {
+        for (slice, Operands { own, plain }) in slices.iter().zip(buffers.iter_mut()) {
             let width = slice.dtype.bytes().unwrap_or(1);
             let start = slice.bytes.start;
             let bytes = start + elements.start * width..start + elements.end * width;
-            tiles.push(self.source(slice.source)?.tile(bytes, buffer)?);
+            let source = self.source(slice.source)?;
+            tiles.push(if device.wants_own_memory() {
+                source.tile_in(bytes, |len| own.bytes(device, len))?
+            } else {
+                source.tile(bytes, plain)?
+            });
         }
         let mut operands = slices
             .iter()
@@ -206,7 +272,7 @@ impl Filler<'_> {
         let terms: Vec<(Operand<'_>, f64)> =
             operands.zip(&blend.terms).map(|(operand, term)| (operand, term.weight)).collect();
         let tile = BlendTile { base, terms: &terms, lambda: blend.lambda, dtype: &output.dtype };
-        self.device.blend(&tile, out)
+        device.blend(&tile, out)
     }
 }
 

@@ -51,7 +51,11 @@ fn one_of_each() -> Vec<Error> {
         Error::Plan { problem: "tensor `t`: it has no parts".into() },
         Error::UnfinishedInPlace { path: dir() },
         Error::Interrupted { resumable: true },
-        Error::Device { device: "cuda".into(), reason: "this build has no CUDA support".into() },
+        Error::Device {
+            device: "cuda".into(),
+            reason: "this build has no CUDA support".into(),
+            hint: hint(),
+        },
         Error::Project { path: "elo.yaml".into(), problem: "unknown key".into(), hint: hint() },
         Error::Data {
             path: "ko.jsonl".into(),

@@ -114,16 +114,34 @@ impl SourceFile {
     ///
     /// The caller must call [`SourceFile::check_unchanged`] after use and before trusting the bytes.
     pub fn tile<'a>(&'a self, range: Range<u64>, scratch: &'a mut Vec<u8>) -> Result<Tile<'a>> {
-        if range.end > self.identity.size || range.start > range.end {
-            return Err(self.changed(None, format!("bytes {range:?} are beyond its end")));
-        }
-        let (start, len) = (to_usize(range.start), to_usize(range.end - range.start));
+        let (start, len) = self.within(&range)?;
         if let Some(map) = self.map.as_ref().filter(|_| len > 0) {
             return self.mapped(map, start, len);
         }
-        scratch.resize(len, 0);
-        self.read_exact_at(scratch, range.start)?;
-        Ok(Tile { bytes: scratch, mapping: None })
+        self.tile_in(range, |len| {
+            scratch.resize(len, 0);
+            Ok(scratch)
+        })
+    }
+
+    /// [`SourceFile::tile`] read into the caller's memory, mapped or not; it is asked for as many bytes as the range has.
+    pub fn tile_in<'a>(
+        &'a self,
+        range: Range<u64>,
+        memory: impl FnOnce(usize) -> Result<&'a mut [u8]>,
+    ) -> Result<Tile<'a>> {
+        let (start, len) = self.within(&range)?;
+        let bytes = memory(len)?;
+        self.read_exact_at(bytes, start as u64)?;
+        Ok(Tile { bytes, mapping: None })
+    }
+
+    /// Start and length of a range of the file as it was opened.
+    fn within(&self, range: &Range<u64>) -> Result<(usize, usize)> {
+        if range.end > self.identity.size || range.start > range.end {
+            return Err(self.changed(None, format!("bytes {range:?} are beyond its end")));
+        }
+        Ok((to_usize(range.start), to_usize(range.end - range.start)))
     }
 
     fn mapped<'a>(&'a self, map: &'a MmapRaw, start: usize, len: usize) -> Result<Tile<'a>> {

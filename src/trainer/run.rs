@@ -63,10 +63,11 @@ pub fn batches(training: &Training, steps: u64, watch: &dyn Watch) -> Result<Vec
 
 /// A pool of threads; 0 is one a core.
 pub(super) fn threads(count: usize) -> Result<rayon::ThreadPool> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(count)
-        .build()
-        .map_err(|e| Error::Device { device: "cpu".to_owned(), reason: e.to_string() })
+    rayon::ThreadPoolBuilder::new().num_threads(count).build().map_err(|e| Error::Device {
+        device: "cpu".to_owned(),
+        reason: e.to_string(),
+        hint: String::new(),
+    })
 }
 
 /// Everything of a run.

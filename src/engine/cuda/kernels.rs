@@ -1,0 +1,156 @@
+//! The kernels: their names, their parameters, and which of them a blend takes.
+//!
+//! The structs are those of `kernels/*.cuh`, field by field.
+
+#![expect(unsafe_code, reason = "says that plain data may be passed to a kernel")]
+
+use cudarc::driver::DeviceRepr;
+
+use crate::engine::float::Float;
+
+/// The kernels as PTX, made from `kernels/` by `kernels/build.sh`; the driver compiles it for its GPU.
+pub(super) const PTX: &str = include_str!("../../../kernels/elo_surgery.ptx");
+
+/// Most terms of one launch.
+pub(super) const MAX_TERMS: usize = 64;
+
+/// Threads of a block.
+pub(super) const BLOCK: u32 = 256;
+
+/// Elements in GPU memory, without a length.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) float: Float,
+    pub(super) address: u64,
+}
+
+/// The kernel's number of a format.
+fn code(float: Float) -> u8 {
+    match float {
+        Float::F64 => 0,
+        Float::F32 => 1,
+        Float::F16 => 2,
+        Float::BF16 => 3,
+        Float::E4M3 => 4,
+        Float::E5M2 => 5,
+        Float::E4M3Fnuz => 6,
+        Float::E5M2Fnuz => 7,
+    }
+}
+
+macro_rules! entries {
+    ($($name:ident = $text:literal,)*) => {
+        /// An entry point of the PTX.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Entry { $($name),* }
+
+        impl Entry {
+            pub(super) const ALL: &[Self] = &[$(Self::$name),*];
+
+            pub(super) const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+        }
+    };
+}
+
+entries! {
+    ChatVectorBF16 = "chat_vector_bf16",
+    ChatVectorF16 = "chat_vector_f16",
+    ChatVectorF32 = "chat_vector_f32",
+    ChatVectorE4M3 = "chat_vector_e4m3",
+    ChatVectorE5M2 = "chat_vector_e5m2",
+    BlendSingle = "blend_single",
+    BlendDouble = "blend_double",
+}
+
+/// Parameters of the blend kernels; `R` is the type of the arithmetic.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct BlendParameters<R> {
+    elements: u64,
+    out: u64,
+    base: u64,
+    health: u64,
+    term: [u64; MAX_TERMS],
+    weight: [R; MAX_TERMS],
+    lambda: R,
+    terms: u32,
+    out_dtype: u8,
+    base_dtype: u8,
+    term_dtype: [u8; MAX_TERMS],
+}
+
+// SAFETY: numbers only, laid out as C lays them out.
+unsafe impl DeviceRepr for BlendParameters<f32> {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for BlendParameters<f64> {}
+
+/// A blend of elements in GPU memory.
+pub(super) struct BlendAt<'a> {
+    pub(super) elements: u64,
+    pub(super) out: Place,
+    pub(super) base: Option<Place>,
+    /// At most [`MAX_TERMS`].
+    pub(super) terms: &'a [(Place, f64)],
+    pub(super) lambda: f64,
+    /// Address of the three counters.
+    pub(super) health: u64,
+}
+
+impl BlendAt<'_> {
+    pub(super) fn is_double(&self) -> bool {
+        self.places().any(|place| place.float == Float::F64)
+    }
+
+    /// The output, the base, the terms.
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
+        let terms = self.terms.iter().map(|(place, _)| *place);
+        [self.out].into_iter().chain(self.base).chain(terms)
+    }
+
+    /// The kernel for it: the fused one of a dtype for its common shape, else the one for all.
+    pub(super) fn entry(&self) -> Entry {
+        if self.is_double() {
+            return Entry::BlendDouble;
+        }
+        let uniform = self.places().all(|place| place.float == self.out.float);
+        if self.base.is_none() || self.terms.len() != 2 || !uniform {
+            return Entry::BlendSingle;
+        }
+        match self.out.float {
+            Float::BF16 => Entry::ChatVectorBF16,
+            Float::F16 => Entry::ChatVectorF16,
+            Float::F32 => Entry::ChatVectorF32,
+            Float::E4M3 => Entry::ChatVectorE4M3,
+            Float::E5M2 => Entry::ChatVectorE5M2,
+            _ => Entry::BlendSingle,
+        }
+    }
+
+    /// The parameters, with the weights rounded to the arithmetic's type by `round`.
+    pub(super) fn parameters<R: Copy + Default>(
+        &self,
+        round: impl Fn(f64) -> R,
+    ) -> BlendParameters<R> {
+        let mut parameters = BlendParameters {
+            elements: self.elements,
+            out: self.out.address,
+            base: self.base.map_or(0, |base| base.address),
+            health: self.health,
+            term: [0; MAX_TERMS],
+            weight: [R::default(); MAX_TERMS],
+            lambda: round(self.lambda),
+            terms: u32::try_from(self.terms.len()).unwrap_or(0),
+            out_dtype: code(self.out.float),
+            base_dtype: self.base.map_or(0, |base| code(base.float)),
+            term_dtype: [0; MAX_TERMS],
+        };
+        for (i, (place, weight)) in self.terms.iter().enumerate().take(MAX_TERMS) {
+            parameters.term[i] = place.address;
+            parameters.weight[i] = round(*weight);
+            parameters.term_dtype[i] = code(place.float);
+        }
+        parameters
+    }
+}

@@ -1,0 +1,132 @@
+//! The GPU device: the kernels of `kernels/`, launched through the driver that is loaded when it is asked for.
+//!
+//! Workers take their tiles to it as they would compute them themselves, each over a lane of its own: reading from disk, copying
+//! to the GPU, computing, copying back, hashing and writing overlap because different workers are at different steps.
+//! Operands are read into page-locked memory, so that the copies need no detour.
+//!
+//! [`gpus`] says what is there, [`Cuda::new`] starts GPUs, [`Cuda::blend_resident`] computes on tensors that are on a GPU already.
+
+mod driver;
+mod kernels;
+mod lane;
+mod pool;
+mod resident;
+
+use std::sync::Arc;
+
+pub use driver::{Gpu, gpus, is_installed};
+pub use resident::{ResidentBlend, ResidentOperand};
+
+use self::kernels::MAX_TERMS;
+use self::lane::OpenGpu;
+use self::pool::Pool;
+use super::device::{BlendTile, Checked, Device, Health, HostMemory};
+use crate::error::{Error, Result};
+
+/// Which GPUs to use and how much of them.
+#[derive(Clone, Debug, Default)]
+pub struct CudaOptions {
+    /// Their numbers; empty means every GPU there is.
+    pub gpus: Vec<u32>,
+    /// Most bytes of memory on all of them together, but for what the driver itself takes.
+    pub memory: Option<u64>,
+    /// How many tiles are at work at once, at most: the number of worker threads. 0 leaves it open.
+    pub lanes: usize,
+}
+
+/// The device that computes on GPUs.
+pub struct Cuda {
+    gpus: Vec<Arc<OpenGpu>>,
+    pool: Pool,
+}
+
+impl Cuda {
+    /// Starts the GPUs: a context on each, with the kernels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] as [`gpus`] gives it, or if a GPU asked for is not among them or does not start.
+    pub fn new(options: &CudaOptions) -> Result<Self> {
+        let chosen = check(&options.gpus)?;
+        let gpus: Vec<Arc<OpenGpu>> = chosen
+            .into_iter()
+            .map(|gpu| OpenGpu::open(gpu).map(Arc::new))
+            .collect::<Result<_>>()?;
+        let pool = Pool::new(gpus.clone(), options.memory, options.lanes);
+        Ok(Self { gpus, pool })
+    }
+
+    /// The GPUs at work.
+    pub fn gpus(&self) -> Vec<Gpu> {
+        self.gpus.iter().map(|open| open.gpu.clone()).collect()
+    }
+}
+
+/// The GPUs of these numbers, each once; all if there is none.
+///
+/// # Errors
+///
+/// [`Error::Device`] as [`gpus`] gives it, or if a GPU is not there.
+pub fn check(numbers: &[u32]) -> Result<Vec<Gpu>> {
+    let present = gpus()?;
+    if numbers.is_empty() {
+        return Ok(present);
+    }
+    let mut numbers = numbers.to_vec();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.into_iter().map(|number| pick(&present, number)).collect()
+}
+
+fn pick(present: &[Gpu], number: u32) -> Result<Gpu> {
+    let found = present.iter().find(|gpu| gpu.index == number);
+    found.cloned().ok_or_else(|| {
+        let list: Vec<String> =
+            present.iter().map(|gpu| format!("cuda:{} ({})", gpu.index, gpu.name)).collect();
+        Error::Device {
+            device: format!("cuda:{number}"),
+            reason: "there is no such GPU".into(),
+            hint: format!("there are: {}", list.join(", ")),
+        }
+    })
+}
+
+impl Device for Cuda {
+    fn name(&self) -> String {
+        match self.gpus.as_slice() {
+            [gpu] => gpu.label(),
+            gpus => {
+                let names: Vec<String> = gpus.iter().map(|gpu| gpu.label()).collect();
+                names.join(", ")
+            }
+        }
+    }
+
+    fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health> {
+        let tile = Checked::new(tile, out)?;
+        check_terms(tile.terms.len(), &self.name())?;
+        self.pool.with_lane(None, |lane| lane.blend(&tile, out))
+    }
+
+    fn memory(&self, bytes: usize) -> Result<HostMemory> {
+        match self.gpus.first() {
+            Some(gpu) => Ok(Box::new(gpu.host_memory(bytes)?)),
+            None => Ok(Box::new(vec![0; bytes])),
+        }
+    }
+
+    fn wants_own_memory(&self) -> bool {
+        true
+    }
+}
+
+fn check_terms(terms: usize, device: &str) -> Result<()> {
+    if terms <= MAX_TERMS {
+        return Ok(());
+    }
+    Err(Error::Device {
+        device: device.into(),
+        reason: format!("a blend of {terms} terms; the kernels take {MAX_TERMS}"),
+        hint: "use `--device cpu`".into(),
+    })
+}
