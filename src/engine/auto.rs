@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::device::{BlendTile, Device, Health};
 use super::simd::Simd;
+use super::sweep::{Digit, SweepTile};
 use crate::error::{Error, Result};
 
 /// Tiles of each trial that do not count: the first ones allocate and warm up.
@@ -158,6 +159,14 @@ impl Device for Auto {
 
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health> {
         self.current().blend(tile, out)
+    }
+
+    fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()> {
+        self.current().sums(tile, sums)
+    }
+
+    fn histogram(&self, tile: &SweepTile<'_>, digit: Digit, counts: &mut [u64]) -> Result<()> {
+        self.current().histogram(tile, digit, counts)
     }
 
     fn as_auto(&self) -> Option<&Auto> {
