@@ -567,7 +567,7 @@ API cuMemHostAlloc(void** start, size_t bytes, unsigned flags) {
     REQUIRE(pages != MAP_FAILED, OUT_OF_MEMORY);
     memset(pages, FRESH, mapped - PAGE);
     mprotect((char*)pages + mapped - PAGE, PAGE, PROT_NONE);
-    all.host[Address(pages)] = HostMemory{bytes, (unsigned char*)pages, mapped};
+    all.host[Address(pages)] = HostMemory{device, bytes, (unsigned char*)pages, mapped};
     all.host_used += bytes;
     all.host_peak = std::max<uint64_t>(all.host_peak, all.host_used);
     all.host_allocations++;
@@ -596,7 +596,7 @@ API cuMemHostRegister_v2(void* start, size_t bytes, unsigned) {
     REQUIRE(start && bytes > 0, INVALID_VALUE);
     REQUIRE(all.locked(Address(start), bytes) == 0, HOST_MEMORY_ALREADY_REGISTERED);
     REQUIRE(all.host_used <= all.host_limit && bytes <= all.host_limit - all.host_used, OUT_OF_MEMORY);
-    all.host[Address(start)] = HostMemory{bytes, nullptr, 0};
+    all.host[Address(start)] = HostMemory{device, bytes, nullptr, 0};
     all.host_used += bytes;
     all.host_peak = std::max<uint64_t>(all.host_peak, all.host_used);
     all.host_allocations++;
