@@ -362,6 +362,14 @@ fn simd() {
     }
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::product`"]
+fn cuda() {
+    use elo_surgery::engine::cuda::{Cuda, CudaOptions};
+    conforms(&Cuda::new(&CudaOptions::default()).unwrap());
+}
+
 /// Converts with the `half` and `float8` crates. NaN is `None`.
 fn widen(dtype: &Dtype, bytes: &[u8]) -> Option<f64> {
     let value = match dtype {

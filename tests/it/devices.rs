@@ -46,6 +46,21 @@ fn every_device_gives_the_same_files() {
     }
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::product`"]
+fn cuda() {
+    use elo_surgery::engine::cuda::{Cuda, CudaOptions};
+    let expected = run(&Reference, |_| {});
+    for memory in [None, Some(1 << 20)] {
+        let device = Cuda::new(&CudaOptions { memory, ..CudaOptions::default() }).unwrap();
+        for (tile, threads) in [(64 << 10, 1), (64 << 10, 8), (4 << 20, 4)] {
+            let found = run(&device, |options| (options.tile, options.threads) = (tile, threads));
+            assert!(found == expected, "tile {tile}, {threads} threads, {memory:?} bytes");
+        }
+    }
+}
+
 #[test]
 fn tiles_threads_and_reading_change_nothing() {
     let device = Simd::new();
