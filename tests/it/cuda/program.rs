@@ -18,8 +18,14 @@ pub(super) struct Family {
 impl Family {
     pub(super) fn new() -> Self {
         let root = TempDir::new().unwrap();
-        let model =
-            Model { layers: 4, hidden: 128, intermediate: 256, vocabulary: 1024, shards: 3, seed: 0 };
+        let model = Model {
+            layers: 4,
+            hidden: 128,
+            intermediate: 256,
+            vocabulary: 1024,
+            shards: 3,
+            seed: 0,
+        };
         for (seed, role) in (1..).zip(["inst", "base", "into"]) {
             Model { seed, ..model }.at(root.path(), role);
         }
