@@ -228,7 +228,7 @@ fn check(device: &dyn Device, case: &Case) {
 }
 
 /// The suite: panics unless the device gives the reference's bytes and counts.
-pub(crate) fn conforms(device: &dyn Device) {
+fn conforms(device: &dyn Device) {
     every_pattern_converts_to_every_dtype(device);
     shapes_of_one_dtype(device);
     mixes_of_dtypes(device);
@@ -364,7 +364,7 @@ fn simd() {
 
 #[cfg(feature = "cuda")]
 #[test]
-#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::product`"]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::device`"]
 fn cuda() {
     use elo_surgery::engine::cuda::{Cuda, CudaOptions};
     conforms(&Cuda::new(&CudaOptions::default()).unwrap());
