@@ -99,6 +99,7 @@ static inline double __dmul_rn(double a, double b) { return a * b; }
 static inline float __double2float_rn(double value) { return (float)value; }
 
 static inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+static inline unsigned long long max(unsigned long long a, unsigned long long b) { return a > b ? a : b; }
 static inline unsigned long long min(unsigned long long a, unsigned long long b) { return a < b ? a : b; }
 
 template <class T> static inline T atomicAdd(T* at, T value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
