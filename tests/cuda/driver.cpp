@@ -69,16 +69,11 @@ struct Call {
         }
     }
 
-    // A stream of the current context; null is the null stream.
+    // Work on a stream may be asked for while another context is current; null is the current one's null stream.
     std::shared_ptr<Stream> stream(void* handle) const {
         if (!handle) return device ? device->null_stream : nullptr;
         auto found = all.streams.find(handle);
         return found == all.streams.end() ? nullptr : found->second;
-    }
-
-    std::shared_ptr<Stream> own_stream(void* handle) const {
-        auto found = stream(handle);
-        return found && found->device == device ? found : nullptr;
     }
 
     Event* event(void* handle) const {
@@ -176,9 +171,8 @@ int fill(Call& call, const std::shared_ptr<Stream>& stream, Address to, unsigned
 }
 
 // What is freed on streams comes back before memory runs out.
-bool has_room(Call& call, size_t bytes) {
-    Device* device = call.device;
-    if (bytes > device->memory - device->used) call.all.finish(device);
+bool has_room(Machine& all, Device* device, size_t bytes) {
+    if (bytes > device->memory - device->used) all.finish(device);
     return bytes <= device->memory - device->used;
 }
 
@@ -514,7 +508,7 @@ API cuMemGetInfo_v2(size_t* free, size_t* total) {
 API cuMemAlloc_v2(Address* start, size_t bytes) {
     ENTER(CONTEXT);
     REQUIRE(bytes > 0, INVALID_VALUE);
-    REQUIRE(has_room(call, bytes), device->broken ? device->broken : int(OUT_OF_MEMORY));
+    REQUIRE(has_room(all, device, bytes), device->broken ? device->broken : int(OUT_OF_MEMORY));
     *start = device->allocate(bytes);
     REQUIRE(*start, OUT_OF_MEMORY);
     return device->make_ready(*start);
@@ -523,15 +517,16 @@ API cuMemAlloc_v2(Address* start, size_t bytes) {
 // Ready when the stream comes to it: another stream has to wait for that.
 API cuMemAllocAsync(Address* start, size_t bytes, void* handle) {
     ENTER(CONTEXT);
-    REQUIRE(device->pools, NOT_SUPPORTED);
-    auto stream = call.own_stream(handle);
+    auto stream = call.stream(handle);
     REQUIRE(stream, INVALID_HANDLE);
+    Device* owner = stream->device;
+    REQUIRE(owner->pools, NOT_SUPPORTED);
     *start = 0;
     if (bytes == 0) return SUCCESS;
-    REQUIRE(has_room(call, bytes), device->broken ? device->broken : int(OUT_OF_MEMORY));
-    Address at = *start = device->allocate(bytes);
+    REQUIRE(has_room(all, owner, bytes), owner->broken ? owner->broken : int(OUT_OF_MEMORY));
+    Address at = *start = owner->allocate(bytes);
     REQUIRE(at, OUT_OF_MEMORY);
-    all.enqueue(stream, {[=] { return device->make_ready(at); }, nullptr});
+    all.enqueue(stream, {[=] { return owner->make_ready(at); }, nullptr});
     return SUCCESS;
 }
 
@@ -547,14 +542,15 @@ API cuMemFree_v2(Address start) {
 
 API cuMemFreeAsync(Address start, void* handle) {
     ENTER(CONTEXT);
-    REQUIRE(device->pools, NOT_SUPPORTED);
-    auto stream = call.own_stream(handle);
+    auto stream = call.stream(handle);
     REQUIRE(stream, INVALID_HANDLE);
+    Device* owner = stream->device;
+    REQUIRE(owner->pools, NOT_SUPPORTED);
     if (start == 0) return SUCCESS;
-    auto found = device->allocations.find(start);
-    REQUIRE(found != device->allocations.end() && !found->second.leaving, INVALID_VALUE);
+    auto found = owner->allocations.find(start);
+    REQUIRE(found != owner->allocations.end() && !found->second.leaving, INVALID_VALUE);
     found->second.leaving = true;
-    all.enqueue(stream, {[=] { return device->release(start), SUCCESS; }, nullptr});
+    all.enqueue(stream, {[=] { return owner->release(start), SUCCESS; }, nullptr});
     return SUCCESS;
 }
 
@@ -567,7 +563,7 @@ API cuMemHostAlloc(void** start, size_t bytes, unsigned flags) {
     REQUIRE(pages != MAP_FAILED, OUT_OF_MEMORY);
     memset(pages, FRESH, mapped - PAGE);
     mprotect((char*)pages + mapped - PAGE, PAGE, PROT_NONE);
-    all.host[Address(pages)] = HostMemory{bytes, (unsigned char*)pages, mapped};
+    all.host[Address(pages)] = HostMemory{device, bytes, (unsigned char*)pages, mapped};
     all.host_used += bytes;
     all.host_peak = std::max<uint64_t>(all.host_peak, all.host_used);
     all.host_allocations++;
@@ -596,7 +592,7 @@ API cuMemHostRegister_v2(void* start, size_t bytes, unsigned) {
     REQUIRE(start && bytes > 0, INVALID_VALUE);
     REQUIRE(all.locked(Address(start), bytes) == 0, HOST_MEMORY_ALREADY_REGISTERED);
     REQUIRE(all.host_used <= all.host_limit && bytes <= all.host_limit - all.host_used, OUT_OF_MEMORY);
-    all.host[Address(start)] = HostMemory{bytes, nullptr, 0};
+    all.host[Address(start)] = HostMemory{device, bytes, nullptr, 0};
     all.host_used += bytes;
     all.host_peak = std::max<uint64_t>(all.host_peak, all.host_used);
     all.host_allocations++;
@@ -678,7 +674,7 @@ API cuMemcpyHtoD_v2(Address to, const void* from, size_t bytes) {
 
 API cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* stream) {
     ENTER(CONTEXT);
-    return to_device(call, call.own_stream(stream), to, Address(from), bytes, false);
+    return to_device(call, call.stream(stream), to, Address(from), bytes, false);
 }
 
 API cuMemcpyDtoH_v2(void* to, Address from, size_t bytes) {
@@ -688,7 +684,7 @@ API cuMemcpyDtoH_v2(void* to, Address from, size_t bytes) {
 
 API cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stream) {
     ENTER(CONTEXT);
-    return to_host(call, call.own_stream(stream), Address(to), from, bytes, false);
+    return to_host(call, call.stream(stream), Address(to), from, bytes, false);
 }
 
 API cuMemcpyDtoD_v2(Address to, Address from, size_t bytes) {
@@ -698,7 +694,7 @@ API cuMemcpyDtoD_v2(Address to, Address from, size_t bytes) {
 
 API cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void* stream) {
     ENTER(CONTEXT);
-    return within_device(call, call.own_stream(stream), to, from, bytes);
+    return within_device(call, call.stream(stream), to, from, bytes);
 }
 
 API cuMemsetD8_v2(Address to, unsigned char value, size_t bytes) {
@@ -708,7 +704,7 @@ API cuMemsetD8_v2(Address to, unsigned char value, size_t bytes) {
 
 API cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void* stream) {
     ENTER(CONTEXT);
-    return fill(call, call.own_stream(stream), to, value, bytes);
+    return fill(call, call.stream(stream), to, value, bytes);
 }
 
 // --- Modules and launches

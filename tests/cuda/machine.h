@@ -102,6 +102,7 @@ struct Allocation {
 };
 
 struct HostMemory {
+    Device* device; // whose context it was made in
     size_t bytes;
     unsigned char* pages; // none: registered, not allocated
     size_t mapped;
@@ -232,7 +233,7 @@ public:
     std::vector<std::unique_ptr<Device>> devices;
     std::map<Address, HostMemory> host;
     size_t host_used = 0, host_limit;
-    uint64_t host_peak = 0, host_allocations = 0, host_frees = 0;
+    uint64_t host_peak = 0, host_allocations = 0, host_frees = 0, host_lost = 0, host_lost_bytes = 0;
     std::map<void*, std::shared_ptr<Stream>> streams;
     std::map<void*, std::unique_ptr<Event>> events;
     std::map<void*, std::unique_ptr<Module>> modules;
@@ -376,6 +377,18 @@ public:
     void destroy(Device* device) {
         finish(device);
         while (!device->allocations.empty()) device->release(device->allocations.begin()->first, false);
+        for (auto at = host.begin(); at != host.end();) {
+            HostMemory& memory = at->second;
+            if (memory.device != device) {
+                ++at;
+                continue;
+            }
+            if (memory.pages) munmap(memory.pages, memory.mapped);
+            host_used -= memory.bytes;
+            host_lost++;
+            host_lost_bytes += memory.bytes;
+            at = host.erase(at);
+        }
         auto drop = [&](auto& all, auto&& has) {
             for (auto at = all.begin(); at != all.end();) at = has(*at->second) ? all.erase(at) : std::next(at);
         };
@@ -400,10 +413,10 @@ public:
             write_leaks(out, *device);
             fprintf(out, "}");
         }
-        size_t live = 0;
+        size_t live = host_lost_bytes;
         for (auto& memory : host) live += memory.second.bytes;
         fprintf(out, "], \"host\": {\"peak\": %llu, \"allocations\": %llu, \"frees\": %llu, \"leaks\": {\"allocations\": %zu, \"bytes\": %zu}}, \"calls\": ",
-                Address(host_peak), Address(host_allocations), Address(host_frees), host.size(), live);
+                Address(host_peak), Address(host_allocations), Address(host_frees), host.size() + host_lost, live);
         write_counts(out, calls);
         size_t pending = 0;
         for (auto& stream : working) {

@@ -28,7 +28,10 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     entries.map(|p| (p.file_name().unwrap().into(), fs::read(&p).unwrap())).collect()
 }
 
-fn run(device: &dyn Device, change: impl FnOnce(&mut Execution)) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn run(
+    device: &dyn Device,
+    change: impl FnOnce(&mut Execution),
+) -> BTreeMap<PathBuf, Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     let mut options = Execution::to(dir.path().join("out"));
     options.sync = false;

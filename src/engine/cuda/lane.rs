@@ -73,7 +73,10 @@ impl OpenGpu {
             unsafe { result::malloc_host(bytes, CU_MEMHOSTALLOC_PORTABLE) }
         });
         match allocated {
-            Ok(start) => Ok(PageLocked { start: start.cast(), len: bytes }),
+            Ok(start) => {
+                let context = Arc::clone(&self.context);
+                Ok(PageLocked { context, start: start.cast(), len: bytes })
+            }
             Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(Error::Device {
                 device: self.label(),
                 reason: format!("{bytes} bytes of page-locked host memory are not to be had"),
@@ -142,6 +145,7 @@ impl Lane {
         let (stream, done, health) =
             made().map_err(|e| failed(&gpu.label(), "no stream on the GPU", e))?;
         let counts = gpu.host_memory(3 * size_of::<u64>())?;
+        let limit = limit.saturating_sub(health.num_bytes());
         Ok(Self { gpu: Arc::clone(gpu), stream, done, memory: None, limit, health, counts })
     }
 
@@ -440,6 +444,8 @@ fn address<T>(memory: &CudaSlice<T>, stream: &CudaStream) -> u64 {
 
 /// Page-locked host memory.
 pub(super) struct PageLocked {
+    /// The memory goes with the context in which it was made.
+    context: Arc<CudaContext>,
     start: *mut u8,
     len: usize,
 }
@@ -465,6 +471,8 @@ impl DerefMut for PageLocked {
 
 impl Drop for PageLocked {
     fn drop(&mut self) {
+        // The thread may never have used the GPU.
+        let _ = self.context.bind_to_thread();
         // SAFETY: allocated by the driver, given back once. Lanes wait for their copies before they let go of memory.
         let _ = unsafe { result::free_host(self.start.cast()) };
     }

@@ -111,6 +111,11 @@ impl FakeDriver {
         self.set("FAKE_CUDA_FAIL", rules)
     }
 
+    /// Microseconds that each copy takes.
+    pub(crate) fn latency(self, microseconds: u64) -> Self {
+        self.set("FAKE_CUDA_LATENCY_US", microseconds)
+    }
+
     pub(crate) fn order(self, order: Order) -> Self {
         match order {
             Order::OthersFirst => self.set("FAKE_CUDA_ORDER", "eager"),

@@ -4,5 +4,8 @@
 //! What is to be tested runs in a process of its own: the program, or this test binary with one ignored test. The latter
 //! are in modules called `inside`; `cargo test -- --ignored cuda::` outside of the fake driver skips them.
 
+mod device;
 mod driver;
+mod failures;
 mod fake;
+mod program;
