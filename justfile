@@ -33,6 +33,14 @@ bench dir peers="":
     cargo build --release --bin elo-surgery --example make_checkpoint
     PEERS={{peers}} bash benches/end_to_end.sh {{dir}} target/release/elo-surgery
 
+# Everything that needs a GPU: conformance, GB/s of each kernel against a copy, end to end against cp and torch.
+gpu-check dir="target/gpu-check" peers="":
+    PEERS={{peers}} bash benches/gpu_check.sh {{dir}}
+
+# The CUDA kernels: PTX made anew; `just kernels --check` is what CI runs.
+kernels *arguments:
+    bash kernels/build.sh {{arguments}}
+
 # The kill harness at release strength.
 kill rounds="200":
     ELO_KILL_ROUNDS={{rounds}} cargo test --release --test it crash -- --nocapture

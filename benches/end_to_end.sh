@@ -3,6 +3,7 @@
 #
 #   RUNS=5               rounds; each runs everything once, a floor right before what it is compared with
 #   PARTS="pairs large"  pairs: three related 2.2 GB models in the page cache (10 GB of disk)
+#                        gpu: the pairs' chat vector on the CPU, on GPUs and with --device auto (needs a GPU)
 #                        large: sparse checkpoints, 141 GB of 30 shards and one tensor of more than 2^32 elements (22 GB of disk)
 #   PEERS=python         a Python with torch, safetensors and mergekit: measures those on the same inputs too
 #   GENERATOR=...        make_checkpoint [default: examples/make_checkpoint beside BIN]
@@ -114,11 +115,15 @@ conditions() {
         "$(stat -f -c %T "$dir")" "$1" "$(cut -d ' ' -f 1-3 /proc/loadavg)"
 }
 
-pairs() {
-    results=$scratch/pairs.tsv
+generate_pairs() {
     generate B
     generate A --noise-seed 1 --delta 0.002
     generate C --noise-seed 2 --delta 0.004
+}
+
+pairs() {
+    results=$scratch/pairs.tsv
+    generate_pairs
     rm -rf "$dir/part"
     "$bin" extract "$dir/A" --layers first,last --out "$dir/part" --no-sync --quiet
     cat >"$scratch/linear.yml" <<YAML
@@ -153,6 +158,28 @@ YAML
                 "$peers" "$here/peer_chat_vector.py" "$dir/A" "$dir/B" "$dir/C" "$out"
             measure 'mergekit linear' 'read A, B, C; cp C' \
                 "$peers" -m mergekit.scripts.run_yaml "$scratch/linear.yml" "$out" --lazy-unpickle --no-copy-tokenizer --no-write-model-card
+        fi
+    done
+    table
+}
+
+gpu() {
+    results=$scratch/gpu.tsv
+    generate_pairs
+    local vector=("$bin" chat-vector --inst "$dir/A" --base "$dir/B" --into "$dir/C" --out "$out" --quiet --no-sync)
+    local floor='read A, B, C; cp C'
+    conditions "$runs"
+    for run in $(seq "$runs"); do
+        cat "$dir"/{A,B,C}/*.safetensors >/dev/null
+        measure "$floor" '' sh -c "cat '$dir'/[ABC]/*.safetensors >/dev/null; cp -r --reflink=never '$dir/C' '$out'"
+        measure 'chat-vector --device cpu' "$floor" "${vector[@]}" --device cpu
+        measure 'chat-vector --device auto' 'chat-vector --device cpu' "${vector[@]}" --device auto
+        measure 'chat-vector --device cuda' 'chat-vector --device cpu' "${vector[@]}" --device cuda
+        measure 'chat-vector --device cuda, 256 MB each of host and GPU' 'chat-vector --device cpu' \
+            "${vector[@]}" --device cuda --memory 256MB --device-memory 256MB
+        if [[ -n $peers ]]; then
+            measure 'torch on the GPU, shard by shard' 'chat-vector --device cpu' \
+                "$peers" "$here/peer_chat_vector.py" "$dir/A" "$dir/B" "$dir/C" "$out" cuda
         fi
     done
     table

@@ -1,4 +1,4 @@
-//! Speed of the blend kernels: one core, tiles that stay in the L2 cache, every instruction set of this CPU.
+//! Speed of the kernels: one core, tiles that stay in the L2 cache, every instruction set of this CPU.
 //!
 //! `cargo bench --bench kernels [FILTER]` prints GB/s, counted as bytes read and written.
 
@@ -9,6 +9,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use elo_surgery::engine::statistics::{compare, non_finite};
+use elo_surgery::engine::sweep::{Digit, LEAF, SweepTile, sums_of};
 use elo_surgery::engine::{BlendTile, Device, Operand, Simd};
 use elo_surgery::format::Dtype;
 
@@ -48,7 +49,51 @@ fn main() {
         }
     }
     statistics(&filter);
+    sweeps(&filter);
     damaged(&filter);
+}
+
+/// Sums and histograms over values of one dtype.
+fn sweeps(filter: &str) {
+    let (bf16, f32) = (Dtype::BF16, Dtype::F32);
+    for (dtype, base, terms) in
+        [(&bf16, false, 2), (&bf16, true, 2), (&bf16, true, 3), (&bf16, true, 5), (&f32, true, 2)]
+    {
+        let size = usize::try_from(dtype.bytes().unwrap()).unwrap();
+        let elements = TILE / size;
+        let operands: Vec<_> = (0..=5).map(|seed| weights(dtype, elements, seed)).collect();
+        let operands: Vec<_> = operands.iter().map(|bytes| Operand { dtype, bytes }).collect();
+        let base_mark = if base { "base " } else { "" };
+        for device in Simd::levels() {
+            let name = format!("sums {base_mark}{terms} {dtype}, {}", device.name());
+            if !name.contains(filter) {
+                continue;
+            }
+            let terms = &operands[1..=terms];
+            let tile = SweepTile { base: base.then_some(operands[0]), terms };
+            let mut sums = vec![0.0; elements / LEAF * sums_of(terms.len())];
+            let speed = fastest((terms.len() + usize::from(base)) * TILE, || {
+                device.sums(black_box(&tile), black_box(&mut sums)).unwrap();
+            });
+            println!("{speed:6.1} GB/s  {name}");
+        }
+    }
+    let operands = [1, 2].map(|seed| weights(&bf16, TILE / 2, seed));
+    let [base, term] = operands.each_ref().map(|bytes| Operand { dtype: &bf16, bytes });
+    let tile = SweepTile { base: Some(base), terms: &[term] };
+    // A low digit that few elements belong to: magnitudes just above 2^-6.
+    for (name, digit) in [("high", Digit::High), ("low", Digit::Low(0x7900))] {
+        for device in Simd::levels() {
+            let name = format!("histogram base BF16, {name} digit, {}", device.name());
+            if name.contains(filter) {
+                let mut counts = vec![0; digit.bins()];
+                let speed = fastest(2 * TILE, || {
+                    device.histogram(black_box(&tile), digit, black_box(&mut counts)).unwrap();
+                });
+                println!("{speed:6.1} GB/s  {name}");
+            }
+        }
+    }
 }
 
 /// The common shape with an infinity in every block, which asks for a second look at the block.

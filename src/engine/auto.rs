@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::device::{BlendTile, Device, Health};
 use super::simd::Simd;
+use super::sweep::{Digit, SweepTile};
 use crate::error::{Error, Result};
 
 /// Tiles of each trial that do not count: the first ones allocate and warm up.
@@ -160,6 +161,14 @@ impl Device for Auto {
         self.current().blend(tile, out)
     }
 
+    fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()> {
+        self.current().sums(tile, sums)
+    }
+
+    fn histogram(&self, tile: &SweepTile<'_>, digit: Digit, counts: &mut [u64]) -> Result<()> {
+        self.current().histogram(tile, digit, counts)
+    }
+
     fn as_auto(&self) -> Option<&Auto> {
         Some(self)
     }
@@ -228,5 +237,124 @@ impl Auto {
             cpu_rate / 1e9
         );
         self.shared.decide(gpu, reason, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A GPU by name only.
+    struct Gpu;
+
+    impl Device for Gpu {
+        fn name(&self) -> String {
+            "gpu".into()
+        }
+
+        fn blend(&self, _: &BlendTile<'_>, _: &mut [u8]) -> Result<Health> {
+            Err(failure())
+        }
+
+        fn sums(&self, _: &SweepTile<'_>, _: &mut [f64]) -> Result<()> {
+            Err(failure())
+        }
+
+        fn histogram(&self, _: &SweepTile<'_>, _: Digit, _: &mut [u64]) -> Result<()> {
+            Err(failure())
+        }
+    }
+
+    fn failure() -> Error {
+        Error::Device {
+            device: "gpu".into(),
+            reason: "it fell off the bus".into(),
+            hint: "restart".into(),
+        }
+    }
+
+    /// With the GPU started.
+    fn started() -> Auto {
+        let auto = Auto::new(|| Ok(Box::new(Gpu)));
+        while auto.shared.state().phase == Phase::Starting {
+            thread::yield_now();
+        }
+        auto
+    }
+
+    /// Does tiles until the choice is made; those of the GPU take `gpu` ms, those of the CPU `cpu`. Counts them.
+    fn decide(auto: &Auto, gpu: u64, cpu: u64) -> [usize; 2] {
+        let mut tiles = [0, 0];
+        while auto.verdict().reason.is_none() {
+            let pick = auto.pick();
+            let on_gpu = pick.device.name() == "gpu";
+            tiles[usize::from(on_gpu)] += 1;
+            pick.took(1 << 20, Duration::from_millis(if on_gpu { gpu } else { cpu }));
+        }
+        tiles
+    }
+
+    #[test]
+    fn the_faster_one_goes_on() {
+        for (gpu, cpu, expected) in [(1, 2, "gpu"), (2, 1, "simd"), (98, 100, "simd")] {
+            let auto = started();
+            let tiles = decide(&auto, gpu, cpu);
+            assert!(auto.name().starts_with(expected), "{gpu} {cpu}: {}", auto.name());
+            let verdict = auto.verdict();
+            assert!(!verdict.failed);
+            let reason = verdict.reason.unwrap();
+            assert!(reason.contains("gpu makes") && reason.contains("simd"), "{reason}");
+            assert_eq!(tiles, [96, 96], "as many of each");
+        }
+    }
+
+    #[test]
+    fn first_tiles_do_not_count() {
+        let auto = started();
+        for _ in 0..IGNORED {
+            auto.pick().took(1 << 20, Duration::from_secs(100));
+        }
+        decide(&auto, 1, 2);
+        assert_eq!(auto.name(), "gpu");
+    }
+
+    #[test]
+    fn tiles_of_another_phase_do_not_count() {
+        let auto = Auto::new(|| Err(failure()));
+        let early = auto.pick();
+        let auto = started();
+        let stale = Pick { device: early.device, auto: Some((&auto, Phase::TryCpu)) };
+        for _ in 0..1000 {
+            stale.took(1 << 20, Duration::from_millis(1));
+        }
+        assert_eq!(auto.shared.state().phase, Phase::TryGpu);
+    }
+
+    #[test]
+    fn what_does_not_start_leaves_the_work_to_the_cpu() {
+        let auto = Auto::new(|| Err(failure()));
+        while auto.shared.state().phase == Phase::Starting {
+            thread::yield_now();
+        }
+        let verdict = auto.verdict();
+        assert!(verdict.failed && auto.name().starts_with("simd"));
+        let reason = verdict.reason.unwrap();
+        assert!(reason.contains("fell off the bus") && reason.contains("restart"), "{reason}");
+    }
+
+    #[test]
+    fn what_fails_later_leaves_the_rest_to_the_cpu() {
+        let auto = started();
+        let pick = auto.pick();
+        assert_eq!(pick.device.name(), "gpu");
+        let full = Error::Interrupted { resumable: true };
+        assert!(pick.instead(&full).is_none(), "not the GPU's fault");
+        let instead = pick.instead(&failure()).unwrap();
+        assert!(instead.device.name().starts_with("simd"));
+        assert!(instead.instead(&failure()).is_none(), "the CPU has none to stand in");
+        // A worker that was on the GPU at the same time does the same.
+        assert!(pick.instead(&failure()).is_some());
+        assert!(auto.verdict().failed);
+        assert!(Pick::of(&Simd::new()).instead(&failure()).is_none(), "no choice, no other");
     }
 }

@@ -7,6 +7,7 @@ use std::ops::DerefMut;
 
 use super::auto::Auto;
 use super::float::Float;
+use super::sweep::{Digit, SweepTile};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 
@@ -70,6 +71,25 @@ pub trait Device: Send + Sync {
     /// [`Error::Plan`] if a dtype is not a float of whole bytes, if there are no terms, or if the operands and `out`
     /// do not hold the same number of elements.
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health>;
+
+    /// Adds up magnitudes and products of values, leaf by leaf, in the order that [`sweep`](super::sweep) prescribes:
+    /// [`sums_of`](super::sweep::sums_of) sums for each [`LEAF`](super::sweep::LEAF) of elements, the last of which may
+    /// be short. All are f64, products of factors that were widened first; nothing is fused. Lane `l` starts from zero
+    /// and adds the elements whose index is `l` modulo [`LANES`](super::sweep::LANES), in order; then the upper half of
+    /// the lanes is added to the lower until one is left. NaN is `0x7ff8_0000_0000_0000`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Plan`] if a dtype is not a float of whole bytes, if there are no terms, if the operands do not hold
+    /// the same number of elements, or if `sums` does not have the length that this asks for.
+    fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()>;
+
+    /// Counts the magnitudes of the tile's one term by a digit, and adds that to `counts`.
+    ///
+    /// # Errors
+    ///
+    /// As for sums; there is exactly one term, and one count for each of [`Digit::bins`].
+    fn histogram(&self, tile: &SweepTile<'_>, digit: Digit, counts: &mut [u64]) -> Result<()>;
 
     /// Memory for one operand or one result of a tile, of at least `bytes` bytes: the kind this device reaches fastest.
     ///
@@ -178,6 +198,6 @@ impl<'a> Checked<'a> {
 }
 
 pub(super) fn not_a_float(dtype: &Dtype) -> Error {
-    let problem = format!("a blend computes on floats, not on {dtype}");
+    let problem = format!("a device computes on floats, not on {dtype}");
     Error::Plan { problem }
 }

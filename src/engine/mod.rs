@@ -22,6 +22,7 @@ mod sidecar;
 mod simd;
 mod staging;
 pub mod statistics;
+pub mod sweep;
 mod tile;
 
 pub use auto::{Auto, Verdict};

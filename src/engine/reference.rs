@@ -1,6 +1,7 @@
 //! The device that is right by being plain: one element after the other, by the formula.
 
 use super::device::{BlendTile, Checked, Device, Health};
+use super::sweep::{self, Digit, LANES, LEAF, SweepTile, sums_of};
 use crate::error::Result;
 
 /// The scalar device that every other is measured by.
@@ -15,6 +16,18 @@ impl Device for Reference {
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health> {
         let tile = Checked::new(tile, out)?;
         Ok(blend(&tile, out))
+    }
+
+    fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()> {
+        let tile = sweep::Checked::of_sums(tile, sums)?;
+        self::sums(&tile, sums);
+        Ok(())
+    }
+
+    fn histogram(&self, tile: &SweepTile<'_>, digit: Digit, counts: &mut [u64]) -> Result<()> {
+        let tile = sweep::Checked::of_histogram(tile, digit, counts)?;
+        histogram(&tile, digit, counts);
+        Ok(())
     }
 }
 
@@ -59,4 +72,61 @@ fn in_f64(tile: &Checked<'_>, i: usize) -> f64 {
         Some(base) => base.at(i) + scaled,
         None => scaled,
     }
+}
+
+/// Adds up a tile of any mix of dtypes.
+pub(super) fn sums(tile: &sweep::Checked<'_>, sums: &mut [f64]) {
+    let terms = tile.terms.len();
+    let element = if tile.is_double() { value_in_f64 } else { value_in_f32 };
+    for (leaf, sums) in sums.chunks_exact_mut(sums_of(terms)).enumerate() {
+        let elements = leaf * LEAF..tile.elements.min((leaf + 1) * LEAF);
+        let values = |term| elements.clone().map(|i| element(tile, term, i)).collect();
+        let values: Vec<Vec<f64>> = (0..terms).map(values).collect();
+        let magnitudes = values.iter().map(|x| add_up(x.iter().map(|x| x.abs())));
+        let pairs =
+            values.iter().enumerate().flat_map(|(i, x)| values[i..].iter().map(move |y| (x, y)));
+        let products = pairs.map(|(x, y)| add_up(x.iter().zip(y).map(|(x, y)| x * y)));
+        for (sum, found) in sums.iter_mut().zip(magnitudes.chain(products)) {
+            *sum = found;
+        }
+    }
+}
+
+/// The sum of a leaf.
+fn add_up(values: impl Iterator<Item = f64>) -> f64 {
+    let mut lanes = [0.0; LANES];
+    for (i, value) in values.enumerate() {
+        lanes[i % LANES] += value;
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    sweep::canonical(lanes[0])
+}
+
+/// Counts a tile of one term.
+#[expect(clippy::cast_possible_truncation, reason = "f64 is rounded to f32, as the contract says")]
+pub(super) fn histogram(tile: &sweep::Checked<'_>, digit: Digit, counts: &mut [u64]) {
+    let element = if tile.is_double() { value_in_f64 } else { value_in_f32 };
+    for i in 0..tile.elements {
+        let magnitude = sweep::magnitude(element(tile, 0, i) as f32);
+        if let Some(bin) = digit.bin(magnitude) {
+            counts[bin] += 1;
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "operands are at most f32 here")]
+fn value_in_f32(tile: &sweep::Checked<'_>, term: usize, i: usize) -> f64 {
+    let x = tile.terms[term].at(i) as f32;
+    f64::from(tile.base.map_or(x, |base| x - base.at(i) as f32))
+}
+
+fn value_in_f64(tile: &sweep::Checked<'_>, term: usize, i: usize) -> f64 {
+    let x = tile.terms[term].at(i);
+    tile.base.map_or(x, |base| x - base.at(i))
 }

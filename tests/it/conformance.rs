@@ -10,6 +10,8 @@
     reason = "a test: it fails loudly, and rounds where it says so"
 )]
 
+mod sweeps;
+
 use elo_surgery::engine::{BlendTile, Device, Health, Operand, Reference, Simd};
 use elo_surgery::format::Dtype;
 use float8::{F8E4M3, F8E5M2};
@@ -226,12 +228,13 @@ fn check(device: &dyn Device, case: &Case) {
 }
 
 /// The suite: panics unless the device gives the reference's bytes and counts.
-fn conforms(device: &dyn Device) {
+pub(crate) fn conforms(device: &dyn Device) {
     every_pattern_converts_to_every_dtype(device);
     shapes_of_one_dtype(device);
     mixes_of_dtypes(device);
     sums_round_like_the_reference(device);
     wrong_tiles_are_refused(device);
+    sweeps::conforms(device);
 }
 
 fn every_pattern_converts_to_every_dtype(device: &dyn Device) {
@@ -357,6 +360,14 @@ fn simd() {
     for device in Simd::levels() {
         conforms(&device);
     }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::product`"]
+fn cuda() {
+    use elo_surgery::engine::cuda::{Cuda, CudaOptions};
+    conforms(&Cuda::new(&CudaOptions::default()).unwrap());
 }
 
 /// Converts with the `half` and `float8` crates. NaN is `None`.

@@ -28,7 +28,10 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     entries.map(|p| (p.file_name().unwrap().into(), fs::read(&p).unwrap())).collect()
 }
 
-fn run(device: &dyn Device, change: impl FnOnce(&mut Execution)) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn run(
+    device: &dyn Device,
+    change: impl FnOnce(&mut Execution),
+) -> BTreeMap<PathBuf, Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     let mut options = Execution::to(dir.path().join("out"));
     options.sync = false;
@@ -43,6 +46,43 @@ fn every_device_gives_the_same_files() {
     assert!(expected.len() > 5, "shards, index, config, tokenizer, provenance");
     for device in Simd::levels() {
         assert!(run(&device, |_| {}) == expected, "{}", device.name());
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::product`"]
+fn cuda() {
+    use elo_surgery::engine::cuda::{Cuda, CudaOptions};
+    let expected = run(&Reference, |_| {});
+    for memory in [None, Some(1 << 20)] {
+        let device = Cuda::new(&CudaOptions { memory, ..CudaOptions::default() }).unwrap();
+        for (tile, threads) in [(64 << 10, 1), (64 << 10, 8), (4 << 20, 4)] {
+            let found = run(&device, |options| (options.tile, options.threads) = (tile, threads));
+            assert!(found == expected, "tile {tile}, {threads} threads, {memory:?} bytes");
+        }
+    }
+}
+
+/// `auto` with a GPU beside the CPU, whatever it decides and whenever the GPU fails.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::product`"]
+fn auto() {
+    use elo_surgery::engine::Auto;
+    use elo_surgery::engine::cuda::{Cuda, CudaOptions};
+    let expected = run(&Reference, |_| {});
+    for threads in [1, 3] {
+        let device = Auto::new(|| Ok(Box::new(Cuda::new(&CudaOptions::default())?)));
+        // Again and again, until there have been tiles enough to decide.
+        while device.verdict().reason.is_none() {
+            let found =
+                run(&device, |options| (options.tile, options.threads) = (4 << 10, threads));
+            assert!(found == expected, "{threads} threads, {:?}", device.verdict());
+        }
+        println!("{}: {:?}", device.name(), device.verdict());
+        let found = run(&device, |options| options.threads = threads);
+        assert!(found == expected, "{threads} threads, {:?}", device.verdict());
     }
 }
 

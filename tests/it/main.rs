@@ -9,6 +9,8 @@ mod cli;
 mod conformance;
 #[cfg(feature = "cli")]
 mod crash;
+#[cfg(all(feature = "cli", feature = "cuda"))]
+mod cuda;
 mod devices;
 #[cfg(feature = "cli")]
 mod faults;

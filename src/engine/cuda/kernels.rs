@@ -7,6 +7,7 @@
 use cudarc::driver::DeviceRepr;
 
 use crate::engine::float::Float;
+use crate::engine::sweep::Digit;
 
 /// The kernels as PTX, made from `kernels/` by `kernels/build.sh`; the driver compiles it for its GPU.
 pub(super) const PTX: &str = include_str!("../../../kernels/elo_surgery.ptx");
@@ -62,6 +63,10 @@ entries! {
     ChatVectorE5M2 = "chat_vector_e5m2",
     BlendSingle = "blend_single",
     BlendDouble = "blend_double",
+    SumsSingle = "sums_single",
+    SumsDouble = "sums_double",
+    HistogramSingle = "histogram_single",
+    HistogramDouble = "histogram_double",
 }
 
 /// Parameters of the blend kernels; `R` is the type of the arithmetic.
@@ -85,6 +90,85 @@ pub(super) struct BlendParameters<R> {
 unsafe impl DeviceRepr for BlendParameters<f32> {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for BlendParameters<f64> {}
+
+/// Parameters of the kernels that add up.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct SumsParameters {
+    elements: u64,
+    base: u64,
+    sums: u64,
+    term: [u64; MAX_TERMS],
+    terms: u32,
+    base_dtype: u8,
+    term_dtype: [u8; MAX_TERMS],
+}
+
+// SAFETY: as above.
+unsafe impl DeviceRepr for SumsParameters {}
+
+impl SumsParameters {
+    /// At most [`MAX_TERMS`] terms; `sums` is an address.
+    pub(super) fn new(elements: u64, base: Option<Place>, terms: &[Place], sums: u64) -> Self {
+        let mut parameters = Self {
+            elements,
+            base: base.map_or(0, |base| base.address),
+            sums,
+            term: [0; MAX_TERMS],
+            terms: u32::try_from(terms.len()).unwrap_or(0),
+            base_dtype: base.map_or(0, |base| code(base.float)),
+            term_dtype: [0; MAX_TERMS],
+        };
+        for (i, place) in terms.iter().enumerate().take(MAX_TERMS) {
+            parameters.term[i] = place.address;
+            parameters.term_dtype[i] = code(place.float);
+        }
+        parameters
+    }
+}
+
+/// Parameters of the kernels that count.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct HistogramParameters {
+    elements: u64,
+    base: u64,
+    term: u64,
+    counts: u64,
+    low: u32,
+    high: u32,
+    base_dtype: u8,
+    term_dtype: u8,
+}
+
+// SAFETY: as above.
+unsafe impl DeviceRepr for HistogramParameters {}
+
+impl HistogramParameters {
+    /// `counts` is an address.
+    pub(super) fn new(
+        elements: u64,
+        base: Option<Place>,
+        term: Place,
+        digit: Digit,
+        counts: u64,
+    ) -> Self {
+        let (low, high) = match digit {
+            Digit::High => (0, 0),
+            Digit::Low(high) => (1, high.into()),
+        };
+        Self {
+            elements,
+            base: base.map_or(0, |base| base.address),
+            term: term.address,
+            counts,
+            low,
+            high,
+            base_dtype: base.map_or(0, |base| code(base.float)),
+            term_dtype: code(term.float),
+        }
+    }
+}
 
 /// A blend of elements in GPU memory.
 pub(super) struct BlendAt<'a> {
@@ -154,3 +238,9 @@ impl BlendAt<'_> {
         parameters
     }
 }
+
+// The sizes that `kernels/*.cuh` assert too.
+const _: () = assert!(size_of::<BlendParameters<f32>>() == 880);
+const _: () = assert!(size_of::<BlendParameters<f64>>() == 1136);
+const _: () = assert!(size_of::<SumsParameters>() == 608);
+const _: () = assert!(size_of::<HistogramParameters>() == 48);

@@ -18,8 +18,9 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use super::driver::{Gpu, described};
-use super::kernels::{BLOCK, BlendAt, Entry, PTX, Place};
-use crate::engine::device::{Checked, Health};
+use super::kernels::{BLOCK, BlendAt, Entry, HistogramParameters, PTX, Place, SumsParameters};
+use crate::engine::device::{Checked, Health, Values};
+use crate::engine::sweep::{self, Digit, LEAF, leaves_of, sums_of};
 use crate::error::{Error, Result};
 
 /// Operands begin at multiples of this many bytes of a lane's memory: what the driver's own allocations promise.
@@ -72,7 +73,10 @@ impl OpenGpu {
             unsafe { result::malloc_host(bytes, CU_MEMHOSTALLOC_PORTABLE) }
         });
         match allocated {
-            Ok(start) => Ok(PageLocked { start: start.cast(), len: bytes }),
+            Ok(start) => {
+                let context = Arc::clone(&self.context);
+                Ok(PageLocked { context, start: start.cast(), len: bytes })
+            }
             Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(Error::Device {
                 device: self.label(),
                 reason: format!("{bytes} bytes of page-locked host memory are not to be had"),
@@ -86,12 +90,12 @@ impl OpenGpu {
     fn launch(&self, stream: &CudaStream, blend: &BlendAt<'_>) -> Result<(), DriverError> {
         #[expect(clippy::cast_possible_truncation, reason = "rounded once, as the contract says")]
         let single = |factor: f64| factor as f32;
-        let entry = blend.entry();
+        let (entry, blocks) = (blend.entry(), blocks_of(blend.elements));
         match entry {
             Entry::BlendDouble => {
-                self.start(stream, entry, blend.elements, &blend.parameters(|factor| factor))
+                self.start(stream, entry, blocks, &blend.parameters(|factor| factor))
             }
-            _ => self.start(stream, entry, blend.elements, &blend.parameters(single)),
+            _ => self.start(stream, entry, blocks, &blend.parameters(single)),
         }
     }
 
@@ -141,6 +145,7 @@ impl Lane {
         let (stream, done, health) =
             made().map_err(|e| failed(&gpu.label(), "no stream on the GPU", e))?;
         let counts = gpu.host_memory(3 * size_of::<u64>())?;
+        let limit = limit.saturating_sub(health.num_bytes());
         Ok(Self { gpu: Arc::clone(gpu), stream, done, memory: None, limit, health, counts })
     }
 
@@ -149,18 +154,50 @@ impl Lane {
         if tile.elements == 0 {
             return Ok(Health::default());
         }
-        let widths: usize =
-            tile.inputs().map(|v| v.float.size()).sum::<usize>() + tile.float.size();
-        let operands = tile.inputs().count() + 1;
-        let bytes = |elements: usize| elements * widths + operands * ALIGNMENT;
-        let capacity =
-            self.reserve(bytes(tile.elements), bytes(SMALLEST_PIECE.min(tile.elements)))?;
-        let piece = (capacity - operands * ALIGNMENT) / widths;
-        let sent = self.send(tile, out, piece);
-        // Even if something failed: what was started touches the caller's memory until it has ended.
-        let ended = self.wait();
-        sent.and(ended).map_err(|e| failed(&self.gpu.label(), "computing a tile", e))?;
+        let inputs: Vec<&Values<'_>> = tile.inputs().collect();
+        let bytes =
+            |elements: usize| room(&inputs, elements) + padded(elements * tile.float.size());
+        let piece = self.piece(tile.elements, 1, SMALLEST_PIECE, bytes)?;
+        let sent = self.send_blend(tile, &inputs, out, piece);
+        self.end(sent)?;
         Ok(self.counted())
+    }
+
+    /// Adds up a tile that lies in host memory.
+    pub(super) fn sums(&mut self, tile: &sweep::Checked<'_>, sums: &mut [f64]) -> Result<()> {
+        if tile.elements == 0 {
+            return Ok(());
+        }
+        let inputs: Vec<&Values<'_>> = tile.base.iter().chain(&tile.terms).collect();
+        let count = sums_of(tile.terms.len());
+        let result = |elements: usize| padded(leaves_of(elements) * count * size_of::<f64>());
+        let bytes = |elements: usize| room(&inputs, elements) + result(elements);
+        let piece = self.piece(tile.elements, LEAF, LEAF, bytes)?;
+        let sent = self.send_sums(tile, &inputs, sums, piece);
+        self.end(sent)
+    }
+
+    /// Counts the magnitudes of a tile that lies in host memory.
+    pub(super) fn histogram(
+        &mut self,
+        tile: &sweep::Checked<'_>,
+        digit: Digit,
+        counts: &mut [u64],
+    ) -> Result<()> {
+        if tile.elements == 0 {
+            return Ok(());
+        }
+        let inputs: Vec<&Values<'_>> = tile.base.iter().chain(&tile.terms).collect();
+        let bins = padded(digit.bins() * size_of::<u64>());
+        let bytes = |elements: usize| bins + room(&inputs, elements);
+        let piece = self.piece(tile.elements, 1, SMALLEST_PIECE, bytes)?;
+        let mut found = vec![0_u64; digit.bins()];
+        let sent = self.send_histogram(tile, &inputs, digit, &mut found, piece);
+        self.end(sent)?;
+        for (count, found) in counts.iter_mut().zip(found) {
+            *count += found;
+        }
+        Ok(())
     }
 
     /// Computes elements that lie in this GPU's memory.
@@ -170,94 +207,183 @@ impl Lane {
             .clear()
             .and_then(|()| self.gpu.launch(&self.stream, &blend))
             .and_then(|()| self.fetch_counts());
-        let ended = self.wait();
-        sent.and(ended).map_err(|e| failed(&self.gpu.label(), "computing on its memory", e))?;
+        self.end(sent)?;
         Ok(self.counted())
+    }
+
+    /// How many elements of a tile the lane's memory takes at a time: all, or a multiple of `step`, at least `least`.
+    /// `bytes` says what a number of elements takes.
+    fn piece(
+        &mut self,
+        elements: usize,
+        step: usize,
+        least: usize,
+        bytes: impl Fn(usize) -> usize,
+    ) -> Result<usize> {
+        let capacity = self.reserve(bytes(elements), bytes(least.min(elements)))?;
+        let mut piece = elements;
+        while bytes(piece) > capacity {
+            // What does not fit is halved: the pieces stay of about one size.
+            piece = piece.div_ceil(2).next_multiple_of(step);
+        }
+        Ok(piece)
     }
 
     /// Memory for `wanted` bytes, or as much as there is. Less than `least` is an error.
     fn reserve(&mut self, wanted: usize, least: usize) -> Result<usize> {
-        if self.memory.as_ref().is_some_and(|memory| memory.len() >= wanted.min(self.limit)) {
-            return Ok(self.memory.as_ref().map_or(0, |memory| memory.len().min(wanted)));
+        let wanted = wanted.min(self.limit.max(least));
+        if let Some(memory) = self.memory.as_ref().filter(|memory| memory.len() >= wanted) {
+            return Ok(memory.len());
         }
         self.memory = None;
-        let mut bytes = wanted.min(self.limit);
-        let device = self.gpu.label();
-        while bytes >= least {
+        let mut bytes = wanted;
+        loop {
             // SAFETY: only what a copy or a kernel has written is read.
             match unsafe { self.stream.alloc::<u8>(bytes) } {
                 Ok(memory) => {
                     self.memory = Some(memory);
                     return Ok(bytes);
                 }
-                Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                    bytes /= 2;
+                Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) if bytes > least => {
+                    bytes = (bytes / 2).max(least);
                     self.limit = bytes;
                 }
-                Err(e) => return Err(failed(&device, "no memory on the GPU", e)),
+                Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                    return Err(self.out_of_memory(least));
+                }
+                Err(e) => return Err(failed(&self.gpu.label(), "no memory on the GPU", e)),
             }
         }
+    }
+
+    fn out_of_memory(&self, least: usize) -> Error {
         let free = match self.gpu.context.mem_get_info() {
             Ok((free, total)) => format!("{free} of its {total} bytes are free"),
             Err(e) => described(e),
         };
-        Err(Error::Device {
-            device,
+        Error::Device {
+            device: self.gpu.label(),
             reason: format!("out of GPU memory: a piece of a tile takes {least} bytes, {free}"),
-            hint: "end other programs that use the GPU (`nvidia-smi` lists them), allow more with `--device-memory`, or \
-                   use `--device cpu`"
+            hint: "end other programs that use the GPU (`nvidia-smi` lists them), use fewer `--threads`, or use \
+                   `--device cpu`"
                 .into(),
-        })
+        }
     }
 
-    /// Starts everything that a tile takes; nothing is waited for.
-    fn send(
+    /// Starts everything that a tile takes; nothing is waited for. So do the two that follow.
+    fn send_blend(
         &mut self,
         tile: &Checked<'_>,
+        inputs: &[&Values<'_>],
         out: &mut [u8],
         piece: usize,
     ) -> Result<(), DriverError> {
         self.clear()?;
-        let memory = self.memory.as_ref().map_or(0, |memory| address(memory, &self.stream));
+        let size = tile.float.size();
         for start in (0..tile.elements).step_by(piece) {
             let count = piece.min(tile.elements - start);
-            let mut free = memory;
-            let mut place = |float: crate::engine::float::Float| {
-                let place = Place { float, address: free };
-                free += (count * float.size()).next_multiple_of(ALIGNMENT) as u64;
-                place
-            };
-            let mut places = Vec::with_capacity(tile.terms.len() + 1);
-            for values in tile.inputs() {
-                let place = place(values.float);
-                // SAFETY: the place has room for these bytes; they live until `wait` has returned.
-                unsafe {
-                    let bytes = values.run(start, count).bytes;
-                    result::memcpy_htod_async(place.address, bytes, self.stream.cu_stream())?;
-                }
-                places.push(place);
-            }
+            let mut free = self.start();
+            let mut places = self.upload(inputs, start, count, &mut free)?;
             let base = tile.base.is_some().then(|| places.remove(0));
             let weights = tile.terms.iter().map(|(_, weight)| *weight);
             let terms: Vec<(Place, f64)> = places.into_iter().zip(weights).collect();
-            let result_place = place(tile.float);
             let blend = BlendAt {
                 elements: count as u64,
-                out: result_place,
+                out: Place { float: tile.float, address: free },
                 base,
                 terms: &terms,
                 lambda: tile.lambda,
                 health: self.health_address(),
             };
             self.gpu.launch(&self.stream, &blend)?;
-            let size = tile.float.size();
-            let out = &mut out[start * size..][..count * size];
-            // SAFETY: the kernel before it in the stream fills the place; `out` lives until `wait` has returned.
-            unsafe {
-                result::memcpy_dtoh_async(out, result_place.address, self.stream.cu_stream())?;
-            }
+            self.download(&mut out[start * size..][..count * size], free)?;
         }
         self.fetch_counts()
+    }
+
+    fn send_sums(
+        &mut self,
+        tile: &sweep::Checked<'_>,
+        inputs: &[&Values<'_>],
+        sums: &mut [f64],
+        piece: usize,
+    ) -> Result<(), DriverError> {
+        let entry = if tile.is_double() { Entry::SumsDouble } else { Entry::SumsSingle };
+        let of_leaf = sums_of(tile.terms.len());
+        let pieces = sums.chunks_mut(leaves_of(piece) * of_leaf);
+        for (start, sums) in (0..tile.elements).step_by(piece).zip(pieces) {
+            let count = piece.min(tile.elements - start);
+            let mut free = self.start();
+            let mut places = self.upload(inputs, start, count, &mut free)?;
+            let base = tile.base.is_some().then(|| places.remove(0));
+            let parameters = SumsParameters::new(count as u64, base, &places, free);
+            let blocks = leaves_of(count) as u64;
+            self.gpu.start(&self.stream, entry, blocks, &parameters)?;
+            self.download(sums, free)?;
+        }
+        Ok(())
+    }
+
+    fn send_histogram(
+        &mut self,
+        tile: &sweep::Checked<'_>,
+        inputs: &[&Values<'_>],
+        digit: Digit,
+        found: &mut [u64],
+        piece: usize,
+    ) -> Result<(), DriverError> {
+        let entry = if tile.is_double() { Entry::HistogramDouble } else { Entry::HistogramSingle };
+        let (counts, bytes) = (self.start(), size_of_val(found));
+        // SAFETY: the lane's memory begins with room for the counts.
+        unsafe { result::memset_d8_async(counts, 0, bytes, self.stream.cu_stream())? };
+        for start in (0..tile.elements).step_by(piece) {
+            let count = piece.min(tile.elements - start);
+            let mut free = counts + padded(bytes) as u64;
+            let places = self.upload(inputs, start, count, &mut free)?;
+            let (base, term) = match places.as_slice() {
+                [base, term] => (Some(*base), *term),
+                places => (None, places[0]),
+            };
+            let parameters = HistogramParameters::new(count as u64, base, term, digit, counts);
+            self.gpu.start(&self.stream, entry, blocks_of(count as u64), &parameters)?;
+        }
+        self.download(found, counts)
+    }
+
+    /// Where the lane's memory begins.
+    fn start(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |memory| address(memory, &self.stream))
+    }
+
+    /// Takes runs of the operands to the GPU, one behind the other from `free` on.
+    fn upload(
+        &self,
+        inputs: &[&Values<'_>],
+        start: usize,
+        count: usize,
+        free: &mut u64,
+    ) -> Result<Vec<Place>, DriverError> {
+        let mut places = Vec::with_capacity(inputs.len());
+        for values in inputs {
+            let bytes = values.run(start, count).bytes;
+            // SAFETY: the lane's memory has room for all of them; the bytes live until `wait` has returned.
+            unsafe { result::memcpy_htod_async(*free, bytes, self.stream.cu_stream())? };
+            places.push(Place { float: values.float, address: *free });
+            *free += padded(bytes.len()) as u64;
+        }
+        Ok(places)
+    }
+
+    fn download<T>(&self, to: &mut [T], from: u64) -> Result<(), DriverError> {
+        // SAFETY: numbers of the same size on both sides, which the stream has written before; `to` lives until `wait` has
+        // returned.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }
+    }
+
+    /// Waits for all that was started, even if something failed: until then it touches the caller's memory.
+    fn end(&self, sent: Result<(), DriverError>) -> Result<()> {
+        let ended = self.wait();
+        sent.and(ended).map_err(|e| failed(&self.gpu.label(), "the GPU failed at work", e))
     }
 
     fn health_address(&self) -> u64 {
@@ -297,6 +423,20 @@ impl Drop for Lane {
     }
 }
 
+/// Blocks that have a step's work for every thread.
+fn blocks_of(elements: u64) -> u64 {
+    elements.div_ceil(u64::from(BLOCK) * ELEMENTS_PER_THREAD)
+}
+
+/// Bytes of a run of operands on the GPU.
+fn room(inputs: &[&Values<'_>], elements: usize) -> usize {
+    inputs.iter().map(|values| padded(elements * values.float.size())).sum()
+}
+
+fn padded(bytes: usize) -> usize {
+    bytes.next_multiple_of(ALIGNMENT)
+}
+
 fn address<T>(memory: &CudaSlice<T>, stream: &CudaStream) -> u64 {
     use cudarc::driver::DevicePtr as _;
     memory.device_ptr(stream).0
@@ -304,6 +444,8 @@ fn address<T>(memory: &CudaSlice<T>, stream: &CudaStream) -> u64 {
 
 /// Page-locked host memory.
 pub(super) struct PageLocked {
+    /// The memory goes with the context in which it was made.
+    context: Arc<CudaContext>,
     start: *mut u8,
     len: usize,
 }
@@ -329,6 +471,8 @@ impl DerefMut for PageLocked {
 
 impl Drop for PageLocked {
     fn drop(&mut self) {
+        // The thread may never have used the GPU.
+        let _ = self.context.bind_to_thread();
         // SAFETY: allocated by the driver, given back once. Lanes wait for their copies before they let go of memory.
         let _ = unsafe { result::free_host(self.start.cast()) };
     }

@@ -21,6 +21,7 @@ use self::kernels::MAX_TERMS;
 use self::lane::OpenGpu;
 use self::pool::Pool;
 use super::device::{BlendTile, Checked, Device, Health, HostMemory};
+use super::sweep::{self, Digit, SweepTile};
 use crate::error::{Error, Result};
 
 /// Which GPUs to use and how much of them.
@@ -108,6 +109,17 @@ impl Device for Cuda {
         self.pool.with_lane(None, |lane| lane.blend(&tile, out))
     }
 
+    fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()> {
+        let tile = sweep::Checked::of_sums(tile, sums)?;
+        check_terms(tile.terms.len(), &self.name())?;
+        self.pool.with_lane(None, |lane| lane.sums(&tile, sums))
+    }
+
+    fn histogram(&self, tile: &SweepTile<'_>, digit: Digit, counts: &mut [u64]) -> Result<()> {
+        let tile = sweep::Checked::of_histogram(tile, digit, counts)?;
+        self.pool.with_lane(None, |lane| lane.histogram(&tile, digit, counts))
+    }
+
     fn memory(&self, bytes: usize) -> Result<HostMemory> {
         match self.gpus.first() {
             Some(gpu) => Ok(Box::new(gpu.host_memory(bytes)?)),
@@ -126,7 +138,7 @@ fn check_terms(terms: usize, device: &str) -> Result<()> {
     }
     Err(Error::Device {
         device: device.into(),
-        reason: format!("a blend of {terms} terms; the kernels take {MAX_TERMS}"),
+        reason: format!("{terms} terms at once; the kernels take {MAX_TERMS}"),
         hint: "use `--device cpu`".into(),
     })
 }

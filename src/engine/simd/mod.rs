@@ -13,6 +13,7 @@ mod f16c;
 mod format;
 mod level;
 mod sums;
+mod sweep;
 
 use format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Factors, Format, with_format};
 use level::{Job, Level};
@@ -20,6 +21,7 @@ use level::{Job, Level};
 use super::device::{BlendTile, Checked, Device, Health, Values};
 use super::float::Float;
 use super::reference;
+use super::sweep::{Checked as CheckedSweep, Digit, SweepTile};
 use crate::error::Result;
 
 /// Elements of a block: two of them as f32 fit the smallest L1 cache with room to spare.
@@ -61,6 +63,26 @@ impl Device for Simd {
             return Ok(reference::blend(&tile, out));
         }
         Ok(self.level.run(Blend { tile: &tile, out }))
+    }
+
+    fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()> {
+        let tile = CheckedSweep::of_sums(tile, sums)?;
+        if tile.is_double() {
+            reference::sums(&tile, sums);
+        } else {
+            self.level.run(sweep::Sums { tile: &tile, sums });
+        }
+        Ok(())
+    }
+
+    fn histogram(&self, tile: &SweepTile<'_>, digit: Digit, counts: &mut [u64]) -> Result<()> {
+        let tile = CheckedSweep::of_histogram(tile, digit, counts)?;
+        if tile.is_double() {
+            reference::histogram(&tile, digit, counts);
+        } else {
+            self.level.run(sweep::Histogram { tile: &tile, digit, counts });
+        }
+        Ok(())
     }
 }
 

@@ -16,7 +16,9 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// A run that is being described. Limits are set by a shell, which then becomes the program.
 #[derive(Clone, Debug)]
 pub(crate) struct Elo {
+    program: PathBuf,
     args: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
     directory: Option<PathBuf>,
     shell: Vec<String>,
     patience: Duration,
@@ -36,6 +38,16 @@ pub(crate) struct Outcome {
 pub(crate) fn elo(words: &str) -> Elo {
     Elo {
         args: words.split_whitespace().map(OsString::from).collect(),
+        ..other(Path::new(PROGRAM))
+    }
+}
+
+/// Starts describing a run of another program.
+pub(crate) fn other(program: &Path) -> Elo {
+    Elo {
+        program: program.to_owned(),
+        args: Vec::new(),
+        environment: Vec::new(),
         directory: None,
         shell: Vec::new(),
         patience: PATIENCE,
@@ -56,6 +68,12 @@ impl Elo {
     /// `FLAG PATH`.
     pub(crate) fn with(self, flag: &str, value: impl AsRef<OsStr>) -> Self {
         self.arg(flag).arg(value)
+    }
+
+    /// A variable of its environment.
+    pub(crate) fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
     }
 
     pub(crate) fn within(mut self, directory: &Path) -> Self {
@@ -86,16 +104,17 @@ impl Elo {
 
     fn command(&self) -> Command {
         let mut command = if self.shell.is_empty() {
-            Command::new(PROGRAM)
+            Command::new(&self.program)
         } else {
             let mut shell = Command::new("bash");
             let script = format!("{}; exec \"$@\"", self.shell.join("; "));
-            shell.arg("-c").arg(script).arg("bash").arg(PROGRAM);
+            shell.arg("-c").arg(script).arg("bash").arg(&self.program);
             shell
         };
         command.args(&self.args);
         command.env_remove("RUST_BACKTRACE");
         command.env("NO_COLOR", "1");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -151,7 +170,7 @@ impl fmt::Display for Elo {
         for line in &self.shell {
             write!(f, "{line}; ")?;
         }
-        f.write_str("elo-surgery")?;
+        f.write_str(&self.program.file_name().unwrap_or_default().to_string_lossy())?;
         for arg in &self.args {
             write!(f, " {}", arg.to_string_lossy())?;
         }

@@ -1,0 +1,203 @@
+//! What only a GPU can tell: the speed of every kernel beside a copy within the GPU, and of the way there and back beside the CPU.
+//!
+//! `cargo run --release --example gpu [SECONDS]` prints Markdown. `benches/gpu_check.sh` is the whole check.
+
+#![allow(
+    unsafe_code,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a measurement: it fails loudly, prints, and rounds"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr as _};
+use elo_surgery::engine::cuda::{Cuda, CudaOptions, ResidentBlend, ResidentOperand};
+use elo_surgery::engine::{BlendTile, Device, Operand, Simd};
+use elo_surgery::format::Dtype;
+
+use Dtype::{BF16, F8E4M3, F8E5M2, F16, F32, F64};
+
+/// Base, terms, result.
+type Shape = (Option<Dtype>, Vec<Dtype>, Dtype);
+
+fn main() {
+    let seconds = std::env::args().nth(1).map_or(0.5, |text| text.parse().unwrap());
+    let time = Duration::from_secs_f64(seconds);
+    let cuda = match Cuda::new(&CudaOptions::default()) {
+        Ok(cuda) => cuda,
+        Err(error) => {
+            println!("{error}\nhint: {}", error.hint().unwrap_or_default());
+            std::process::exit(1);
+        }
+    };
+    println!("| GPU | memory GB | compute capability |\n|---|---:|---:|");
+    for gpu in cuda.gpus() {
+        let (major, minor) = gpu.capability;
+        println!("| {} | {:.1} | {major}.{minor} |", gpu.name, gpu.memory as f64 / 1e9);
+    }
+    kernels(&cuda, time);
+    ways(&cuda, time);
+}
+
+/// Kernels on operands in GPU memory, beside a copy of as many bytes.
+fn kernels(cuda: &Cuda, time: Duration) {
+    let gpu = &cuda.gpus()[0];
+    let context = CudaContext::new(gpu.index as usize).unwrap();
+    let stream = context.default_stream();
+    // Large, so that the call costs little beside its work.
+    let bytes = (gpu.memory / 20).clamp(64 << 20, 2 << 30) as usize;
+    let copy = copy_rate(&stream, bytes, time);
+    println!(
+        "\nOperands of {:.2} GB in GPU memory; GB/s are bytes read and written.\n",
+        bytes as f64 / 1e9
+    );
+    println!(
+        "| kernel | GB/s | x copy |\n|---|---:|---:|\n| copy within the GPU | {copy:.0} | 1.00 |"
+    );
+    let shapes: [Shape; 12] = [
+        (Some(BF16), vec![BF16, BF16], BF16),
+        (Some(F16), vec![F16, F16], F16),
+        (Some(F32), vec![F32, F32], F32),
+        (Some(F8E4M3), vec![F8E4M3, F8E4M3], F8E4M3),
+        (Some(F8E5M2), vec![F8E5M2, F8E5M2], F8E5M2),
+        (Some(BF16), vec![BF16], BF16),
+        (None, vec![BF16, BF16], BF16),
+        (Some(BF16), vec![BF16; 4], BF16),
+        (None, vec![F32], BF16),
+        (None, vec![BF16], F8E4M3),
+        (Some(BF16), vec![F32, F16], BF16),
+        (Some(F64), vec![F64, F64], F64),
+    ];
+    for shape in &shapes {
+        let rate = resident_rate(cuda, gpu.index, &stream, shape, bytes, time);
+        println!("| {} | {rate:.0} | {:.2} |", named(shape), rate / copy);
+    }
+}
+
+fn named((base, terms, out): &Shape) -> String {
+    let base = base.as_ref().map_or(String::new(), |dtype| format!("{dtype} + "));
+    let terms: Vec<&str> = terms.iter().map(Dtype::as_str).collect();
+    format!("{base}w ({}) -> {out}", terms.join(", "))
+}
+
+fn size(dtype: &Dtype) -> usize {
+    usize::try_from(dtype.bytes().unwrap()).unwrap()
+}
+
+/// Best of the calls that fit the time.
+fn fastest(bytes: usize, time: Duration, mut call: impl FnMut()) -> f64 {
+    call();
+    let (mut best, end) = (Duration::MAX, Instant::now() + time);
+    while Instant::now() < end {
+        let started = Instant::now();
+        call();
+        best = best.min(started.elapsed());
+    }
+    bytes as f64 / best.as_secs_f64() / 1e9
+}
+
+fn copy_rate(stream: &Arc<CudaStream>, bytes: usize, time: Duration) -> f64 {
+    let from = stream.alloc_zeros::<u8>(2 * bytes).unwrap();
+    let mut to = stream.alloc_zeros::<u8>(2 * bytes).unwrap();
+    fastest(4 * bytes, time, || {
+        stream.memcpy_dtod(&from, &mut to).unwrap();
+        stream.synchronize().unwrap();
+    })
+}
+
+fn resident_rate(
+    cuda: &Cuda,
+    gpu: u32,
+    stream: &Arc<CudaStream>,
+    (base, terms, out): &Shape,
+    bytes: usize,
+    time: Duration,
+) -> f64 {
+    let widest = base.iter().chain(terms).chain([out]).map(size).max().unwrap();
+    let elements = bytes / widest;
+    let made: Vec<CudaSlice<u8>> = base
+        .iter()
+        .chain(terms)
+        .chain([out])
+        .map(|dtype| stream.alloc_zeros(elements * size(dtype)).unwrap())
+        .collect();
+    stream.synchronize().unwrap();
+    let moved: usize = made.iter().map(CudaSlice::num_bytes).sum();
+    let mut addresses = made.iter().map(|slice| slice.device_ptr(stream).0);
+    let mut place = |dtype| ResidentOperand { dtype, address: addresses.next().unwrap() };
+    let base = base.as_ref().map(&mut place);
+    let terms: Vec<_> = terms.iter().map(|dtype| (place(dtype), 0.7)).collect();
+    let blend = ResidentBlend {
+        elements: elements as u64,
+        base,
+        terms: &terms,
+        lambda: 0.3,
+        out: place(out),
+    };
+    fastest(moved, time, || {
+        // SAFETY: the slices live until the end of this function, and nothing else uses them.
+        unsafe { cuda.blend_resident(gpu, &blend) }.unwrap();
+    })
+}
+
+/// A bf16 chat vector through host memory by several threads: read, to the GPU, computed, back; beside the CPU's.
+fn ways(cuda: &Cuda, time: Duration) {
+    println!(
+        "\nChat vector, bf16, operands in memory, GB/s of the result; the GPU's include reading into page-locked memory.\n"
+    );
+    println!("| tile MiB | threads | CPU | GPU |\n|---:|---:|---:|---:|");
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let source: Vec<u8> = (0..256_usize << 20).map(|i| (i % 251) as u8 & 0x3f).collect();
+    for tile in [1_usize, 2, 4, 8, 16] {
+        for threads in [1, 2, 4, 8, 16, 32].into_iter().filter(|n| *n <= 2 * cores) {
+            let cpu = way(&Simd::new(), &source, tile << 20, threads, time);
+            let gpu = way(cuda, &source, tile << 20, threads, time);
+            println!("| {tile} | {threads} | {cpu:.2} | {gpu:.2} |");
+        }
+    }
+}
+
+fn way(device: &dyn Device, source: &[u8], tile: usize, threads: usize, time: Duration) -> f64 {
+    let (done, next) = (AtomicU64::new(0), AtomicU64::new(0));
+    let started = Instant::now();
+    let work = || {
+        let mut own: Vec<_> = (0..3).map(|_| device.memory(tile).unwrap()).collect();
+        let mut out = device.memory(tile).unwrap();
+        while started.elapsed() < time {
+            // Every tile from elsewhere, so that no cache holds it.
+            let at = next.fetch_add(1, Ordering::Relaxed) as usize * tile * 3;
+            let from = |n: usize| {
+                let start = (at + n * tile) % (source.len() - tile);
+                &source[start / 2 * 2..][..tile]
+            };
+            let operands: Vec<&[u8]> = if device.wants_own_memory() {
+                own.iter_mut().enumerate().for_each(|(n, own)| own.copy_from_slice(from(n)));
+                own.iter().map(|own| &own[..]).collect()
+            } else {
+                (0..3).map(from).collect()
+            };
+            let operand = |n: usize| Operand { dtype: &BF16, bytes: operands[n] };
+            let blend = BlendTile {
+                base: Some(operand(0)),
+                terms: &[(operand(1), 1.0), (operand(2), -1.0)],
+                lambda: 1.0,
+                dtype: &BF16,
+            };
+            device.blend(&blend, &mut out).unwrap();
+            done.fetch_add(tile as u64, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    done.into_inner() as f64 / started.elapsed().as_secs_f64() / 1e9
+}
