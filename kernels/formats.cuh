@@ -212,7 +212,9 @@ template <> struct Format<F64> {
     ELO_DEVICE u64 round(double value) const { return value != value ? (u64)nan : round_finite(value); }
 };
 
-ELO_DEVICE u32 size_of(u32 dtype) { return dtype == F64 ? 8 : dtype == F32 ? 4 : dtype <= BF16 ? 2 : 1; }
+// Bytes of an element, and their logarithm.
+ELO_DEVICE u32 log_size_of(u32 dtype) { return dtype == F64 ? 3 : dtype == F32 ? 2 : dtype <= BF16 ? 1 : 0; }
+ELO_DEVICE u32 size_of(u32 dtype) { return 1u << log_size_of(dtype); }
 
 // Calls the body with the format of a dtype of at most `widest` bytes.
 template <u32 widest, class Body> ELO_DEVICE void with_format(u32 dtype, const Body& body) {
