@@ -69,18 +69,18 @@ ELO_DEVICE void blend_elements(const Blend<Real>& blend, const Operands& operand
     if (broken) atomicAdd(&blend.health->broken, (u64)broken);
 }
 
-// The vectors of `count` elements after a head that makes all operands aligned, and what remains one by one. `vector` does
-// the vector at an element, or says that it could not.
+// The vectors of 2^`log_count` elements after a head that makes all operands aligned, and what remains one by one. `vector`
+// does the vector at an element, or says that it could not.
 template <class Real, class Operands, class Vector>
-ELO_DEVICE void blend_all(const Blend<Real>& blend, const Operands& operands, u64 head, u32 count, const Vector& vector) {
-    const u64 vectors = head < blend.elements ? (blend.elements - head) / count : 0;
-    const u64 inside = vectors * count, units = vectors + (blend.elements - inside);
+ELO_DEVICE void blend_all(const Blend<Real>& blend, const Operands& operands, u64 head, u32 log_count, const Vector& vector) {
+    const u64 vectors = head < blend.elements ? (blend.elements - head) >> log_count : 0;
+    const u64 inside = vectors << log_count, units = vectors + (blend.elements - inside);
     ELO_ROLL
     for (u64 unit = thread_index(); unit < units; unit += thread_count()) {
         u64 first, end;
         if (unit < vectors) {
-            first = head + unit * count;
-            end = first + count;
+            first = head + (unit << log_count);
+            end = first + (1u << log_count);
             if (vector(first)) continue;
         } else {
             const u64 single = unit - vectors;
@@ -91,8 +91,15 @@ ELO_DEVICE void blend_all(const Blend<Real>& blend, const Operands& operands, u6
     }
 }
 
-// Which of `count` elements it is that lies at an address.
-ELO_DEVICE u32 phase(const void* at, u32 size, u32 count) { return (u32)((u64)at / size) & (count - 1); }
+// Which element of a vector it is that lies at an address.
+ELO_DEVICE u32 phase(const void* at, u32 dtype, u32 log_count) {
+    return (u32)((u64)at >> log_size_of(dtype)) & ((1u << log_count) - 1);
+}
+
+// Elements before the first whole vector, if all operands have the same phase.
+ELO_DEVICE u64 head_of(u64 elements, bool together, u32 at, u32 log_count) {
+    return together ? (0 - at) & ((1u << log_count) - 1) : elements;
+}
 
 // Two terms and a base, all of one dtype.
 template <class F> struct Same {
@@ -107,11 +114,11 @@ template <u32 dtype> ELO_DEVICE void chat_vector(const Blend<float>& blend) {
     typedef Format<dtype> F;
     const F format;
     constexpr u32 size = sizeof(typename F::Bits), count = 16 / size;
-    const u32 at = phase(blend.out, size, count);
-    const bool together = phase(blend.base, size, count) == at && phase(blend.term[0], size, count) == at &&
-                          phase(blend.term[1], size, count) == at;
-    const u64 head = together ? (count - at) & (count - 1) : blend.elements;
-    blend_all(blend, Same<F>{blend}, head, count, [&](u64 first) {
+    const u32 log_count = 4 - log_size_of(dtype), at = phase(blend.out, dtype, log_count);
+    const bool together = phase(blend.base, dtype, log_count) == at && phase(blend.term[0], dtype, log_count) == at &&
+                          phase(blend.term[1], dtype, log_count) == at;
+    const u64 head = head_of(blend.elements, together, at, log_count);
+    blend_all(blend, Same<F>{blend}, head, log_count, [&](u64 first) {
         const Pack x = load<count>(blend.term[0], size, first);
         const Pack y = load<count>(blend.term[1], size, first);
         const Pack base = load<count>(blend.base, size, first);
@@ -191,16 +198,20 @@ template <u32 widest, class Real> ELO_DEVICE bool blend_vector(const Blend<Real>
 }
 
 template <class Real> ELO_DEVICE void blend_mixed(const Blend<Real>& blend) {
-    u32 widest = size_of(blend.out_dtype);
-    if (blend.base) widest = max(widest, size_of(blend.base_dtype));
-    for (u32 k = 0; k < blend.terms; k++) widest = max(widest, size_of(blend.term_dtype[k]));
-    const u32 count = 16 / widest;
-    const u32 at = phase(blend.out, size_of(blend.out_dtype), count);
-    bool together = !blend.base || phase(blend.base, size_of(blend.base_dtype), count) == at;
-    for (u32 k = 0; k < blend.terms; k++) together &= phase(blend.term[k], size_of(blend.term_dtype[k]), count) == at;
-    const u64 head = together ? (count - at) & (count - 1) : blend.elements;
-    blend_all(blend, Mixed<Real>{blend}, head, count, [&](u64 first) {
-        if constexpr (sizeof(Real) == 8) return blend_vector<8>(blend, first);
-        else return widest == 4 ? blend_vector<4>(blend, first) : widest == 2 ? blend_vector<2>(blend, first) : blend_vector<1>(blend, first);
+    u32 widest = log_size_of(blend.out_dtype);
+    if (blend.base) widest = max(widest, log_size_of(blend.base_dtype));
+    for (u32 k = 0; k < blend.terms; k++) widest = max(widest, log_size_of(blend.term_dtype[k]));
+    const u32 log_count = 4 - widest, at = phase(blend.out, blend.out_dtype, log_count);
+    bool together = !blend.base || phase(blend.base, blend.base_dtype, log_count) == at;
+    for (u32 k = 0; k < blend.terms; k++) together &= phase(blend.term[k], blend.term_dtype[k], log_count) == at;
+    const u64 head = head_of(blend.elements, together, at, log_count);
+    blend_all(blend, Mixed<Real>{blend}, head, log_count, [&](u64 first) {
+        if constexpr (sizeof(Real) == 8) {
+            return blend_vector<8>(blend, first);
+        } else {
+            if (widest == 2) return blend_vector<4>(blend, first);
+            if (widest == 1) return blend_vector<2>(blend, first);
+            return blend_vector<1>(blend, first);
+        }
     });
 }

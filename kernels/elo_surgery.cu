@@ -5,19 +5,22 @@
 #include "blend.cuh"
 #include "sweep.cuh"
 
-#define ENTRY(name, Parameters, body)                                                                     \
-    extern "C" __global__ void __launch_bounds__(256) name(const __grid_constant__ Parameters parameters) { \
-        body(parameters);                                                                                 \
+// `BLOCKS_4`: registers for four blocks on a multiprocessor, where the compiler by itself would take a few too many.
+#define BLOCKS __launch_bounds__(256)
+#define BLOCKS_4 __launch_bounds__(256, 4)
+#define ENTRY(bounds, name, Parameters, body)                                                  \
+    extern "C" __global__ void bounds name(const __grid_constant__ Parameters parameters) { \
+        body(parameters);                                                                      \
     }
 
-ENTRY(chat_vector_bf16, Blend<float>, chat_vector<BF16>)
-ENTRY(chat_vector_f16, Blend<float>, chat_vector<F16>)
-ENTRY(chat_vector_f32, Blend<float>, chat_vector<F32>)
-ENTRY(chat_vector_e4m3, Blend<float>, chat_vector<E4M3>)
-ENTRY(chat_vector_e5m2, Blend<float>, chat_vector<E5M2>)
-ENTRY(blend_single, Blend<float>, blend_mixed)
-ENTRY(blend_double, Blend<double>, blend_mixed)
-ENTRY(sums_single, Sums, sums<float>)
-ENTRY(sums_double, Sums, sums<double>)
-ENTRY(histogram_single, Histogram, histogram<float>)
-ENTRY(histogram_double, Histogram, histogram<double>)
+ENTRY(BLOCKS, chat_vector_bf16, Blend<float>, chat_vector<BF16>)
+ENTRY(BLOCKS, chat_vector_f16, Blend<float>, chat_vector<F16>)
+ENTRY(BLOCKS, chat_vector_f32, Blend<float>, chat_vector<F32>)
+ENTRY(BLOCKS, chat_vector_e4m3, Blend<float>, chat_vector<E4M3>)
+ENTRY(BLOCKS, chat_vector_e5m2, Blend<float>, chat_vector<E5M2>)
+ENTRY(BLOCKS_4, blend_single, Blend<float>, blend_mixed)
+ENTRY(BLOCKS_4, blend_double, Blend<double>, blend_mixed)
+ENTRY(BLOCKS, sums_single, Sums, sums<float>)
+ENTRY(BLOCKS, sums_double, Sums, sums<double>)
+ENTRY(BLOCKS_4, histogram_single, Histogram, histogram<float>)
+ENTRY(BLOCKS_4, histogram_double, Histogram, histogram<double>)

@@ -97,18 +97,17 @@ struct Narrow {
         return __uint_as_float(0x7f800000u | (bits & sign()) << (32 - width));
     }
 
-    // To nearest even, for magnitudes below `limit`.
+    // To nearest even, for magnitudes below `limit`: added to a power of two whose last place is a step of the format there,
+    // the processor rounds to the steps and leaves their number in the low bits. Below the first binade the steps are its.
     template <class Real> ELO_DEVICE u32 round_finite(Real value) const {
         typedef Arithmetic<Real> A;
         typedef typename A::Bits Wide;
         const u32 dropped = A::mantissa - mantissa_bits;
-        const Wide half = ((Wide)1 << (dropped - 1)) - 1, rebias = (Wide)(A::bias - bias) << A::mantissa;
-        const Wide bits = A::bits(value), magnitude = bits & (A::sign - 1);
-        const u32 normal = (u32)((magnitude + half + ((magnitude >> dropped) & 1) - rebias) >> dropped);
-        // In a sum with 2^mantissa smallest steps the processor rounds to the steps and leaves their number in the low bits.
-        const Wide anchor = (Wide)(A::bias + A::mantissa + 1 - bias - mantissa_bits) << A::mantissa;
-        const u32 subnormal = (u32)(A::bits(add(A::value(magnitude), A::value(anchor))) - anchor);
-        const u32 rounded = magnitude < rebias + ((Wide)1 << A::mantissa) ? subnormal : normal;
+        const Wide bits = A::bits(value), first = (Wide)(A::bias + 1 - bias) << A::mantissa;
+        const Wide binade = max(bits & A::infinity, first), anchor = binade + ((Wide)dropped << A::mantissa);
+        const u32 steps = (u32)(A::bits(add(magnitude(value), A::value(anchor))) - anchor);
+        // Steps of a normal number count the hidden bit, which adds the missing one to the exponent.
+        const u32 rounded = steps + (u32)(binade >> dropped) - (u32)(first >> dropped);
         if (one_zero() && rounded == 0) return 0;
         return rounded | ((u32)(bits >> (8 * sizeof(Real) - width)) & sign());
     }
@@ -213,7 +212,9 @@ template <> struct Format<F64> {
     ELO_DEVICE u64 round(double value) const { return value != value ? (u64)nan : round_finite(value); }
 };
 
-ELO_DEVICE u32 size_of(u32 dtype) { return dtype == F64 ? 8 : dtype == F32 ? 4 : dtype <= BF16 ? 2 : 1; }
+// Bytes of an element, and their logarithm.
+ELO_DEVICE u32 log_size_of(u32 dtype) { return dtype == F64 ? 3 : dtype == F32 ? 2 : dtype <= BF16 ? 1 : 0; }
+ELO_DEVICE u32 size_of(u32 dtype) { return 1u << log_size_of(dtype); }
 
 // Calls the body with the format of a dtype of at most `widest` bytes.
 template <u32 widest, class Body> ELO_DEVICE void with_format(u32 dtype, const Body& body) {

@@ -145,8 +145,8 @@ impl Place {
 
 /// Adds up the sums of leaves that come in any order.
 ///
-/// The tree is that of a binary counter: of `n` leaves the largest power of two that is at most `n` is on the left,
-/// complete, and the rest on the right is such a tree again. Each node is the sum of its two children.
+/// The tree is that of a binary counter: of `n > 1` leaves the largest power of two below `n` is on the left, a complete
+/// tree, and the rest on the right is such a tree again. Each node is the sum of its two children.
 #[derive(Clone, Debug)]
 pub struct TreeSum {
     terms: usize,

@@ -14,8 +14,37 @@ struct Entry {
     bool barriers;
 };
 
+// Elements lie at multiples of their size, or a GPU ends the program.
+void check_elements(const void* at, u32 size) {
+    if ((std::uintptr_t)at % size) shim::fail("misaligned elements", at);
+}
+
+template <class Parameters> void check_operands(const Parameters& parameters) {
+    if (parameters.base) check_elements(parameters.base, size_of(parameters.base_dtype));
+    for (u32 k = 0; k < parameters.terms; k++) check_elements(parameters.term[k], size_of(parameters.term_dtype[k]));
+}
+
+template <class Real> void check(const Blend<Real>& blend) {
+    check_operands(blend);
+    check_elements(blend.out, size_of(blend.out_dtype));
+    check_elements(blend.health, 8);
+}
+
+void check(const Sums& task) {
+    check_operands(task);
+    check_elements(task.sums, 8);
+}
+
+void check(const Histogram& task) {
+    if (task.base) check_elements(task.base, size_of(task.base_dtype));
+    check_elements(task.term, size_of(task.term_dtype));
+    check_elements(task.counts, 8);
+}
+
 template <class Parameters, void (*kernel)(Parameters)> void call(void** parameters) {
-    kernel(*(const Parameters*)parameters[0]);
+    const Parameters& task = *(const Parameters*)parameters[0];
+    if (blockIdx.x == 0 && threadIdx.x == 0) check(task);
+    kernel(task);
 }
 
 #define ELEMENTWISE(name, Parameters) {#name, call<const Parameters, name>, false}

@@ -59,12 +59,16 @@ template <> struct Members<4> {
 template <unsigned count> struct alignas(4 * count) Vector : Members<count> {
     Vector() = default;
     explicit Vector(const Members<count>& members) : Members<count>(members) {}
-    Vector(const Vector& other) : Members<count>(other) { check_aligned<4 * count>(&other); }
+    Vector(const Vector& other) : Members<count>(checked(other)) {}
     Vector& operator=(const Vector& other) {
-        check_aligned<4 * count>(&other);
-        check_aligned<4 * count>(this);
-        std::memcpy((void*)this, (const void*)&other, sizeof(Vector));
+        (Members<count>&)checked(*this) = checked(other);
         return *this;
+    }
+
+    // Before the first byte is touched.
+    static const Members<count>& checked(const Vector& vector) {
+        check_aligned<4 * count>(&vector);
+        return vector;
     }
 };
 
@@ -99,6 +103,7 @@ static inline double __dmul_rn(double a, double b) { return a * b; }
 static inline float __double2float_rn(double value) { return (float)value; }
 
 static inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+static inline unsigned long long max(unsigned long long a, unsigned long long b) { return a > b ? a : b; }
 static inline unsigned long long min(unsigned long long a, unsigned long long b) { return a < b ? a : b; }
 
 template <class T> static inline T atomicAdd(T* at, T value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
@@ -182,8 +187,8 @@ namespace shim {
 
 // Runs a grid. `call` reads the parameters as cuLaunchKernel passes them.
 static inline void launch(const char* name, unsigned grid, unsigned block, void (*call)(void**), void** parameters, bool barriers) {
-    if (block > Block::size) fail("a block that is too large", nullptr);
     kernel = name;
+    if (block != Block::size) fail("a block of another size", nullptr);
     together = barriers;
     gridDim.x = grid;
     blockDim.x = block;

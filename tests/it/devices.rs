@@ -64,6 +64,28 @@ fn cuda() {
     }
 }
 
+/// `auto` with a GPU beside the CPU, whatever it decides and whenever the GPU fails.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::auto`"]
+fn auto() {
+    use elo_surgery::engine::Auto;
+    use elo_surgery::engine::cuda::{Cuda, CudaOptions};
+    let expected = run(&Reference, |_| {});
+    for threads in [1, 3] {
+        let device = Auto::new(|| Ok(Box::new(Cuda::new(&CudaOptions::default())?)));
+        // Again and again, until there have been tiles enough to decide.
+        while device.verdict().reason.is_none() {
+            let found =
+                run(&device, |options| (options.tile, options.threads) = (4 << 10, threads));
+            assert!(found == expected, "{threads} threads, {:?}", device.verdict());
+        }
+        println!("{}: {:?}", device.name(), device.verdict());
+        let found = run(&device, |options| options.threads = threads);
+        assert!(found == expected, "{threads} threads, {:?}", device.verdict());
+    }
+}
+
 #[test]
 fn tiles_threads_and_reading_change_nothing() {
     let device = Simd::new();

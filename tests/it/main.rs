@@ -19,6 +19,7 @@ mod floors;
 mod golden;
 #[cfg(feature = "cli")]
 mod hostile;
+mod kernels;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;

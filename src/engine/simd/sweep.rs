@@ -8,10 +8,11 @@
     reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
 )]
 
+use std::ops::Range;
+
 use super::format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Format, with_format};
 use super::level::Job;
 use super::{BLOCK, widen};
-use crate::engine::device::Values;
 use crate::engine::float::Float;
 use crate::engine::sweep::{Checked, Digit, LANES, LEAF, LOW_BITS, canonical, magnitude, sums_of};
 
@@ -23,6 +24,10 @@ const STRIP: usize = BLOCK / ROWS;
 
 /// Lanes that are added up at a time.
 const GROUP: usize = 16;
+const GROUPS: usize = STRIP / GROUP;
+
+/// The lanes of a leaf, strip by strip.
+type Lanes = [[[f64; GROUP]; GROUPS]; LANES / STRIP];
 
 /// Sums of a tile of f32 values.
 pub(super) struct Sums<'a> {
@@ -37,75 +42,79 @@ impl Job for Sums<'_> {
     fn run<H: Format<Bits = [u8; 2]>>(self, half: H) {
         let tile = self.tile;
         let terms = tile.terms.len();
-        let mut lanes = vec![[0.0; LANES]; sums_of(terms)];
-        let mut values = vec![[0.0; BLOCK]; terms];
+        let mut lanes: Vec<Lanes> = vec![[[[0.0; GROUP]; GROUPS]; LANES / STRIP]; sums_of(terms)];
+        let mut values = Strip::new(terms);
         for (leaf, sums) in self.sums.chunks_exact_mut(lanes.len()).enumerate() {
-            let count = LEAF.min(tile.elements - leaf * LEAF);
-            for strip in (0..LANES).step_by(STRIP) {
-                read(half, tile, leaf * LEAF, count, strip, &mut values);
-                let mut lanes = lanes.iter_mut().map(|lanes| &mut lanes[strip..][..STRIP]);
+            let start = leaf * LEAF;
+            let count = LEAF.min(tile.elements - start);
+            for strip in 0..LANES / STRIP {
+                values.read(half, tile, start..start + count, strip * STRIP);
+                let values = values.terms.as_slice();
+                let mut lanes = lanes.iter_mut().map(|lanes| &mut lanes[strip]);
                 for (x, lanes) in values.iter().zip(&mut lanes) {
                     add_up(lanes, x, x, |x, _| x.abs());
                 }
-                let pairs = (0..terms).flat_map(|i| (i..terms).map(move |j| (i, j)));
-                for ((i, j), lanes) in pairs.zip(&mut lanes) {
-                    add_up(lanes, &values[i], &values[j], |x, y| x * y);
+                for (i, x) in values.iter().enumerate() {
+                    for (y, lanes) in values[i..].iter().zip(&mut lanes) {
+                        add_up(lanes, x, y, |x, y| x * y);
+                    }
                 }
             }
             for (sum, lanes) in sums.iter_mut().zip(&mut lanes) {
-                *sum = tree(lanes);
+                *sum = tree(lanes.as_flattened_mut().as_flattened_mut());
             }
         }
     }
 }
 
-/// A strip of the values of every term: row after row of the leaf that starts at `start` and has `count` elements.
-/// Missing ones are zeros, which change no sum.
-#[inline(always)]
-fn read<H: Format<Bits = [u8; 2]>>(
-    half: H,
-    tile: &Checked<'_>,
-    start: usize,
-    count: usize,
-    strip: usize,
-    values: &mut [[f64; BLOCK]],
-) {
-    let (mut base, mut wide) = ([0.0; BLOCK], [0.0; BLOCK]);
-    if let Some(operand) = &tile.base {
-        read_strip(half, operand, start, count, strip, &mut base);
+/// The values of a strip: row after row, of every term.
+struct Strip {
+    base: [f32; BLOCK],
+    wide: [f32; BLOCK],
+    terms: Vec<[f64; BLOCK]>,
+}
+
+impl Strip {
+    fn new(terms: usize) -> Self {
+        Self { base: [0.0; BLOCK], wide: [0.0; BLOCK], terms: vec![[0.0; BLOCK]; terms] }
     }
-    for (operand, values) in tile.terms.iter().zip(values) {
-        read_strip(half, operand, start, count, strip, &mut wide);
-        if tile.base.is_some() {
-            for (value, (x, base)) in values.iter_mut().zip(wide.iter().zip(&base)) {
-                *value = f64::from(x - base);
-            }
-        } else {
-            for (value, x) in values.iter_mut().zip(&wide) {
-                *value = f64::from(*x);
+
+    /// Reads the strip that begins at lane `first` of the leaf that has these elements. Missing ones become zeros,
+    /// which change no sum.
+    #[inline(always)]
+    fn read<H: Format<Bits = [u8; 2]>>(
+        &mut self,
+        half: H,
+        tile: &Checked<'_>,
+        leaf: Range<usize>,
+        first: usize,
+    ) {
+        let Self { base, wide, terms } = self;
+        if let Some(operand) = &tile.base {
+            let bytes = operand.run(leaf.start, leaf.len()).bytes;
+            with_format!(operand.float, half, format => widen_strip(format, bytes, first, base));
+        }
+        for (operand, values) in tile.terms.iter().zip(terms) {
+            let bytes = operand.run(leaf.start, leaf.len()).bytes;
+            with_format!(operand.float, half, format => widen_strip(format, bytes, first, wide));
+            if tile.base.is_some() {
+                for (value, (x, base)) in values.iter_mut().zip(wide.iter().zip(base.iter())) {
+                    *value = f64::from(x - base);
+                }
+            } else {
+                for (value, x) in values.iter_mut().zip(wide.iter()) {
+                    *value = f64::from(*x);
+                }
             }
         }
     }
 }
 
 #[inline(always)]
-fn read_strip<H: Format<Bits = [u8; 2]>>(
-    half: H,
-    operand: &Values<'_>,
-    start: usize,
-    count: usize,
-    strip: usize,
-    wide: &mut [f32; BLOCK],
-) {
-    let leaf = operand.run(start, count).bytes;
-    with_format!(operand.float, half, format => widen_strip(format, leaf, strip, wide));
-}
-
-#[inline(always)]
-fn widen_strip<F: Format>(format: F, leaf: &[u8], strip: usize, wide: &mut [f32; BLOCK]) {
+fn widen_strip<F: Format>(format: F, leaf: &[u8], first: usize, wide: &mut [f32; BLOCK]) {
     let leaf = F::split(leaf);
     for (row, wide) in wide.as_chunks_mut::<STRIP>().0.iter_mut().enumerate() {
-        let start = row * LANES + strip;
+        let start = row * LANES + first;
         let from = &leaf[start.min(leaf.len())..(start + STRIP).min(leaf.len())];
         if let Some(from) = from.first_chunk::<STRIP>() {
             format.widen_all(from, wide);
@@ -118,13 +127,18 @@ fn widen_strip<F: Format>(format: F, leaf: &[u8], strip: usize, wide: &mut [f32;
 
 /// The sums of a strip's lanes.
 #[inline(always)]
-fn add_up(lanes: &mut [f64], x: &[f64; BLOCK], y: &[f64; BLOCK], value: impl Fn(f64, f64) -> f64) {
-    let groups = lanes.as_chunks_mut::<GROUP>().0;
-    let (x, y) = (x.as_chunks::<GROUP>().0, y.as_chunks::<GROUP>().0);
-    for (group, lanes) in groups.iter_mut().enumerate() {
+fn add_up(
+    lanes: &mut [[f64; GROUP]; GROUPS],
+    x: &[f64; BLOCK],
+    y: &[f64; BLOCK],
+    value: impl Fn(f64, f64) -> f64,
+) {
+    let x = x.as_chunks::<GROUP>().0.as_chunks::<GROUPS>().0;
+    let y = y.as_chunks::<GROUP>().0.as_chunks::<GROUPS>().0;
+    for (group, lanes) in lanes.iter_mut().enumerate() {
         let mut sums = [0.0; GROUP];
-        let rows = x.iter().zip(y).skip(group).step_by(STRIP / GROUP);
-        for (x, y) in rows {
+        for (x, y) in x.iter().zip(y) {
+            let (x, y) = (&x[group], &y[group]);
             for lane in 0..GROUP {
                 sums[lane] += value(x[lane], y[lane]);
             }
@@ -135,7 +149,7 @@ fn add_up(lanes: &mut [f64], x: &[f64; BLOCK], y: &[f64; BLOCK], value: impl Fn(
 
 /// Halves onto each other until one is left.
 #[inline(always)]
-fn tree(lanes: &mut [f64; LANES]) -> f64 {
+fn tree(lanes: &mut [f64]) -> f64 {
     let mut half = LANES / 2;
     while half > 0 {
         let (lower, upper) = lanes.split_at_mut(half);
