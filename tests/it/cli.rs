@@ -139,7 +139,6 @@ fn errors_name_the_flag_and_the_way_out() {
         "extract base --layers 1,6 --out target",
         "extract base --layers 1,6 --out base/o",
         "extract base --layers 1,6 --out o --shard-size 5XB",
-        "extract base --layers 1,6 --out o --device cuda:1",
         "extract base --layers 1,6 --out o --device gpu",
         "extract base --layers 1,6 --out o --memory 10kB",
         "extract nowhere --layers 1,6 --out o",

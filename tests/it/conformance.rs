@@ -364,7 +364,7 @@ fn simd() {
 
 #[cfg(feature = "cuda")]
 #[test]
-#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::product`"]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::device`"]
 fn cuda() {
     use elo_surgery::engine::cuda::{Cuda, CudaOptions};
     conforms(&Cuda::new(&CudaOptions::default()).unwrap());

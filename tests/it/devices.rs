@@ -51,7 +51,7 @@ fn every_device_gives_the_same_files() {
 
 #[cfg(feature = "cuda")]
 #[test]
-#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::product`"]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::device`"]
 fn cuda() {
     use elo_surgery::engine::cuda::{Cuda, CudaOptions};
     let expected = run(&Reference, |_| {});
@@ -67,7 +67,7 @@ fn cuda() {
 /// `auto` with a GPU beside the CPU, whatever it decides and whenever the GPU fails.
 #[cfg(feature = "cuda")]
 #[test]
-#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::product`"]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::auto`"]
 fn auto() {
     use elo_surgery::engine::Auto;
     use elo_surgery::engine::cuda::{Cuda, CudaOptions};

@@ -4,6 +4,7 @@
 //! What is to be tested runs in a process of its own: the program, or this test binary with one ignored test. The latter
 //! are in modules called `inside`; `cargo test -- --ignored cuda::` outside of the fake driver skips them.
 
+mod auto;
 mod device;
 mod driver;
 mod failures;
