@@ -119,39 +119,46 @@ template <class Real> ELO_DEVICE void sums(const Sums& task) {
         double* const out = task.sums + leaf * total;
         const u64 first = leaf * LEAF + threadIdx.x;
         const u32 count = present<ROUNDS>(task.elements, first);
-        const auto base = read_base<Real, ROUNDS>(task.base_dtype, task.base, first, count);
-        auto left = base;
-        u32 pending = 0, product_place = terms;
+        // Without a base zeros: what they are subtracted from does not change, not even -0.
+        Lane<Real, ROUNDS> base = {}, left = {};
+        bool base_is_next = task.base;
+        u32 i = 0, j = 0, pending = 0, product_place = terms;
         const auto finish = [&](double sum, u32 place) {
             batch.lane[pending][threadIdx.x] = sum;
             if (threadIdx.x == 0) batch.place[pending] = place;
             pending++;
         };
         ELO_ROLL
-        for (u32 i = 0; i < terms; i++) {
-            ELO_ROLL
-            for (u32 j = i; j < terms; j++) {
-                auto right = read_lane<Real, ROUNDS>(task.term_dtype[j], task.term[j], first, count);
-                subtract_base(right, base);
-                if (j == i) {
-                    left = right;
-                    double magnitudes = 0;
-                    ELO_UNROLL
-                    for (u32 r = 0; r < ROUNDS; r++) magnitudes = add(magnitudes, (double)magnitude(left.value[r]));
-                    finish(magnitudes, i);
-                }
-                double products = 0;
-                ELO_UNROLL
-                for (u32 r = 0; r < ROUNDS; r++) {
-                    products = add(products, multiply((double)left.value[r], (double)right.value[r]));
-                }
-                finish(products, product_place++);
-                // The next pair may bring two.
-                if (pending + 2 > BATCH || product_place == total) {
-                    write_batch(batch, pending, out);
-                    pending = 0;
-                }
+        while (i < terms) {
+            // The one place that reads, for the sake of the code's size.
+            const u32 dtype = base_is_next ? task.base_dtype : task.term_dtype[j];
+            const void* const from = base_is_next ? task.base : task.term[j];
+            auto right = read_lane<Real, ROUNDS>(dtype, from, first, count);
+            if (base_is_next) {
+                base = right;
+                base_is_next = false;
+                continue;
             }
+            subtract_base(right, base);
+            if (j == i) {
+                left = right;
+                double magnitudes = 0;
+                ELO_UNROLL
+                for (u32 r = 0; r < ROUNDS; r++) magnitudes = add(magnitudes, (double)magnitude(left.value[r]));
+                finish(magnitudes, i);
+            }
+            double products = 0;
+            ELO_UNROLL
+            for (u32 r = 0; r < ROUNDS; r++) {
+                products = add(products, multiply((double)left.value[r], (double)right.value[r]));
+            }
+            finish(products, product_place++);
+            // The next pair may bring two.
+            if (pending + 2 > BATCH || product_place == total) {
+                write_batch(batch, pending, out);
+                pending = 0;
+            }
+            if (++j == terms) j = ++i;
         }
     }
 }
