@@ -1,6 +1,7 @@
 //! The program with `--device cuda`: the same files, within bounds, on the GPUs that were asked for, or a reason why not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -36,7 +37,7 @@ impl Family {
         family
     }
 
-    pub(super) fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
@@ -75,6 +76,43 @@ fn files_are_those_of_the_cpu() {
         assert_eq!(record.device(0, "dtoh"), record.device(0, "dtoh_locked"), "{words}");
         assert_eq!(record.device(0, "htod"), record.device(0, "htod_locked"), "{words}");
     }
+}
+
+/// From the oldest driver and GPU to ones that came after the kernels, and a GPU that allocates without streams.
+#[test]
+fn files_are_the_same_on_every_gpu() {
+    let family = Family::new();
+    let drivers = [
+        FakeDriver::new().capability("7.0"),
+        FakeDriver::new().version(13000).capability("12.0"),
+        FakeDriver::new().without_pools(),
+        FakeDriver::new().devices(4).capability("9.0,8.6"),
+    ];
+    for (i, driver) in drivers.into_iter().enumerate() {
+        let out = format!("out-{i}");
+        driver.program(family.chat_vector(&out).args(["--device", "cuda", "-j", "3"])).ok();
+        assert_same(&model_files(&family.path(&out)), &family.expected, &format!("{driver:?}"));
+        assert_eq!(driver.record().leaks(true), [""; 0], "{driver:?}");
+    }
+}
+
+#[test]
+fn an_interrupt_ends_the_run_and_it_can_be_resumed() {
+    let family = Family::new();
+    let driver = FakeDriver::new().latency(20_000);
+    let run = family.chat_vector("out").args(["--device", "cuda", "-j", "2"]);
+    let mut running = driver.program(run.clone()).start();
+    while !family.path(".out.elo-staging").exists() {
+        assert!(!running.is_over());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.interrupt();
+    running.finish(Duration::from_mins(2)).expect(130, &["interrupted"]);
+    assert!(!family.path("out").exists());
+    assert_eq!(driver.record().leaks(true), [""; 0]);
+    let driver = FakeDriver::new();
+    driver.program(run).ok();
+    assert_same(&model_files(&family.path("out")), &family.expected, "resumed");
 }
 
 #[test]
