@@ -231,7 +231,11 @@ impl Lane {
         if let Some(memory) = self.memory.as_ref().filter(|memory| memory.len() >= wanted) {
             return Ok(memory.len());
         }
-        self.memory = None;
+        if self.memory.take().is_some() {
+            // Memory is given back in the order of the stream: not before this is it free for the larger one.
+            let waited = self.stream.synchronize();
+            waited.map_err(|e| failed(&self.gpu.gpu.to_string(), "no memory on the GPU", e))?;
+        }
         let mut bytes = wanted;
         loop {
             // SAFETY: only what a copy or a kernel has written is read.
