@@ -171,6 +171,7 @@ impl HistogramParameters {
 }
 
 /// A blend of elements in GPU memory.
+#[derive(Clone, Copy)]
 pub(super) struct BlendAt<'a> {
     pub(super) elements: u64,
     pub(super) out: Place,

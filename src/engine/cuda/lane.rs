@@ -30,26 +30,56 @@ pub(super) struct Lane {
     stream: Arc<CudaStream>,
     done: CudaEvent,
     memory: Option<CudaSlice<u8>>,
-    /// Most bytes of `memory`: what the user allows, or what the GPU had left.
+    /// Most bytes of `memory` that the user allows.
+    bound: usize,
+    /// Most bytes of `memory` that are tried for: what the GPU had left.
     limit: usize,
+    /// Whether the GPU had too little memory for the last work.
+    no_memory: bool,
     health: CudaSlice<u64>,
     /// Where results come back to that are no tile.
     results: HostMemory,
 }
 
+/// Why there is no lane.
+pub(super) struct NoLane {
+    pub(super) error: Box<Error>,
+    /// The GPU has no memory left.
+    pub(super) full: bool,
+}
+
 impl Lane {
-    pub(super) fn new(gpu: &Arc<OpenGpu>, limit: usize) -> Result<Self> {
+    /// A lane that takes at most `bound` bytes of the GPU's memory.
+    pub(super) fn new(gpu: &Arc<OpenGpu>, bound: Option<usize>) -> Result<Self, NoLane> {
         let made = || {
             let stream = gpu.context.new_stream()?;
             let done = gpu.context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC))?;
             let health = stream.alloc_zeros(3)?;
             Ok((stream, done, health))
         };
-        let (stream, done, health) =
-            made().map_err(|e| failed(&gpu.gpu.to_string(), "no stream on the GPU", e))?;
-        let results = gpu.host_memory(health.num_bytes())?;
-        let limit = limit.saturating_sub(health.num_bytes());
-        Ok(Self { gpu: Arc::clone(gpu), stream, done, memory: None, limit, health, results })
+        let (stream, done, health) = made().map_err(|e: DriverError| {
+            let full = e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+            let error = Box::new(failed(&gpu.gpu.to_string(), "no stream on the GPU", e));
+            NoLane { error, full }
+        })?;
+        let results = gpu.host_memory(health.num_bytes());
+        let results = results.map_err(|error| NoLane { error: Box::new(error), full: false })?;
+        Ok(Self {
+            gpu: Arc::clone(gpu),
+            stream,
+            done,
+            memory: None,
+            bound: bound.map_or(usize::MAX, |bound| bound.saturating_sub(health.num_bytes())),
+            limit: usize::MAX,
+            no_memory: false,
+            health,
+            results,
+        })
+    }
+
+    /// Whether work failed because the GPU had no memory for it.
+    pub(super) fn found_no_memory(&self) -> bool {
+        self.no_memory
     }
 
     /// Computes a tile that lies in host memory.
@@ -128,6 +158,8 @@ impl Lane {
         least: usize,
         bytes: impl Fn(usize) -> usize,
     ) -> Result<usize> {
+        // Within a bound pieces become as small as it takes.
+        let least = if bytes(least.min(elements)) > self.bound { step } else { least };
         let capacity = self.reserve(bytes(elements), bytes(least.min(elements)))?;
         let mut piece = elements;
         while bytes(piece) > capacity {
@@ -139,7 +171,18 @@ impl Lane {
 
     /// Memory for `wanted` bytes, or as much as there is. Less than `least` is an error.
     fn reserve(&mut self, wanted: usize, least: usize) -> Result<usize> {
-        let wanted = wanted.min(self.limit.max(least));
+        self.no_memory = false;
+        if least > self.bound {
+            return Err(Error::Device {
+                device: self.gpu.gpu.to_string(),
+                reason: format!(
+                    "{} bytes of GPU memory a lane are too little: a piece of a tile takes {least}",
+                    self.bound
+                ),
+                hint: "allow more with `--device-memory`, or use `--device cpu`".into(),
+            });
+        }
+        let wanted = wanted.min(self.limit.max(least)).min(self.bound);
         if let Some(memory) = self.memory.as_ref().filter(|memory| memory.len() >= wanted) {
             return Ok(memory.len());
         }
@@ -161,6 +204,7 @@ impl Lane {
                     self.limit = bytes;
                 }
                 Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                    self.no_memory = true;
                     return Err(self.out_of_memory(least));
                 }
                 Err(e) => return Err(failed(&self.gpu.gpu.to_string(), "no memory on the GPU", e)),

@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -132,7 +133,7 @@ impl FakeDriver {
     pub(crate) fn inside(&self, test: &str) -> Outcome {
         let words = ["--exact", test, "--ignored", "--nocapture", "--test-threads=1"];
         let run = other(&env::current_exe().unwrap()).args(words).env(INSIDE, "1");
-        let outcome = self.program(run).run();
+        let outcome = self.program(run).patience(Duration::from_mins(10)).run();
         assert!(outcome.stdout.contains("running 1 test"), "no such test: {outcome}");
         outcome
     }

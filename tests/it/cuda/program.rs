@@ -1,6 +1,7 @@
 //! The program with `--device cuda`: the same files, within bounds, on the GPUs that were asked for, or a reason why not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -36,7 +37,7 @@ impl Family {
         family
     }
 
-    pub(super) fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
@@ -77,10 +78,49 @@ fn files_are_those_of_the_cpu() {
     }
 }
 
+/// From the oldest driver and GPU to ones that came after the kernels, and a GPU that allocates without streams.
+#[test]
+fn files_are_the_same_on_every_gpu() {
+    let family = Family::new();
+    let drivers = [
+        FakeDriver::new().capability("7.0"),
+        FakeDriver::new().version(13000).capability("12.0"),
+        FakeDriver::new().without_pools(),
+        FakeDriver::new().devices(4).capability("9.0,8.6"),
+    ];
+    for (i, driver) in drivers.into_iter().enumerate() {
+        let out = format!("out-{i}");
+        driver.program(family.chat_vector(&out).args(["--device", "cuda", "-j", "3"])).ok();
+        assert_same(&model_files(&family.path(&out)), &family.expected, &format!("{driver:?}"));
+        assert_eq!(driver.record().leaks(true), [""; 0], "{driver:?}");
+    }
+}
+
+#[test]
+fn an_interrupt_ends_the_run_and_it_can_be_resumed() {
+    let family = Family::new();
+    let driver = FakeDriver::new().latency(20_000);
+    let run = family.chat_vector("out").args(["--device", "cuda", "-j", "2"]);
+    let mut running = driver.program(run.clone()).start();
+    while !family.path(".out.elo-staging").exists() {
+        assert!(!running.is_over());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.interrupt();
+    running.finish(Duration::from_mins(2)).expect(130, &["interrupted"]);
+    assert!(!family.path("out").exists());
+    assert_eq!(driver.record().leaks(true), [""; 0]);
+    let driver = FakeDriver::new();
+    driver.program(run).ok();
+    assert_same(&model_files(&family.path("out")), &family.expected, "resumed");
+}
+
 #[test]
 fn memory_stays_within_bounds() {
     let family = Family::new();
-    for (i, (threads, limit)) in [(1, 200_000), (2, 400_000), (4, 2_000_000)].iter().enumerate() {
+    for (i, (threads, limit)) in
+        [(1, 200_000), (2, 400_000), (8, 10_000), (8, 300_000), (4, 3_000_000)].iter().enumerate()
+    {
         let driver = FakeDriver::new().devices(1 + i % 2);
         let out = format!("out-{i}");
         let run = family
@@ -92,7 +132,7 @@ fn memory_stays_within_bounds() {
         let record = driver.record();
         let peak: u64 = (0..=i % 2).map(|device| record.device(device, "peak")).sum();
         assert!(peak <= *limit, "{peak} bytes of {limit}, {threads} threads");
-        assert!(peak > limit / 4 || *limit > 1_000_000, "{peak} bytes of {limit}");
+        assert!(peak > (limit / 4).min(200_000), "{peak} bytes of {limit}");
         assert!(record.host_peak() <= 20_000_000);
     }
 }
@@ -124,6 +164,17 @@ fn a_full_gpu_gets_smaller_pieces() {
         assert_same(&model_files(&family.path(&out)), &family.expected, &out);
         assert!(driver.record().device(0, "peak") <= memory);
     }
+    // More threads than the GPU has room for wait for each other.
+    for (i, memory) in [140_000, 300_000, 1_000_000].into_iter().enumerate() {
+        let driver = FakeDriver::new().memory(memory).devices(1 + i % 2);
+        let out = format!("crowded-{i}");
+        driver.program(family.chat_vector(&out).args(["--device", "cuda", "-j", "8"])).ok();
+        assert_same(&model_files(&family.path(&out)), &family.expected, &out);
+    }
+    let driver = FakeDriver::new();
+    let run = family.chat_vector("none").args(["--device", "cuda", "--device-memory", "500"]);
+    driver.program(run).run().expect(1, &["too little", "--device-memory"]);
+    assert!(!family.path("none").exists());
     let driver = FakeDriver::new().memory(1000);
     let run = driver.program(family.chat_vector("none").with("--device", "cuda"));
     run.fails(1).expect(1, &["out of GPU memory", "nvidia-smi", "--device cpu"]);

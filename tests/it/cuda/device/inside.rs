@@ -84,28 +84,28 @@ fn resident_blends() {
     let stream = CudaContext::new(1).unwrap().new_stream().unwrap();
     let mut random = Random::new(1);
     for elements in [1, 15, 1000, 5003] {
-        let [a, b, c] = [(); 3].map(|()| random.bf16_weights(elements));
-        let places = [&a, &b, &c].map(|bytes| stream.clone_htod(bytes).unwrap());
+        let operands = [(); 3].map(|()| random.bf16_weights(elements));
+        let places = operands.each_ref().map(|bytes| stream.clone_htod(bytes).unwrap());
         stream.synchronize().unwrap();
         let dtype = &Dtype::BF16;
-        let [x, y, out] = [0, 1, 2].map(|i: usize| {
-            let address = places[i].device_ptr(&stream).0;
+        let [plus, minus, out] = places.each_ref().map(|place| {
+            let address = place.device_ptr(&stream).0;
             ResidentOperand { dtype, address }
         });
         let blend = ResidentBlend {
             elements: elements as u64,
             base: Some(out),
-            terms: &[(x, 1.0), (y, -1.0)],
+            terms: &[(plus, 1.0), (minus, -1.0)],
             lambda: 0.7,
             out,
         };
         // SAFETY: allocated above on GPU 1 and complete.
         let health = unsafe { device.blend_resident(1, &blend) }.unwrap();
         assert_eq!(health, Health::default());
-        let operand = |bytes| Operand { dtype, bytes };
-        let terms = [(operand(&a[..]), 1.0), (operand(&b[..]), -1.0)];
-        let tile = BlendTile { base: Some(operand(&c)), terms: &terms, lambda: 0.7, dtype };
-        let mut expected = vec![0; c.len()];
+        let [plus, minus, base] = operands.each_ref().map(|bytes| Operand { dtype, bytes });
+        let terms = [(plus, 1.0), (minus, -1.0)];
+        let tile = BlendTile { base: Some(base), terms: &terms, lambda: 0.7, dtype };
+        let mut expected = vec![0; base.bytes.len()];
         Reference.blend(&tile, &mut expected).unwrap();
         assert!(stream.clone_dtoh(&places[2]).unwrap() == expected, "{elements} elements");
     }

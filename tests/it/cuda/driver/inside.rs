@@ -80,16 +80,8 @@ impl Gpu {
         Self { _context: context, stream }
     }
 
-    fn alloc(&self, bytes: usize) -> u64 {
-        // SAFETY: nothing is touched.
-        unsafe { result::malloc_sync(bytes) }.unwrap()
-    }
-
-    fn chat_vector(&self) -> CUfunction {
-        kernel(SHIPPED, KERNEL).unwrap()
-    }
-
-    fn launch(&self, function: CUfunction, blend: &mut Blend) {
+    fn launch(&self, blend: &mut Blend) {
+        let function = kernel(SHIPPED, KERNEL).unwrap();
         let mut parameters = [std::ptr::from_mut(blend).cast()];
         // SAFETY: this is the kernel's parameter.
         unsafe {
@@ -102,6 +94,12 @@ impl Gpu {
         // SAFETY: the stream exists.
         unsafe { stream::synchronize(self.stream) }.unwrap();
     }
+}
+
+/// Memory of the current GPU.
+fn alloc(bytes: usize) -> u64 {
+    // SAFETY: nothing is touched.
+    unsafe { result::malloc_sync(bytes) }.unwrap()
 }
 
 fn kernel(ptx: &str, name: &str) -> Result<CUfunction, DriverError> {
@@ -235,7 +233,7 @@ fn streams_that_wait_for_each_other() {
     let gpu = Gpu::new();
     let other = stream::create(stream::StreamKind::NonBlocking).unwrap();
     let ready = event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING).unwrap();
-    let (memory, source, back) = (gpu.alloc(1000), locked(&[7; 1000]), locked(&[0; 1000]));
+    let (memory, source, back) = (alloc(1000), locked(&[7; 1000]), locked(&[0; 1000]));
     // SAFETY: the memory lives on; the waits are what is tested.
     unsafe {
         for round in 1..50 {
@@ -260,7 +258,7 @@ fn a_copy_back_that_is_not_waited_for_is_not_there() {
         return;
     }
     let gpu = Gpu::new();
-    let (memory, source, back) = (gpu.alloc(100), locked(&[7; 100]), locked(&[7; 100]));
+    let (memory, source, back) = (alloc(100), locked(&[7; 100]), locked(&[7; 100]));
     // SAFETY: the memory lives on; that it is not waited for is the point.
     unsafe {
         result::memcpy_htod_async(memory, source, gpu.stream).unwrap();
@@ -282,7 +280,7 @@ fn a_source_that_is_reused_too_early_is_lost() {
         return;
     }
     let gpu = Gpu::new();
-    let (memory, source) = (gpu.alloc(100), locked(&[1; 100]));
+    let (memory, source) = (alloc(100), locked(&[1; 100]));
     let read = || {
         let mut back = vec![0_u8; 100];
         // SAFETY: as large as the allocation.
@@ -312,7 +310,7 @@ fn a_stream_that_does_not_wait_sees_fresh_memory() {
     }
     let gpu = Gpu::new();
     let other = stream::create(stream::StreamKind::NonBlocking).unwrap();
-    let (memory, source, back) = (gpu.alloc(100), locked(&[1; 100]), locked(&[0; 100]));
+    let (memory, source, back) = (alloc(100), locked(&[1; 100]), locked(&[0; 100]));
     // SAFETY: the memory lives on; the missing wait is the point.
     unsafe {
         result::memcpy_htod_async(memory, source, gpu.stream).unwrap();
@@ -335,7 +333,7 @@ fn a_stream_that_runs_ahead_overwrites() {
     }
     let gpu = Gpu::new();
     let other = stream::create(stream::StreamKind::NonBlocking).unwrap();
-    let (memory, back) = (gpu.alloc(100), locked(&[0; 100]));
+    let (memory, back) = (alloc(100), locked(&[0; 100]));
     let (first, second) = (locked(&[1; 100]), locked(&[2; 100]));
     // SAFETY: the memory lives on; the missing wait is the point.
     unsafe {
@@ -378,7 +376,7 @@ fn copies_stay_within_an_allocation() {
         return;
     }
     let gpu = Gpu::new();
-    let (memory, beside) = (gpu.alloc(1000), gpu.alloc(1000));
+    let (memory, beside) = (alloc(1000), alloc(1000));
     assert!(memory.is_multiple_of(16));
     let mut host = vec![0_u8; 1001];
     // SAFETY: what is wrong is refused.
@@ -403,15 +401,15 @@ fn copies_stay_within_an_allocation() {
 }
 
 /// Operands of `elements`, of which the first term has `first`, the result `out`.
-fn operands(gpu: &Gpu, elements: usize, first: usize, out: usize) -> Blend {
-    let health = gpu.alloc(24);
+fn operands(elements: usize, first: usize, out: usize) -> Blend {
+    let health = alloc(24);
     let [x0, x1, base] = [first, elements, elements].map(|count| {
-        let operand = gpu.alloc(count * 2);
+        let operand = alloc(count * 2);
         // SAFETY: as large as the allocation.
         unsafe { result::memset_d8_sync(operand, 0, count * 2) }.unwrap();
         operand
     });
-    Blend::new(elements, gpu.alloc(out * 2), base, [x0, x1], health)
+    Blend::new(elements, alloc(out * 2), base, [x0, x1], health)
 }
 
 #[test]
@@ -421,8 +419,8 @@ fn a_kernel_that_reads_too_far() {
         return;
     }
     let gpu = Gpu::new();
-    let mut blend = operands(&gpu, 1000, 992, 1000);
-    gpu.launch(gpu.chat_vector(), &mut blend);
+    let mut blend = operands(1000, 992, 1000);
+    gpu.launch(&mut blend);
     gpu.wait();
 }
 
@@ -434,8 +432,8 @@ fn a_kernel_that_writes_too_far() {
     }
     let gpu = Gpu::new();
     // Three elements too many, which the last sixteen bytes still hold.
-    let mut blend = operands(&gpu, 1000, 1000, 997);
-    gpu.launch(gpu.chat_vector(), &mut blend);
+    let mut blend = operands(1000, 1000, 997);
+    gpu.launch(&mut blend);
     // SAFETY: allocated above.
     unsafe { result::free_sync(blend.out) }.unwrap();
 }
@@ -447,10 +445,10 @@ fn a_kernel_on_freed_memory() {
         return;
     }
     let gpu = Gpu::new();
-    let mut blend = operands(&gpu, 1000, 1000, 1000);
+    let mut blend = operands(1000, 1000, 1000);
     // SAFETY: allocated above; the use that follows is the point.
     unsafe { result::free_sync(blend.base) }.unwrap();
-    gpu.launch(gpu.chat_vector(), &mut blend);
+    gpu.launch(&mut blend);
     gpu.wait();
 }
 
@@ -460,12 +458,12 @@ fn memory_of_another_gpu() {
     if !is_inside("memory_of_another_gpu") {
         return;
     }
-    let other = Gpu::numbered(1);
-    let base = other.alloc(2000);
+    let _other = Gpu::numbered(1);
+    let base = alloc(2000);
     let gpu = Gpu::new();
-    let mut blend = operands(&gpu, 1000, 1000, 1000);
+    let mut blend = operands(1000, 1000, 1000);
     blend.base = base;
-    gpu.launch(gpu.chat_vector(), &mut blend);
+    gpu.launch(&mut blend);
 }
 
 #[test]
@@ -479,7 +477,7 @@ fn a_megabyte_is_a_megabyte() {
     let gpu = Gpu::new();
     let total = 1 << 20;
     assert_eq!(result::mem_get_info().unwrap(), (total, total));
-    let first = gpu.alloc(total - 10);
+    let first = alloc(total - 10);
     assert_eq!(result::mem_get_info().unwrap(), (10, total));
     // SAFETY: nothing is touched.
     unsafe {
@@ -514,7 +512,7 @@ fn something_is_kept() {
         return;
     }
     let gpu = Gpu::new();
-    let (memory, freed, host) = (gpu.alloc(1000), gpu.alloc(500), locked(&[1; 70]));
+    let (memory, freed, host) = (alloc(1000), alloc(500), locked(&[1; 70]));
     // SAFETY: the memory lives on.
     unsafe {
         result::free_sync(freed).unwrap();
