@@ -16,6 +16,12 @@ fn conforms_on_one_gpu_and_on_two() {
     }
 }
 
+/// What NVRTC made of the kernels, with the NaNs that GPUs make.
+#[test]
+fn the_shipped_ptx_conforms() {
+    FakeDriver::with_ptx().passes(&test("the_suite"));
+}
+
 #[test]
 fn conforms_in_any_order_of_streams() {
     let small = test("whole_plans");
