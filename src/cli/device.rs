@@ -68,11 +68,34 @@ impl DeviceChoice {
         }
     }
 
-    /// Tells of a device that cannot be had before anything else is done.
-    pub(super) fn check(&self) -> Result<(), Failure> {
+    /// Tells of a device that cannot be had before anything else is done. `memory` is a bound on that of GPUs.
+    pub(super) fn check(&self, memory: Option<u64>) -> Result<(), Failure> {
+        match (self, memory) {
+            (Self::Cuda(_), _) => self.names().map(drop),
+            (Self::Cpu, Some(_)) => Err(Failure::usage(
+                "`--device-memory` bounds what is taken of GPUs, and `--device cpu` uses none",
+                "leave one of them out",
+            )),
+            (Self::Auto | Self::Cpu, _) => Ok(()),
+        }
+    }
+
+    /// What will compute the plan, as far as that is known before.
+    pub(super) fn foresee(&self, plan: &Plan) -> Result<String, Failure> {
+        Ok(match self {
+            Self::Cuda(_) => self.names()?.join(", "),
+            Self::Auto if plan.cost().computed >= WORTH_A_GPU => {
+                format!("{}, or GPUs if they prove faster", Simd::new().name())
+            }
+            Self::Auto | Self::Cpu => Simd::new().name(),
+        })
+    }
+
+    /// The GPUs that are meant; none unless GPUs are asked for.
+    fn names(&self) -> Result<Vec<String>, Failure> {
         match self {
             Self::Cuda(numbers) => present(numbers).map_err(|error| self.explain(error)),
-            Self::Auto | Self::Cpu => Ok(()),
+            Self::Auto | Self::Cpu => Ok(Vec::new()),
         }
     }
 
@@ -159,8 +182,8 @@ mod with_cuda {
     use crate::engine::cuda::{self, Cuda, CudaOptions};
     use crate::error::Result;
 
-    pub(super) fn present(numbers: &[u32]) -> Result<()> {
-        cuda::check(numbers).map(drop)
+    pub(super) fn present(numbers: &[u32]) -> Result<Vec<String>> {
+        Ok(cuda::check(numbers)?.iter().map(ToString::to_string).collect())
     }
 
     pub(super) fn start(
@@ -190,7 +213,7 @@ mod with_cuda {
         })
     }
 
-    pub(super) fn present(_: &[u32]) -> Result<()> {
+    pub(super) fn present(_: &[u32]) -> Result<Vec<String>> {
         not_built()
     }
 

@@ -85,7 +85,7 @@ fn undo(root: &Path, session: &Session) -> Result<(), Failure> {
 }
 
 fn in_place(verb: &Inject, root: &Path, session: &Session) -> Result<(), Failure> {
-    verb.how.device.check()?;
+    verb.how.device.check(verb.how.device_memory)?;
     let Planned { plan, origins, .. } = verb.planned(session)?;
     let budget = verb.how.budget(&plan)?;
     if verb.how.dry_run {

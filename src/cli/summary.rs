@@ -55,6 +55,7 @@ pub(super) fn dry_run(
     out: &Path,
     replaces: bool,
     budget: Budget,
+    device: &str,
     session: &Session,
 ) -> Result<(), Failure> {
     let exists = std::fs::symlink_metadata(out).is_ok();
@@ -67,6 +68,7 @@ pub(super) fn dry_run(
             "out_exists": exists,
             "cost": plan.cost(),
             "memory": budget,
+            "device": device,
             "sidecars": sidecars,
             "notes": plan.notes,
             "plan": plan.digest(),
@@ -83,6 +85,7 @@ pub(super) fn dry_run(
         counted(budget.threads as u64, "thread"),
         size(budget.tile)
     );
+    let _ = writeln!(text, "  device   {device}");
     session.print(&text)?;
     notes(&plan.notes, session);
     if exists && !replaces {

@@ -115,7 +115,7 @@ pub(super) trait Surgical {
 
     /// Plans and carries out.
     fn run(&self, session: &Session) -> Result<(), Failure> {
-        self.how().device.check()?;
+        self.how().device.check(self.how().device_memory)?;
         let planned = self.planned(session)?;
         carry_out(&planned, self.how(), Self::FULL_FORM, session)
     }
@@ -211,7 +211,8 @@ pub(super) fn carry_out(
     };
     let budget = how.budget(plan)?;
     if how.dry_run {
-        return summary::dry_run(plan, out, how.overwrite, budget, session);
+        let device = how.device.foresee(plan)?;
+        return summary::dry_run(plan, out, how.overwrite, budget, &device, session);
     }
     let execution = how.execution(out.clone(), budget);
     let chosen = how.device.open(plan, how.device_memory, budget.threads)?;

@@ -1,5 +1,20 @@
 // What stands behind the driver's functions: devices with memory of their own, streams whose work is put off until
 // something waits for it, and the record of all that happened.
+//
+// The environment says what machine it is; values in brackets are those it has otherwise, (*) takes one value a GPU, by commas:
+//   FAKE_CUDA_DEVICES      GPUs [1]; CUDA_VISIBLE_DEVICES hides and orders them, as ever
+//   FAKE_CUDA_DRIVER       the driver's CUDA version [12000]
+//   FAKE_CUDA_CAPABILITY   compute capability [9.0] (*)
+//   FAKE_CUDA_MEMORY       bytes of a GPU [1073741824] (*)
+//   FAKE_CUDA_POOLS        whether it allocates in the order of streams [1] (*)
+//   FAKE_CUDA_HOST_MEMORY  bytes of the host that may be page-locked [all]
+//   FAKE_CUDA_INIT         what cuInit gives [0]
+//   FAKE_CUDA_FAIL         FUNCTION:N:CODE,...: call N of a function gives this error; N+: and those after it;
+//                          FUNCTION@GPU: only calls while that GPU's context is current
+//   FAKE_CUDA_ORDER        when work is done: `lazy`, not before it is waited for [lazy]; `eager`, other streams first; a number,
+//                          by chance with this seed
+//   FAKE_CUDA_LATENCY_US   microseconds of a copy [0]
+//   FAKE_CUDA_LOG          file for the record, one JSON object, written when the process ends
 #pragma once
 
 #include <sys/mman.h>

@@ -228,7 +228,7 @@ fn check(device: &dyn Device, case: &Case) {
 }
 
 /// The suite: panics unless the device gives the reference's bytes and counts.
-pub(crate) fn conforms(device: &dyn Device) {
+fn conforms(device: &dyn Device) {
     every_pattern_converts_to_every_dtype(device);
     shapes_of_one_dtype(device);
     mixes_of_dtypes(device);

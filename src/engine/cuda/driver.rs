@@ -7,6 +7,7 @@
 )]
 
 use std::ffi::c_int;
+use std::fmt;
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -68,6 +69,12 @@ pub struct Gpu {
     pub memory: u64,
     /// Compute capability.
     pub capability: (i32, i32),
+}
+
+impl fmt::Display for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{} ({})", self.index, self.name)
+    }
 }
 
 /// The GPUs of this machine that the kernels run on, by number.

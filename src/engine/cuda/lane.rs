@@ -42,7 +42,7 @@ pub(super) struct OpenGpu {
 
 impl OpenGpu {
     pub(super) fn open(gpu: Gpu) -> Result<Self> {
-        let name = label(&gpu);
+        let name = gpu.to_string();
         let context = CudaContext::new(gpu.index as usize)
             .map_err(|e| failed(&name, "no context on the GPU", e))?;
         // SAFETY: every lane has its own memory and one stream, and waits for it before anything is reused.
@@ -62,10 +62,6 @@ impl OpenGpu {
         Ok(Self { gpu, context, functions, multiprocessors: multiprocessors.unsigned_abs() })
     }
 
-    pub(super) fn label(&self) -> String {
-        label(&self.gpu)
-    }
-
     /// Page-locked memory of the host, which every GPU copies from and to without a detour.
     pub(super) fn host_memory(&self, bytes: usize) -> Result<PageLocked> {
         let allocated = self.context.bind_to_thread().and_then(|()| {
@@ -78,12 +74,12 @@ impl OpenGpu {
                 Ok(PageLocked { context, start: start.cast(), len: bytes })
             }
             Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(Error::Device {
-                device: self.label(),
+                device: self.gpu.to_string(),
                 reason: format!("{bytes} bytes of page-locked host memory are not to be had"),
                 hint: "bound it with `--memory`, use fewer `--threads`, or raise `ulimit -l`"
                     .into(),
             }),
-            Err(e) => Err(failed(&self.label(), "no page-locked host memory", e)),
+            Err(e) => Err(failed(&self.gpu.to_string(), "no page-locked host memory", e)),
         }
     }
 
@@ -143,7 +139,7 @@ impl Lane {
             Ok((stream, done, health))
         };
         let (stream, done, health) =
-            made().map_err(|e| failed(&gpu.label(), "no stream on the GPU", e))?;
+            made().map_err(|e| failed(&gpu.gpu.to_string(), "no stream on the GPU", e))?;
         let counts = gpu.host_memory(3 * size_of::<u64>())?;
         let limit = limit.saturating_sub(health.num_bytes());
         Ok(Self { gpu: Arc::clone(gpu), stream, done, memory: None, limit, health, counts })
@@ -235,7 +231,11 @@ impl Lane {
         if let Some(memory) = self.memory.as_ref().filter(|memory| memory.len() >= wanted) {
             return Ok(memory.len());
         }
-        self.memory = None;
+        if self.memory.take().is_some() {
+            // Memory is given back in the order of the stream: not before this is it free for the larger one.
+            let waited = self.stream.synchronize();
+            waited.map_err(|e| failed(&self.gpu.gpu.to_string(), "no memory on the GPU", e))?;
+        }
         let mut bytes = wanted;
         loop {
             // SAFETY: only what a copy or a kernel has written is read.
@@ -251,7 +251,7 @@ impl Lane {
                 Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                     return Err(self.out_of_memory(least));
                 }
-                Err(e) => return Err(failed(&self.gpu.label(), "no memory on the GPU", e)),
+                Err(e) => return Err(failed(&self.gpu.gpu.to_string(), "no memory on the GPU", e)),
             }
         }
     }
@@ -262,7 +262,7 @@ impl Lane {
             Err(e) => described(e),
         };
         Error::Device {
-            device: self.gpu.label(),
+            device: self.gpu.gpu.to_string(),
             reason: format!("out of GPU memory: a piece of a tile takes {least} bytes, {free}"),
             hint: "end other programs that use the GPU (`nvidia-smi` lists them), use fewer `--threads`, or use \
                    `--device cpu`"
@@ -383,7 +383,7 @@ impl Lane {
     /// Waits for all that was started, even if something failed: until then it touches the caller's memory.
     fn end(&self, sent: Result<(), DriverError>) -> Result<()> {
         let ended = self.wait();
-        sent.and(ended).map_err(|e| failed(&self.gpu.label(), "the GPU failed at work", e))
+        sent.and(ended).map_err(|e| failed(&self.gpu.gpu.to_string(), "the GPU failed at work", e))
     }
 
     fn health_address(&self) -> u64 {
@@ -476,10 +476,6 @@ impl Drop for PageLocked {
         // SAFETY: allocated by the driver, given back once. Lanes wait for their copies before they let go of memory.
         let _ = unsafe { result::free_host(self.start.cast()) };
     }
-}
-
-fn label(gpu: &Gpu) -> String {
-    format!("cuda:{} ({})", gpu.index, gpu.name)
 }
 
 /// A failure of the driver in the middle of work.

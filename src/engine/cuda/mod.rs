@@ -82,8 +82,7 @@ pub fn check(numbers: &[u32]) -> Result<Vec<Gpu>> {
 fn pick(present: &[Gpu], number: u32) -> Result<Gpu> {
     let found = present.iter().find(|gpu| gpu.index == number);
     found.cloned().ok_or_else(|| {
-        let list: Vec<String> =
-            present.iter().map(|gpu| format!("cuda:{} ({})", gpu.index, gpu.name)).collect();
+        let list: Vec<String> = present.iter().map(ToString::to_string).collect();
         Error::Device {
             device: format!("cuda:{number}"),
             reason: "there is no such GPU".into(),
@@ -94,13 +93,8 @@ fn pick(present: &[Gpu], number: u32) -> Result<Gpu> {
 
 impl Device for Cuda {
     fn name(&self) -> String {
-        match self.gpus.as_slice() {
-            [gpu] => gpu.label(),
-            gpus => {
-                let names: Vec<String> = gpus.iter().map(|gpu| gpu.label()).collect();
-                names.join(", ")
-            }
-        }
+        let names: Vec<String> = self.gpus.iter().map(|open| open.gpu.to_string()).collect();
+        names.join(", ")
     }
 
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health> {

@@ -70,7 +70,7 @@ impl Cuda {
             reason: "this GPU was not started".into(),
             hint: "name it in `CudaOptions::gpus`".into(),
         })?;
-        check_terms(terms.len(), &self.gpus[opened].label())?;
+        check_terms(terms.len(), &self.gpus[opened].gpu.to_string())?;
         for operand in base.iter().chain(terms.iter().map(|(place, _)| place)) {
             check_overlap(operand, &out, blend.elements)?;
         }

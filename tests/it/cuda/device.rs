@@ -11,8 +11,10 @@ fn test(name: &str) -> String {
 #[test]
 fn conforms_on_one_gpu_and_on_two() {
     for count in [1, 2] {
-        let record = FakeDriver::new().devices(count).passes(&test("the_suite"));
-        assert_eq!(record.leaks(true), [""; 0]);
+        for suite in ["conformance::cuda", "devices::cuda"] {
+            let record = FakeDriver::new().devices(count).passes(suite);
+            assert_eq!(record.leaks(true), [""; 0], "{suite}");
+        }
     }
 }
 

@@ -27,15 +27,14 @@ fn fails_cleanly(family: &Family, rule: &str, may_succeed: bool) -> Vec<String> 
     let out = family.path("out");
     let outcome = FakeDriver::new().fail(rule).program(run(family, "out")).run();
     let succeeded = outcome.code() == Some(0);
+    let says_why = outcome.stderr.contains("CUDA_ERROR") && outcome.stderr.contains("hint:");
     if outcome.signal().is_some() || outcome.panicked() {
         problems.push(format!("{rule}: {outcome}"));
     } else if succeeded && !may_succeed {
         problems.push(format!("{rule} was not noticed: {outcome}"));
     } else if !succeeded && (outcome.code() != Some(1) || out.exists()) {
         problems.push(format!("{rule}: no clean failure: {outcome}"));
-    } else if !succeeded
-        && !(outcome.stderr.contains("CUDA_ERROR") && outcome.stderr.contains("hint:"))
-    {
+    } else if !succeeded && !says_why {
         problems.push(format!("{rule}: says too little: {outcome}"));
     }
     if !succeeded {

@@ -80,7 +80,7 @@ impl FakeDriver {
         Self { library, knobs: Vec::new(), record }
     }
 
-    fn set(mut self, name: &str, value: impl ToString) -> Self {
+    fn set(mut self, name: &str, value: &(impl ToString + ?Sized)) -> Self {
         self.knobs.retain(|(old, _)| old != name);
         self.knobs.push((name.to_owned(), value.to_string()));
         self
@@ -88,12 +88,12 @@ impl FakeDriver {
 
     /// How many GPUs. None: `cuInit` refuses.
     pub(crate) fn devices(self, count: usize) -> Self {
-        self.set("FAKE_CUDA_DEVICES", count)
+        self.set("FAKE_CUDA_DEVICES", &count)
     }
 
     /// The CUDA version of the driver: 11040 is 11.4.
     pub(crate) fn version(self, version: u32) -> Self {
-        self.set("FAKE_CUDA_DRIVER", version)
+        self.set("FAKE_CUDA_DRIVER", &version)
     }
 
     /// The compute capability, `7.0`; several by commas, one a GPU.
@@ -103,22 +103,22 @@ impl FakeDriver {
 
     /// Bytes of memory of each GPU.
     pub(crate) fn memory(self, bytes: u64) -> Self {
-        self.set("FAKE_CUDA_MEMORY", bytes)
+        self.set("FAKE_CUDA_MEMORY", &bytes)
     }
 
     /// Bytes of host memory that may be page-locked.
     pub(crate) fn host_memory(self, bytes: u64) -> Self {
-        self.set("FAKE_CUDA_HOST_MEMORY", bytes)
+        self.set("FAKE_CUDA_HOST_MEMORY", &bytes)
     }
 
     /// A GPU that cannot allocate in the order of a stream.
     pub(crate) fn without_pools(self) -> Self {
-        self.set("FAKE_CUDA_POOLS", 0)
+        self.set("FAKE_CUDA_POOLS", &0)
     }
 
     /// What `cuInit` gives.
     pub(crate) fn init(self, code: u32) -> Self {
-        self.set("FAKE_CUDA_INIT", code)
+        self.set("FAKE_CUDA_INIT", &code)
     }
 
     /// `FUNCTION:N:CODE`: the Nth call of a function gives this error; `N+`: and all that follow; `FUNCTION@1`: only
@@ -129,13 +129,13 @@ impl FakeDriver {
 
     /// Microseconds that each copy takes.
     pub(crate) fn latency(self, microseconds: u64) -> Self {
-        self.set("FAKE_CUDA_LATENCY_US", microseconds)
+        self.set("FAKE_CUDA_LATENCY_US", &microseconds)
     }
 
     pub(crate) fn order(self, order: Order) -> Self {
         match order {
             Order::OthersFirst => self.set("FAKE_CUDA_ORDER", "eager"),
-            Order::Shuffled(seed) => self.set("FAKE_CUDA_ORDER", seed),
+            Order::Shuffled(seed) => self.set("FAKE_CUDA_ORDER", &seed),
         }
     }
 

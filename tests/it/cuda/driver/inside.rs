@@ -372,12 +372,13 @@ fn an_event_is_asked_twice() {
 #[test]
 #[ignore = "runs inside the fake driver: see super"]
 fn copies_stay_within_an_allocation() {
+    const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
+
     if !is_inside("copies_stay_within_an_allocation") {
         return;
     }
-    const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
     let gpu = Gpu::new();
-    let (memory, _beside) = (gpu.alloc(1000), gpu.alloc(1000));
+    let (memory, beside) = (gpu.alloc(1000), gpu.alloc(1000));
     assert!(memory.is_multiple_of(16));
     let mut host = vec![0_u8; 1001];
     // SAFETY: what is wrong is refused.
@@ -394,9 +395,9 @@ fn copies_stay_within_an_allocation() {
         assert_eq!(code(result::memcpy_htod_sync(memory, &host[..1])), INVALID);
         let page_locked = locked(&[0; 100]);
         let beyond = std::slice::from_raw_parts(page_locked.as_ptr(), 101);
-        assert_eq!(code(result::memcpy_htod_async(_beside, beyond, gpu.stream)), INVALID);
+        assert_eq!(code(result::memcpy_htod_async(beside, beyond, gpu.stream)), INVALID);
         result::ctx::set_current(std::ptr::null_mut()).unwrap();
-        let nowhere = code(result::memcpy_htod_sync(_beside, &host[..1]));
+        let nowhere = code(result::memcpy_htod_sync(beside, &host[..1]));
         assert_eq!(nowhere, CUresult::CUDA_ERROR_INVALID_CONTEXT);
     }
 }
@@ -470,10 +471,11 @@ fn memory_of_another_gpu() {
 #[test]
 #[ignore = "runs inside the fake driver: see super"]
 fn a_megabyte_is_a_megabyte() {
+    const FULL: CUresult = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+
     if !is_inside("a_megabyte_is_a_megabyte") {
         return;
     }
-    const FULL: CUresult = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
     let gpu = Gpu::new();
     let total = 1 << 20;
     assert_eq!(result::mem_get_info().unwrap(), (total, total));
@@ -531,7 +533,10 @@ fn ptx(version: &str, target: &str) -> String {
 #[test]
 #[ignore = "runs inside the fake driver: see super"]
 fn modules_of_all_kinds() {
-    use CUresult::*;
+    use CUresult::{
+        CUDA_ERROR_INVALID_IMAGE, CUDA_ERROR_INVALID_PTX, CUDA_ERROR_NO_BINARY_FOR_GPU,
+        CUDA_ERROR_NOT_FOUND, CUDA_ERROR_UNSUPPORTED_PTX_VERSION, CUDA_SUCCESS,
+    };
 
     if !is_inside("modules_of_all_kinds") {
         return;
@@ -572,7 +577,9 @@ fn modules_for_newer_gpus() {
 #[test]
 #[ignore = "runs inside the fake driver: see super"]
 fn failures_are_counted_and_some_stay() {
-    use CUresult::*;
+    use CUresult::{
+        CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_OUT_OF_MEMORY, CUDA_ERROR_UNKNOWN, CUDA_SUCCESS,
+    };
 
     if !is_inside("failures_are_counted_and_some_stay") {
         return;
