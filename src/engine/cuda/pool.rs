@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::lane::{Lane, OpenGpu};
+use super::gpu::OpenGpu;
+use super::lane::Lane;
 use crate::error::Result;
 
 pub(super) struct Pool {
@@ -44,47 +45,60 @@ impl Pool {
         gpu: Option<usize>,
         work: impl FnOnce(&mut Lane) -> Result<T>,
     ) -> Result<T> {
-        let (gpu, mut lane) = self.take(gpu)?;
-        let result = work(&mut lane);
-        if result.is_ok() {
-            self.state().free.push_back((gpu, lane));
-        } else {
-            drop(lane);
-            self.state().made[gpu] -= 1;
-        }
-        self.returned.notify_all();
-        result
+        let mut place = self.take(gpu);
+        let open = &self.gpus[place.gpu];
+        let _entered = open.enter()?;
+        // Starting one takes the driver a while; the others go on.
+        let mut lane = match place.lane.take() {
+            Some(lane) => lane,
+            None => Lane::new(open, self.limit)?,
+        };
+        let result = work(&mut lane)?;
+        place.lane = Some(lane);
+        Ok(result)
     }
 
-    fn take(&self, wanted: Option<usize>) -> Result<(usize, Lane)> {
+    /// Waits for a free lane, or for room for a new one.
+    fn take(&self, wanted: Option<usize>) -> Place<'_> {
         let mut state = self.state();
-        let gpu = loop {
+        loop {
             let fits = |gpu: usize| wanted.is_none_or(|wanted| wanted == gpu);
             let free = state.free.iter().position(|(gpu, _)| fits(*gpu));
-            if let Some(lane) = free.and_then(|at| state.free.remove(at)) {
-                return Ok(lane);
+            if let Some((gpu, lane)) = free.and_then(|at| state.free.remove(at)) {
+                return Place { pool: self, gpu, lane: Some(lane) };
             }
             let fewest = (0..self.gpus.len()).min_by_key(|&gpu| state.made[gpu]).unwrap_or(0);
             let gpu = wanted.unwrap_or(fewest);
             // One lane a GPU is always allowed: a caller may insist on a GPU whose lanes went to others.
             if state.made.iter().sum::<usize>() < self.most || state.made[gpu] == 0 {
-                break gpu;
+                state.made[gpu] += 1;
+                return Place { pool: self, gpu, lane: None };
             }
             state = self.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
-        };
-        state.made[gpu] += 1;
-        drop(state);
-        // Starting one takes the driver a while; the others go on.
-        let made = Lane::new(&self.gpus[gpu], self.limit);
-        if made.is_err() {
-            self.state().made[gpu] -= 1;
-            self.returned.notify_all();
         }
-        made.map(|lane| (gpu, lane))
     }
 
     /// A worker that panicked holds its lane; the list of the others is whole.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to one lane of a GPU. What it holds on drop is free for others; if it is empty, another may be made, also after a panic.
+struct Place<'a> {
+    pool: &'a Pool,
+    gpu: usize,
+    lane: Option<Lane>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        match self.lane.take() {
+            Some(lane) => state.free.push_back((self.gpu, lane)),
+            None => state.made[self.gpu] -= 1,
+        }
+        drop(state);
+        self.pool.returned.notify_all();
     }
 }
