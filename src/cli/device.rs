@@ -119,7 +119,7 @@ impl DeviceChoice {
                 size(computed)
             ))),
             Self::Auto => Ok(Chosen {
-                device: Box::new(Auto::new(move || start(&[], memory, lanes))),
+                device: Box::new(Auto::new(lanes, move || start(&[], memory, lanes))),
                 reason: String::new(),
             }),
         }

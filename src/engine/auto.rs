@@ -6,25 +6,29 @@
 
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::device::{BlendTile, Device, Health};
+use super::device::{BlendTile, Device, Health, HostMemory};
 use super::simd::Simd;
 use super::sweep::{Digit, SweepTile};
 use crate::error::{Error, Result};
 
-/// Tiles of each trial that do not count: the first ones allocate and warm up.
-const IGNORED: u64 = 32;
-/// Tiles of each trial that do.
-const COUNTED: u64 = 64;
+/// Tiles of each trial that do not count, for each worker: the first ones allocate and warm up.
+const IGNORED: u64 = 4;
+/// Tiles of each trial that do, for each worker.
+const COUNTED: u64 = 8;
+/// Workers that are reckoned with at least: a few tiles say little.
+const FEWEST: u64 = 8;
 /// The GPU goes on if it takes less than this part of the CPU's time.
 const GAIN: f64 = 0.95;
 
 /// The device that is the CPU until a GPU proves faster.
 pub struct Auto {
     cpu: Simd,
+    workers: u64,
     shared: Arc<Shared>,
+    start: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -72,16 +76,14 @@ struct Meter {
 }
 
 impl Meter {
-    fn add(&mut self, bytes: u64, time: Duration) {
+    /// Says whether that is enough.
+    fn add(&mut self, bytes: u64, time: Duration, workers: u64) -> bool {
         self.tiles += 1;
-        if self.tiles > IGNORED {
+        if self.tiles > IGNORED * workers {
             self.bytes += bytes;
             self.time += time;
         }
-    }
-
-    fn is_full(&self) -> bool {
-        self.tiles >= IGNORED + COUNTED
+        self.tiles >= (IGNORED + COUNTED) * workers
     }
 
     /// Bytes of the result a second and worker.
@@ -92,11 +94,13 @@ impl Meter {
 }
 
 impl Auto {
-    /// Starts a GPU with `start`, in the background.
-    pub fn new(start: impl FnOnce() -> Result<Box<dyn Device>> + Send + 'static) -> Self {
+    /// Starts a GPU with `start`, in the background. `workers` is how many tiles are at work at once.
+    pub fn new(
+        workers: usize,
+        start: impl FnOnce() -> Result<Box<dyn Device>> + Send + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        // Nobody waits for it: a run that ends first does not need it.
         let started =
             thread::Builder::new().name("start-gpu".into()).spawn(move || match start() {
                 Ok(gpu) => {
@@ -105,10 +109,11 @@ impl Auto {
                 }
                 Err(error) => theirs.give_up(&error),
             });
-        if let Err(e) = started {
+        if let Err(e) = &started {
             shared.decide(false, format!("no thread to start the GPU: {e}"), true);
         }
-        Self { cpu: Simd::new(), shared }
+        let workers = FEWEST.max(workers as u64);
+        Self { cpu: Simd::new(), workers, shared, start: started.ok() }
     }
 
     /// What has come of the choice so far.
@@ -124,6 +129,17 @@ impl Auto {
             _ => &self.cpu,
         };
         Pick { device, auto: Some((self, phase)) }
+    }
+
+    /// Does it on the device of the moment, and on the CPU if that fails. What fails has changed nothing.
+    fn on<T>(&self, mut work: impl FnMut(&dyn Device) -> Result<T>) -> Result<T> {
+        let mut pick = self.pick();
+        loop {
+            match work(pick.device) {
+                Err(error) => pick = pick.instead(&error).ok_or(error)?,
+                done => return done,
+            }
+        }
     }
 
     fn current(&self) -> &dyn Device {
@@ -158,19 +174,36 @@ impl Device for Auto {
     }
 
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health> {
-        self.current().blend(tile, out)
+        self.on(|device| device.blend(tile, out))
     }
 
     fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()> {
-        self.current().sums(tile, sums)
+        self.on(|device| device.sums(tile, sums))
     }
 
     fn histogram(&self, tile: &SweepTile<'_>, digit: Digit, counts: &mut [u64]) -> Result<()> {
-        self.current().histogram(tile, digit, counts)
+        self.on(|device| device.histogram(tile, digit, counts))
+    }
+
+    fn memory(&self, bytes: usize) -> Result<HostMemory> {
+        self.on(|device| device.memory(bytes))
+    }
+
+    fn wants_own_memory(&self) -> bool {
+        self.current().wants_own_memory()
     }
 
     fn as_auto(&self) -> Option<&Auto> {
         Some(self)
+    }
+}
+
+impl Drop for Auto {
+    /// The driver takes itself down when the process ends: nobody may be in it then.
+    fn drop(&mut self) {
+        if let Some(start) = self.start.take() {
+            let _ = start.join();
+        }
     }
 }
 
@@ -197,14 +230,12 @@ impl<'a> Pick<'a> {
         }
         match phase {
             Phase::TryGpu => {
-                state.gpu.add(bytes, time);
-                if state.gpu.is_full() {
+                if state.gpu.add(bytes, time, auto.workers) {
                     state.phase = Phase::TryCpu;
                 }
             }
             Phase::TryCpu => {
-                state.cpu.add(bytes, time);
-                if state.cpu.is_full() {
+                if state.cpu.add(bytes, time, auto.workers) {
                     let (gpu, cpu) = (state.gpu.rate(), state.cpu.rate());
                     drop(state);
                     auto.decide(gpu, cpu);
@@ -275,7 +306,7 @@ mod tests {
 
     /// With the GPU started.
     fn started() -> Auto {
-        let auto = Auto::new(|| Ok(Box::new(Gpu)));
+        let auto = Auto::new(1, || Ok(Box::new(Gpu)));
         while auto.shared.state().phase == Phase::Starting {
             thread::yield_now();
         }
@@ -311,7 +342,7 @@ mod tests {
     #[test]
     fn first_tiles_do_not_count() {
         let auto = started();
-        for _ in 0..IGNORED {
+        for _ in 0..IGNORED * FEWEST {
             auto.pick().took(1 << 20, Duration::from_secs(100));
         }
         decide(&auto, 1, 2);
@@ -320,7 +351,7 @@ mod tests {
 
     #[test]
     fn tiles_of_another_phase_do_not_count() {
-        let auto = Auto::new(|| Err(failure()));
+        let auto = Auto::new(1, || Err(failure()));
         let early = auto.pick();
         let auto = started();
         let stale = Pick { device: early.device, auto: Some((&auto, Phase::TryCpu)) };
@@ -332,7 +363,7 @@ mod tests {
 
     #[test]
     fn what_does_not_start_leaves_the_work_to_the_cpu() {
-        let auto = Auto::new(|| Err(failure()));
+        let auto = Auto::new(1, || Err(failure()));
         while auto.shared.state().phase == Phase::Starting {
             thread::yield_now();
         }

@@ -307,6 +307,7 @@ fn apply(
         sources: &sources,
         device,
         allow_nonfinite: options.allow_nonfinite,
+        tile: usize::try_from(options.tile).unwrap_or(usize::MAX),
     };
     let mut scratch = Scratch::default();
     for range in &change.ranges {

@@ -186,6 +186,7 @@ impl<'a> Run<'a> {
             sources: &shard.sources,
             device: self.device,
             allow_nonfinite: self.options.allow_nonfinite,
+            tile: usize::try_from(self.options.tile).unwrap_or(usize::MAX),
         };
         if let Some(changes) = &shard.changes {
             for change in changes {

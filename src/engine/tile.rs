@@ -47,10 +47,11 @@ struct Operands {
 struct Held(Option<HostMemory>);
 
 impl Held {
-    fn bytes(&mut self, device: &dyn Device, len: usize) -> Result<&mut [u8]> {
+    /// At once for a whole tile, and the elements that reach over its ends: memory of devices is slow to come by.
+    fn bytes(&mut self, device: &dyn Device, len: usize, tile: usize) -> Result<&mut [u8]> {
         let memory = match self.0.take().filter(|memory| memory.len() >= len) {
             Some(memory) => memory,
-            None => device.memory(len)?,
+            None => device.memory(len.max(tile + 4096))?,
         };
         Ok(&mut self.0.insert(memory)[..len])
     }
@@ -65,6 +66,8 @@ pub(super) struct Filler<'a> {
     pub(super) sources: &'a Sources,
     pub(super) device: &'a dyn Device,
     pub(super) allow_nonfinite: bool,
+    /// Most bytes that are filled at once.
+    pub(super) tile: usize,
 }
 
 impl Filler<'_> {
@@ -88,7 +91,7 @@ impl Filler<'_> {
             scratch.suit(pick.device);
             let mut out = std::mem::take(&mut scratch.out);
             let started = Instant::now();
-            let filled = out.bytes(pick.device, len).and_then(|bytes| {
+            let filled = out.bytes(pick.device, len, self.tile).and_then(|bytes| {
                 let healths = self.fill_pieces(range, bytes, pick.device, scratch)?;
                 Ok((bytes, healths))
             });
@@ -259,7 +262,7 @@ impl Filler<'_> {
             let bytes = start + elements.start * width..start + elements.end * width;
             let source = self.source(slice.source)?;
             tiles.push(if device.wants_own_memory() {
-                source.tile_in(bytes, |len| own.bytes(device, len))?
+                source.tile_in(bytes, |len| own.bytes(device, len, self.tile))?
             } else {
                 source.tile(bytes, plain)?
             });

@@ -73,7 +73,7 @@ fn auto() {
     use elo_surgery::engine::cuda::{Cuda, CudaOptions};
     let expected = run(&Reference, |_| {});
     for threads in [1, 3] {
-        let device = Auto::new(|| Ok(Box::new(Cuda::new(&CudaOptions::default())?)));
+        let device = Auto::new(threads, || Ok(Box::new(Cuda::new(&CudaOptions::default())?)));
         // Again and again, until there have been tiles enough to decide.
         while device.verdict().reason.is_none() {
             let found =

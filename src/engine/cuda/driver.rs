@@ -13,6 +13,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use libloading::Library;
 
+use super::failure::failed;
 use crate::error::{Error, Result};
 
 /// Oldest driver that takes the kernels: CUDA 12.0, as `cuDriverGetVersion` numbers it.
@@ -38,7 +39,7 @@ const FUNCTIONS: [&str; 34] = [
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
-    "cuStreamWaitEvent",
+    "cuModuleUnload",
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventRecord",
@@ -89,7 +90,8 @@ pub fn gpus() -> Result<Vec<Gpu>> {
         let mut version: c_int = 0;
         sys::cuDriverGetVersion(&raw mut version).result().map(|()| version)
     };
-    let version = version.map_err(|e| driver_failed("its version is not to be had", e))?;
+    let version =
+        version.map_err(|e| driver_failed("the NVIDIA driver does not tell its version", e))?;
     if version < OLDEST_DRIVER {
         let (major, minor) = (version / 1000, version % 1000 / 10);
         return Err(unavailable(
@@ -97,8 +99,9 @@ pub fn gpus() -> Result<Vec<Gpu>> {
             "update the NVIDIA driver to 525 or newer (CUDA 12.0)",
         ));
     }
-    result::init().map_err(not_started)?;
-    let count = result::device::get_count().map_err(not_started)?;
+    result::init().map_err(|e| driver_failed("the NVIDIA driver does not start", e))?;
+    let count = result::device::get_count()
+        .map_err(|e| driver_failed("the NVIDIA driver does not start", e))?;
     let all: Vec<Gpu> = (0..count).map(describe).collect::<Result<_>>()?;
     let (usable, old): (Vec<Gpu>, Vec<Gpu>) =
         all.into_iter().partition(|gpu| gpu.capability >= OLDEST_GPU);
@@ -131,7 +134,9 @@ fn describe(ordinal: c_int) -> Result<Gpu> {
         let (index, memory) = (ordinal.unsigned_abs(), memory as u64);
         Ok(Gpu { index, name, memory, capability: (major, minor) })
     };
-    asked().map_err(|e| driver_failed(&format!("it does not describe GPU {ordinal}"), e))
+    asked().map_err(|e| {
+        driver_failed(&format!("the NVIDIA driver does not describe GPU {ordinal}"), e)
+    })
 }
 
 /// Whether a driver's library is there at all, sound or not.
@@ -215,52 +220,21 @@ fn check_functions(library: &Library, name: &str) -> Result<()> {
     }
 }
 
-/// What `cuInit` means by its refusals.
-fn not_started(error: DriverError) -> Error {
-    use sys::CUresult::{
-        CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, CUDA_ERROR_NO_DEVICE,
-        CUDA_ERROR_SYSTEM_DRIVER_MISMATCH,
-    };
-    match error.0 {
-        CUDA_ERROR_NO_DEVICE => no_gpu(),
-        CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => unavailable(
-            format!("the NVIDIA driver's library and kernel module differ ({})", described(error)),
-            "restart the machine, or reload the NVIDIA kernel modules, after the driver's update",
-        ),
-        CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => unavailable(
-            format!("a CUDA compatibility package is in the way ({})", described(error)),
-            "remove the cuda-compat folder from `LD_LIBRARY_PATH`",
-        ),
-        _ => driver_failed("it does not start", error),
-    }
-}
-
 fn no_gpu() -> Error {
-    unavailable(
-        "the NVIDIA driver sees no GPU".into(),
-        "see what `nvidia-smi` lists and whether `CUDA_VISIBLE_DEVICES` hides it; in a container pass it through \
-         (`--gpus all`)",
+    failed(
+        "cuda",
+        "the NVIDIA driver sees no GPU",
+        DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE),
     )
 }
 
 fn driver_failed(what: &str, error: DriverError) -> Error {
-    unavailable(
-        format!("the NVIDIA driver is broken: {what} ({})", described(error)),
-        "see whether `nvidia-smi` works; if not, restart the machine or reinstall the driver",
-    )
+    match error.0 {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => no_gpu(),
+        _ => failed("cuda", what, error),
+    }
 }
 
 fn unavailable(reason: String, hint: &str) -> Error {
     Error::Device { device: "cuda".into(), reason, hint: hint.into() }
-}
-
-/// `CUDA_ERROR_OUT_OF_MEMORY: out of memory`.
-pub(super) fn described(error: DriverError) -> String {
-    let text = |text: std::result::Result<&std::ffi::CStr, DriverError>| {
-        text.map(|text| text.to_string_lossy().into_owned())
-    };
-    match (text(error.error_name()), text(error.error_string())) {
-        (Ok(name), Ok(string)) => format!("{name}: {string}"),
-        _ => format!("{:?}", error.0),
-    }
 }

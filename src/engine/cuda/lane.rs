@@ -6,20 +6,17 @@
     reason = "copies and launches run after the call returns; each is waited for before what it touches is let go"
 )]
 
-use std::ops::{Deref, DerefMut};
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{CU_MEMHOSTALLOC_PORTABLE, CUdevice_attribute, CUevent_flags, CUresult};
-use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, DeviceRepr, LaunchConfig,
-    PushKernelArg as _,
-};
-use cudarc::nvrtc::Ptx;
+use cudarc::driver::sys::{CUevent_flags, CUresult};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream};
 
-use super::driver::{Gpu, described};
-use super::kernels::{BLOCK, BlendAt, Entry, HistogramParameters, PTX, Place, SumsParameters};
-use crate::engine::device::{Checked, Health, Values};
+use super::failure::{described, failed};
+use super::gpu::{OpenGpu, blocks_of};
+use super::kernels::{BlendAt, Entry, HistogramParameters, Place, SumsParameters};
+use crate::engine::device::{Checked, Health, HostMemory, Values};
 use crate::engine::sweep::{self, Digit, LEAF, leaves_of, sums_of};
 use crate::error::{Error, Result};
 
@@ -27,98 +24,7 @@ use crate::error::{Error, Result};
 const ALIGNMENT: usize = 256;
 /// A tile is cut into pieces of no fewer elements than this before "out of memory" is an error.
 const SMALLEST_PIECE: usize = 16 << 10;
-/// Blocks of a launch per multiprocessor, at most: enough to fill it several times over.
-const BLOCKS_PER_MULTIPROCESSOR: u64 = 32;
-/// Elements that a thread takes in one step, at most: 16 bytes of the narrowest dtype.
-const ELEMENTS_PER_THREAD: u64 = 16;
-
-/// A GPU with the kernels loaded.
-pub(super) struct OpenGpu {
-    pub(super) gpu: Gpu,
-    context: Arc<CudaContext>,
-    functions: Vec<CudaFunction>,
-    multiprocessors: u32,
-}
-
-impl OpenGpu {
-    pub(super) fn open(gpu: Gpu) -> Result<Self> {
-        let name = gpu.to_string();
-        let context = CudaContext::new(gpu.index as usize)
-            .map_err(|e| failed(&name, "no context on the GPU", e))?;
-        // SAFETY: every lane has its own memory and one stream, and waits for it before anything is reused.
-        unsafe { context.disable_event_tracking() };
-        let module = context
-            .load_module(Ptx::from_src(PTX))
-            .map_err(|e| failed(&name, "the driver does not take the kernels", e))?;
-        let function = |entry: &Entry| {
-            module
-                .load_function(entry.name())
-                .map_err(|e| failed(&name, &format!("kernel {} is missing", entry.name()), e))
-        };
-        let functions = Entry::ALL.iter().map(function).collect::<Result<_>>()?;
-        let multiprocessors = context
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(|e| failed(&name, "it does not say how many multiprocessors it has", e))?;
-        Ok(Self { gpu, context, functions, multiprocessors: multiprocessors.unsigned_abs() })
-    }
-
-    /// Page-locked memory of the host, which every GPU copies from and to without a detour.
-    pub(super) fn host_memory(&self, bytes: usize) -> Result<PageLocked> {
-        let allocated = self.context.bind_to_thread().and_then(|()| {
-            // SAFETY: the memory is given back by `PageLocked` alone.
-            unsafe { result::malloc_host(bytes, CU_MEMHOSTALLOC_PORTABLE) }
-        });
-        match allocated {
-            Ok(start) => {
-                let context = Arc::clone(&self.context);
-                Ok(PageLocked { context, start: start.cast(), len: bytes })
-            }
-            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(Error::Device {
-                device: self.gpu.to_string(),
-                reason: format!("{bytes} bytes of page-locked host memory are not to be had"),
-                hint: "bound it with `--memory`, use fewer `--threads`, or raise `ulimit -l`"
-                    .into(),
-            }),
-            Err(e) => Err(failed(&self.gpu.to_string(), "no page-locked host memory", e)),
-        }
-    }
-
-    fn launch(&self, stream: &CudaStream, blend: &BlendAt<'_>) -> Result<(), DriverError> {
-        #[expect(clippy::cast_possible_truncation, reason = "rounded once, as the contract says")]
-        let single = |factor: f64| factor as f32;
-        let (entry, blocks) = (blend.entry(), blocks_of(blend.elements));
-        match entry {
-            Entry::BlendDouble => {
-                self.start(stream, entry, blocks, &blend.parameters(|factor| factor))
-            }
-            _ => self.start(stream, entry, blocks, &blend.parameters(single)),
-        }
-    }
-
-    fn start<P: DeviceRepr>(
-        &self,
-        stream: &CudaStream,
-        entry: Entry,
-        elements: u64,
-        parameters: &P,
-    ) -> Result<(), DriverError> {
-        let most = u64::from(self.multiprocessors) * BLOCKS_PER_MULTIPROCESSOR;
-        let blocks =
-            elements.div_ceil(u64::from(BLOCK) * ELEMENTS_PER_THREAD).clamp(1, most.max(1));
-        let shape = LaunchConfig {
-            grid_dim: (u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1),
-            block_dim: (BLOCK, 1, 1),
-            shared_mem_bytes: 0,
-        };
-        // SAFETY: the parameters are the struct that the kernel declares, by value; whoever made them vouches for the addresses.
-        unsafe {
-            stream.launch_builder(&self.functions[entry as usize]).arg(parameters).launch(shape)?
-        };
-        Ok(())
-    }
-}
-
-/// A stream of a GPU with memory of its own.
+/// A stream of a GPU with memory of its own. Used by threads that have entered the GPU's context.
 pub(super) struct Lane {
     gpu: Arc<OpenGpu>,
     stream: Arc<CudaStream>,
@@ -131,7 +37,8 @@ pub(super) struct Lane {
     /// Whether the GPU had too little memory for the last work.
     no_memory: bool,
     health: CudaSlice<u64>,
-    counts: PageLocked,
+    /// Where results come back to that are no tile.
+    results: HostMemory,
 }
 
 /// Why there is no lane.
@@ -152,13 +59,11 @@ impl Lane {
         };
         let (stream, done, health) = made().map_err(|e: DriverError| {
             let full = e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-            NoLane {
-                error: Box::new(failed(&gpu.gpu.to_string(), "no stream on the GPU", e)),
-                full,
-            }
+            let error = Box::new(failed(&gpu.gpu.to_string(), "no stream on the GPU", e));
+            NoLane { error, full }
         })?;
-        let counts = gpu.host_memory(3 * size_of::<u64>());
-        let counts = counts.map_err(|error| NoLane { error: Box::new(error), full: false })?;
+        let results = gpu.host_memory(health.num_bytes());
+        let results = results.map_err(|error| NoLane { error: Box::new(error), full: false })?;
         Ok(Self {
             gpu: Arc::clone(gpu),
             stream,
@@ -168,7 +73,7 @@ impl Lane {
             limit: usize::MAX,
             no_memory: false,
             health,
-            counts,
+            results,
         })
     }
 
@@ -201,8 +106,13 @@ impl Lane {
         let result = |elements: usize| padded(leaves_of(elements) * count * size_of::<f64>());
         let bytes = |elements: usize| room(&inputs, elements) + result(elements);
         let piece = self.piece(tile.elements, LEAF, LEAF, bytes)?;
-        let sent = self.send_sums(tile, &inputs, sums, piece);
-        self.end(sent)
+        self.make_room(size_of_val(sums))?;
+        let sent = self.send_sums(tile, &inputs, piece);
+        self.end(sent)?;
+        for (sum, bytes) in sums.iter_mut().zip(self.results.as_chunks().0) {
+            *sum = f64::from_le_bytes(*bytes);
+        }
+        Ok(())
     }
 
     /// Counts the magnitudes of a tile that lies in host memory.
@@ -219,11 +129,11 @@ impl Lane {
         let bins = padded(digit.bins() * size_of::<u64>());
         let bytes = |elements: usize| bins + room(&inputs, elements);
         let piece = self.piece(tile.elements, 1, SMALLEST_PIECE, bytes)?;
-        let mut found = vec![0_u64; digit.bins()];
-        let sent = self.send_histogram(tile, &inputs, digit, &mut found, piece);
+        self.make_room(size_of_val(counts))?;
+        let sent = self.send_histogram(tile, &inputs, digit, piece);
         self.end(sent)?;
-        for (count, found) in counts.iter_mut().zip(found) {
-            *count += found;
+        for (count, found) in counts.iter_mut().zip(self.results.as_chunks().0) {
+            *count += u64::from_le_bytes(*found);
         }
         Ok(())
     }
@@ -351,21 +261,20 @@ impl Lane {
         &mut self,
         tile: &sweep::Checked<'_>,
         inputs: &[&Values<'_>],
-        sums: &mut [f64],
         piece: usize,
     ) -> Result<(), DriverError> {
         let entry = if tile.is_double() { Entry::SumsDouble } else { Entry::SumsSingle };
-        let of_leaf = sums_of(tile.terms.len());
-        let pieces = sums.chunks_mut(leaves_of(piece) * of_leaf);
-        for (start, sums) in (0..tile.elements).step_by(piece).zip(pieces) {
+        let of_leaf = sums_of(tile.terms.len()) * size_of::<f64>();
+        for start in (0..tile.elements).step_by(piece) {
             let count = piece.min(tile.elements - start);
+            let result = leaves_of(start) * of_leaf..leaves_of(start + count) * of_leaf;
             let mut free = self.start();
             let mut places = self.upload(inputs, start, count, &mut free)?;
             let base = tile.base.is_some().then(|| places.remove(0));
             let parameters = SumsParameters::new(count as u64, base, &places, free);
             let blocks = leaves_of(count) as u64;
             self.gpu.start(&self.stream, entry, blocks, &parameters)?;
-            self.download(sums, free)?;
+            self.download_result(result, free)?;
         }
         Ok(())
     }
@@ -375,11 +284,10 @@ impl Lane {
         tile: &sweep::Checked<'_>,
         inputs: &[&Values<'_>],
         digit: Digit,
-        found: &mut [u64],
         piece: usize,
     ) -> Result<(), DriverError> {
         let entry = if tile.is_double() { Entry::HistogramDouble } else { Entry::HistogramSingle };
-        let (counts, bytes) = (self.start(), size_of_val(found));
+        let (counts, bytes) = (self.start(), digit.bins() * size_of::<u64>());
         // SAFETY: the lane's memory begins with room for the counts.
         unsafe { result::memset_d8_async(counts, 0, bytes, self.stream.cu_stream())? };
         for start in (0..tile.elements).step_by(piece) {
@@ -393,7 +301,7 @@ impl Lane {
             let parameters = HistogramParameters::new(count as u64, base, term, digit, counts);
             self.gpu.start(&self.stream, entry, blocks_of(count as u64), &parameters)?;
         }
-        self.download(found, counts)
+        self.download_result(0..bytes, counts)
     }
 
     /// Where the lane's memory begins.
@@ -420,10 +328,22 @@ impl Lane {
         Ok(places)
     }
 
-    fn download<T>(&self, to: &mut [T], from: u64) -> Result<(), DriverError> {
-        // SAFETY: numbers of the same size on both sides, which the stream has written before; `to` lives until `wait` has
-        // returned.
+    fn download(&self, to: &mut [u8], from: u64) -> Result<(), DriverError> {
+        // SAFETY: the stream has written these bytes before; `to` lives until `wait` has returned.
         unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }
+    }
+
+    fn download_result(&mut self, to: Range<usize>, from: u64) -> Result<(), DriverError> {
+        // SAFETY: as above; `results` lives as long as the lane.
+        unsafe { result::memcpy_dtoh_async(&mut self.results[to], from, self.stream.cu_stream()) }
+    }
+
+    /// Page-locked room for results of so many bytes: copies to other memory would keep a core busy until they end.
+    fn make_room(&mut self, bytes: usize) -> Result<()> {
+        if self.results.len() < bytes {
+            self.results = self.gpu.host_memory(bytes)?;
+        }
+        Ok(())
     }
 
     /// Waits for all that was started, even if something failed: until then it touches the caller's memory.
@@ -441,23 +361,26 @@ impl Lane {
     }
 
     fn fetch_counts(&mut self) -> Result<(), DriverError> {
-        let from = self.health_address();
-        // SAFETY: both are three 64-bit counters, and live as long as the lane.
-        unsafe { result::memcpy_dtoh_async(&mut self.counts, from, self.stream.cu_stream()) }
+        self.download_result(0..self.health.num_bytes(), self.health_address())
     }
 
     fn counted(&self) -> Health {
-        let mut counts = self.counts.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+        let mut counts = self.results.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
         let mut next = || counts.next().unwrap_or(0);
         Health { nan: next(), infinite: next(), broken: next() }
     }
 
     /// Sleeps until the stream has done everything.
+    ///
+    /// Not by `cudarc`'s safe calls: those may return what another lane left behind in the context, and not have waited.
     fn wait(&self) -> Result<(), DriverError> {
-        match self.done.record(&self.stream).and_then(|()| self.done.synchronize()) {
-            Ok(()) => Ok(()),
+        let (stream, done) = (self.stream.cu_stream(), self.done.cu_event());
+        // SAFETY: both live as long as the lane; whoever uses a lane has entered its GPU's context.
+        unsafe {
+            let ended =
+                result::event::record(done, stream).and_then(|()| result::event::synchronize(done));
             // Without the event, the plain way: nothing may be at work when this returns.
-            Err(e) => self.stream.synchronize().and(Err(e)),
+            ended.or_else(|e| result::stream::synchronize(stream).and(Err(e)))
         }
     }
 }
@@ -465,13 +388,9 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         // The driver frees memory in the order of the stream; errors have been told already.
-        let _ = self.stream.synchronize();
+        let _entered = self.gpu.enter();
+        let _ = self.wait();
     }
-}
-
-/// Blocks that have a step's work for every thread.
-fn blocks_of(elements: u64) -> u64 {
-    elements.div_ceil(u64::from(BLOCK) * ELEMENTS_PER_THREAD)
 }
 
 /// Bytes of a run of operands on the GPU.
@@ -486,60 +405,4 @@ fn padded(bytes: usize) -> usize {
 fn address<T>(memory: &CudaSlice<T>, stream: &CudaStream) -> u64 {
     use cudarc::driver::DevicePtr as _;
     memory.device_ptr(stream).0
-}
-
-/// Page-locked host memory.
-pub(super) struct PageLocked {
-    /// The memory goes with the context in which it was made.
-    context: Arc<CudaContext>,
-    start: *mut u8,
-    len: usize,
-}
-
-// SAFETY: plain memory with one owner.
-unsafe impl Send for PageLocked {}
-
-impl Deref for PageLocked {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the driver gave these bytes, zeroed by the system, to this value alone.
-        unsafe { std::slice::from_raw_parts(self.start, self.len) }
-    }
-}
-
-impl DerefMut for PageLocked {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
-    }
-}
-
-impl Drop for PageLocked {
-    fn drop(&mut self) {
-        // The thread may never have used the GPU.
-        let _ = self.context.bind_to_thread();
-        // SAFETY: allocated by the driver, given back once. Lanes wait for their copies before they let go of memory.
-        let _ = unsafe { result::free_host(self.start.cast()) };
-    }
-}
-
-/// A failure of the driver in the middle of work.
-pub(super) fn failed(device: &str, what: &str, error: DriverError) -> Error {
-    let hint = match error.0 {
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-            "end other programs that use the GPU (`nvidia-smi` lists them), or use `--device cpu`"
-        }
-        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION | CUresult::CUDA_ERROR_INVALID_PTX => {
-            "update the NVIDIA driver to 525 or newer (CUDA 12.0)"
-        }
-        _ => {
-            "see `nvidia-smi` and `dmesg` for the GPU's state; `--device cpu` continues without it"
-        }
-    };
-    Error::Device {
-        device: device.into(),
-        reason: format!("{what}: {}", described(error)),
-        hint: hint.into(),
-    }
 }

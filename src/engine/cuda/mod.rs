@@ -7,18 +7,22 @@
 //! [`gpus`] says what is there, [`Cuda::new`] starts GPUs, [`Cuda::blend_resident`] computes on tensors that are on a GPU already.
 
 mod driver;
+mod failure;
+mod gpu;
 mod kernels;
 mod lane;
 mod pool;
 mod resident;
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 pub use driver::{Gpu, gpus, is_installed};
 pub use resident::{ResidentBlend, ResidentOperand};
 
+use self::gpu::OpenGpu;
 use self::kernels::MAX_TERMS;
-use self::lane::OpenGpu;
 use self::pool::Pool;
 use super::device::{BlendTile, Checked, Device, Health, HostMemory};
 use super::sweep::{self, Digit, SweepTile};
@@ -49,10 +53,7 @@ impl Cuda {
     /// [`Error::Device`] as [`gpus`] gives it, or if a GPU asked for is not among them or does not start.
     pub fn new(options: &CudaOptions) -> Result<Self> {
         let chosen = check(&options.gpus)?;
-        let gpus: Vec<Arc<OpenGpu>> = chosen
-            .into_iter()
-            .map(|gpu| OpenGpu::open(gpu).map(Arc::new))
-            .collect::<Result<_>>()?;
+        let gpus = open(chosen)?;
         let pool = Pool::new(gpus.clone(), options.memory, options.lanes);
         Ok(Self { gpus, pool })
     }
@@ -77,6 +78,18 @@ pub fn check(numbers: &[u32]) -> Result<Vec<Gpu>> {
     numbers.sort_unstable();
     numbers.dedup();
     numbers.into_iter().map(|number| pick(&present, number)).collect()
+}
+
+/// All at once: the driver takes its time for each.
+fn open(chosen: Vec<Gpu>) -> Result<Vec<Arc<OpenGpu>>> {
+    thread::scope(|scope| {
+        let start = |gpu: Gpu| scope.spawn(move || OpenGpu::open(gpu).map(Arc::new));
+        let started: Vec<_> = chosen.into_iter().map(start).collect();
+        started
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|e| resume_unwind(e)))
+            .collect()
+    })
 }
 
 fn pick(present: &[Gpu], number: u32) -> Result<Gpu> {
@@ -116,7 +129,7 @@ impl Device for Cuda {
 
     fn memory(&self, bytes: usize) -> Result<HostMemory> {
         match self.gpus.first() {
-            Some(gpu) => Ok(Box::new(gpu.host_memory(bytes)?)),
+            Some(gpu) => gpu.host_memory(bytes),
             None => Ok(Box::new(vec![0; bytes])),
         }
     }

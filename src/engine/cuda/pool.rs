@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::lane::{Lane, NoLane, OpenGpu};
+use super::gpu::OpenGpu;
+use super::lane::{Lane, NoLane};
 use crate::error::Result;
 
 /// Memory below which another lane is not worth having, where memory is bounded: few pieces are faster than many small ones.
@@ -60,46 +61,37 @@ impl Pool {
         mut work: impl FnMut(&mut Lane) -> Result<T>,
     ) -> Result<T> {
         loop {
-            let (gpu, alone, lane) = self.take(wanted);
+            let mut place = self.take(wanted);
+            let gpu = &self.gpus[place.gpu];
+            let _entered = gpu.enter()?;
+            // Starting one takes the driver a while; the others go on.
+            let lane = place.lane.take().map_or_else(|| Lane::new(gpu, self.limit), Ok);
             let (error, full) = match lane {
                 Err(NoLane { error, full }) => (*error, full),
                 Ok(mut lane) => match work(&mut lane) {
                     Ok(done) => {
-                        self.state().free.push_back((gpu, lane));
-                        self.returned.notify_all();
+                        place.lane = Some(lane);
                         return Ok(done);
                     }
                     Err(error) => (error, lane.found_no_memory()),
                 },
             };
-            if !self.give_up(gpu, full) && (alone || !full) {
+            if !full || (!place.has_others() && place.alone) {
                 return Err(error);
             }
+            place.is_all_there_is();
         }
     }
 
-    /// Counts a lane that is gone. Says whether there are others on its GPU, which had what this one lacked.
-    fn give_up(&self, gpu: usize, full: bool) -> bool {
+    /// Waits for a free lane, or for room for a new one.
+    fn take(&self, wanted: Option<usize>) -> Place<'_> {
         let mut state = self.state();
-        let lanes = &mut state.gpus[gpu];
-        lanes.made -= 1;
-        if full {
-            lanes.most = lanes.made.max(1);
-        }
-        let others = lanes.made > 0;
-        drop(state);
-        self.returned.notify_all();
-        full && others
-    }
-
-    /// A lane, its GPU, and whether it was that GPU's only one.
-    fn take(&self, wanted: Option<usize>) -> (usize, bool, Result<Lane, NoLane>) {
-        let mut state = self.state();
-        let (gpu, alone) = loop {
+        loop {
             let fits = |gpu: usize| wanted.is_none_or(|wanted| wanted == gpu);
             let free = state.free.iter().position(|(gpu, _)| fits(*gpu));
             if let Some((gpu, lane)) = free.and_then(|at| state.free.remove(at)) {
-                return (gpu, state.gpus[gpu].made == 1, Ok(lane));
+                let alone = state.gpus[gpu].made == 1;
+                return Place { pool: self, gpu, alone, lane: Some(lane) };
             }
             let total: usize = state.gpus.iter().map(|lanes| lanes.made).sum();
             let candidates = (0..self.gpus.len()).filter(|gpu| fits(*gpu)).filter(|&gpu| {
@@ -108,18 +100,51 @@ impl Pool {
                 made < most && (total < self.most || (wanted.is_some() && made == 0))
             });
             if let Some(gpu) = candidates.min_by_key(|&gpu| state.gpus[gpu].made) {
-                break (gpu, state.gpus[gpu].made == 0);
+                let alone = state.gpus[gpu].made == 0;
+                state.gpus[gpu].made += 1;
+                return Place { pool: self, gpu, alone, lane: None };
             }
             state = self.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
-        };
-        state.gpus[gpu].made += 1;
-        drop(state);
-        // Starting one takes the driver a while; the others go on.
-        (gpu, alone, Lane::new(&self.gpus[gpu], self.limit))
+        }
     }
 
-    /// A worker that panicked holds its lane; the list of the others is whole.
+    /// Nothing is left half done under the lock.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to one lane of a GPU. A lane that is in it on drop is free for others; without one another may be made, also after a
+/// panic.
+struct Place<'a> {
+    pool: &'a Pool,
+    gpu: usize,
+    /// Whether it was the only one of its GPU.
+    alone: bool,
+    lane: Option<Lane>,
+}
+
+impl Place<'_> {
+    /// Whether there are more lanes on the GPU now.
+    fn has_others(&self) -> bool {
+        self.pool.state().gpus[self.gpu].made > 1
+    }
+
+    /// The GPU has memory for the others and no more.
+    fn is_all_there_is(&self) {
+        let lanes = &mut self.pool.state().gpus[self.gpu];
+        lanes.most = (lanes.made - 1).max(1);
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        match self.lane.take() {
+            Some(lane) => state.free.push_back((self.gpu, lane)),
+            None => state.gpus[self.gpu].made -= 1,
+        }
+        drop(state);
+        self.pool.returned.notify_all();
     }
 }

@@ -18,6 +18,14 @@ fn conforms_on_one_gpu_and_on_two() {
     }
 }
 
+/// What NVRTC made of the kernels, with the NaNs that GPUs make.
+#[test]
+fn the_shipped_ptx_conforms() {
+    for suite in ["conformance::cuda", "devices::cuda"] {
+        FakeDriver::with_ptx().passes(suite);
+    }
+}
+
 #[test]
 fn conforms_in_any_order_of_streams() {
     let small = test("whole_plans");

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::ptx::as_cpp;
 use crate::support::process::{Elo, Outcome, other};
 use crate::support::skipped;
 
@@ -41,6 +42,21 @@ impl FakeDriver {
     pub(crate) fn new() -> Self {
         static BUILT: OnceLock<PathBuf> = OnceLock::new();
         let library = BUILT.get_or_init(|| build("driver", &["driver.cpp", "kernels.cpp"]));
+        Self::of(library.clone())
+    }
+
+    /// One that runs the shipped PTX instead of its sources.
+    pub(crate) fn with_ptx() -> Self {
+        static BUILT: OnceLock<PathBuf> = OnceLock::new();
+        let library = BUILT.get_or_init(|| {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let ptx = fs::read_to_string(root.join("kernels/elo_surgery.ptx")).unwrap();
+            let cpp = as_cpp(&ptx);
+            let name = format!("ptx-{}.cpp", &blake3::hash(cpp.as_bytes()).to_hex()[..16]);
+            let source = temporary().join(name);
+            fs::write(&source, cpp).unwrap();
+            build("ptx", &["driver.cpp", source.to_str().unwrap()])
+        });
         Self::of(library.clone())
     }
 
@@ -240,13 +256,13 @@ fn temporary() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-/// Compiles sources of `tests/cuda` to a `libcuda.so.1`, unless that was done; hands back its directory.
+/// Compiles sources of `tests/cuda` (or from elsewhere, by a name that changes with them) to a `libcuda.so.1`, unless that was done; hands back its directory.
 fn build(kind: &str, sources: &[&str]) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let compiler = env::var("CXX").ok().filter(|c| !c.is_empty()).unwrap_or("c++".into());
-    let digest = digest(root, &compiler);
+    let digest = digest(root, &compiler, sources);
     let done = temporary().join(format!("fake-cuda-{kind}-{digest}"));
     if done.exists() {
         return done;
@@ -257,7 +273,7 @@ fn build(kind: &str, sources: &[&str]) -> PathBuf {
     command.args(words);
     command.args("-shared -fPIC -O2 -std=c++17 -ffp-contract=off -Wall -Wextra".split(' '));
     command.args(["-fvisibility=hidden", "-Wl,-soname,libcuda.so.1", "-o"]);
-    command.arg(work.path().join("libcuda.so.1"));
+    command.arg(work.path().join("libcuda.so.1")).arg("-I").arg(root.join("tests/cuda"));
     command.args(sources.iter().map(|source| root.join("tests/cuda").join(source)));
     let made = command.output().unwrap_or_else(|e| match e.kind() {
         ErrorKind::NotFound => panic!(
@@ -275,7 +291,7 @@ fn build(kind: &str, sources: &[&str]) -> PathBuf {
 }
 
 /// What the library is made of.
-fn digest(root: &Path, compiler: &str) -> String {
+fn digest(root: &Path, compiler: &str, sources: &[&str]) -> String {
     let mut files: Vec<PathBuf> = ["tests/cuda", "kernels"]
         .iter()
         .flat_map(|folder| fs::read_dir(root.join(folder)).unwrap())
@@ -287,6 +303,7 @@ fn digest(root: &Path, compiler: &str) -> String {
     files.sort();
     let mut hasher = blake3::Hasher::new();
     hasher.update(compiler.as_bytes());
+    hasher.update(sources.concat().as_bytes());
     for file in files {
         hasher.update(file.file_name().unwrap().as_encoded_bytes());
         hasher.update(&fs::read(file).unwrap());

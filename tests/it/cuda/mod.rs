@@ -10,3 +10,4 @@ mod driver;
 mod failures;
 mod fake;
 mod program;
+mod ptx;
