@@ -4,11 +4,16 @@
 //! The headers are handed over by name, so no path of this machine can get into the result.
 
 #![expect(unsafe_code, reason = "calls NVRTC, each call with what it needs beside it")]
-#![expect(clippy::print_stdout, reason = "a tool that prints a table")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool that prints a table or a reason"
+)]
 
 use std::error::Error;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 use std::{env, fs};
 
@@ -26,7 +31,17 @@ const MAIN: &str = "elo_surgery.cu";
 
 const USAGE: &str = "usage: kernels ptx OUT | kernels cubin ARCH...";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     // SAFETY: it only loads the library.

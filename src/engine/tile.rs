@@ -51,7 +51,7 @@ impl Held {
     fn bytes(&mut self, device: &dyn Device, len: usize, tile: usize) -> Result<&mut [u8]> {
         let memory = match self.0.take().filter(|memory| memory.len() >= len) {
             Some(memory) => memory,
-            None => device.memory(len.max(tile + 4096))?,
+            None => device.memory(len.max(tile + 64))?,
         };
         Ok(&mut self.0.insert(memory)[..len])
     }

@@ -69,7 +69,7 @@ struct Call {
         }
     }
 
-    // Work on a stream may be asked for while another context is current; null is the current one's null stream.
+    // Null is the current context's null stream. Waiting on a stream may be asked for in any context, copies only in its own.
     std::shared_ptr<Stream> stream(void* handle) const {
         if (!handle) return device ? device->null_stream : nullptr;
         auto found = all.streams.find(handle);
@@ -118,6 +118,7 @@ bool valid(Device* device, Address at, size_t bytes) {
 // The driver's rule: the source may be changed when the call returns, unless it is page-locked.
 int to_device(Call& call, const std::shared_ptr<Stream>& stream, Address to, Address from, size_t bytes, bool synchronous) {
     REQUIRE(stream, INVALID_HANDLE);
+    REQUIRE(stream->device == call.device, INVALID_VALUE);
     if (bytes == 0) return SUCCESS;
     Device* device = stream->device;
     int locked = call.all.locked(from, bytes);
@@ -131,6 +132,7 @@ int to_device(Call& call, const std::shared_ptr<Stream>& stream, Address to, Add
 
 int to_host(Call& call, const std::shared_ptr<Stream>& stream, Address to, Address from, size_t bytes, bool synchronous) {
     REQUIRE(stream, INVALID_HANDLE);
+    REQUIRE(stream->device == call.device, INVALID_VALUE);
     if (bytes == 0) return SUCCESS;
     Device* device = stream->device;
     int locked = call.all.locked(to, bytes);
@@ -852,6 +854,8 @@ API cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     }
     check_parameters(call, *function, values);
     device->counts.launches[function->name]++;
+    uint64_t& blocks = device->counts.blocks[function->name];
+    blocks = std::max<uint64_t>(blocks, grid_x);
     auto run = [name = function->name, grid_x, block_x, values]() mutable {
         std::vector<void*> pointers;
         for (auto& value : values) pointers.push_back(value.data());

@@ -137,7 +137,8 @@ struct Function {
 struct Counts {
     uint64_t peak = 0, allocations = 0, frees = 0, to_device = 0, to_host = 0, to_device_locked = 0, to_host_locked = 0;
     uint64_t memsets = 0, streams = 0, most_streams = 0, events = 0, lost = 0, lost_bytes = 0;
-    std::map<std::string, uint64_t> launches;
+    // Of each kernel: how often it was launched, and the most blocks it was launched with.
+    std::map<std::string, uint64_t> launches, blocks;
 };
 
 struct Device {
@@ -424,6 +425,8 @@ public:
                     Address(c.to_device_locked), Address(c.to_host_locked), Address(c.memsets), Address(c.streams));
             fprintf(out, "\"most_streams\": %llu, \"events\": %llu, \"launches\": ", Address(c.most_streams), Address(c.events));
             write_counts(out, c.launches);
+            fprintf(out, ", \"blocks\": ");
+            write_counts(out, c.blocks);
             fprintf(out, ", \"error\": %d, \"leaks\": ", device->broken);
             write_leaks(out, *device);
             fprintf(out, "}");

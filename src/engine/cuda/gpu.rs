@@ -118,7 +118,7 @@ impl OpenGpu {
 }
 
 /// Blocks that have a step's work for every thread.
-pub(super) fn blocks_of(elements: u64) -> u64 {
+fn blocks_of(elements: u64) -> u64 {
     elements.div_ceil(u64::from(BLOCK) * ELEMENTS_PER_THREAD)
 }
 

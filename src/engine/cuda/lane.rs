@@ -14,7 +14,7 @@ use cudarc::driver::sys::{CUevent_flags, CUresult};
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream};
 
 use super::failure::{described, failed};
-use super::gpu::{OpenGpu, blocks_of};
+use super::gpu::OpenGpu;
 use super::kernels::{BlendAt, Entry, HistogramParameters, Place, SumsParameters};
 use crate::engine::device::{Checked, Health, HostMemory, Values};
 use crate::engine::sweep::{self, Digit, LEAF, leaves_of, sums_of};
@@ -24,6 +24,9 @@ use crate::error::{Error, Result};
 const ALIGNMENT: usize = 256;
 /// A tile is cut into pieces of no fewer elements than this before "out of memory" is an error.
 const SMALLEST_PIECE: usize = 16 << 10;
+/// Elements that a block counts at least: it has a histogram of its own to clear and to add.
+const ELEMENTS_PER_HISTOGRAM: u64 = 64 << 10;
+
 /// A stream of a GPU with memory of its own. Used by threads that have entered the GPU's context.
 pub(super) struct Lane {
     gpu: Arc<OpenGpu>,
@@ -299,7 +302,8 @@ impl Lane {
                 places => (None, places[0]),
             };
             let parameters = HistogramParameters::new(count as u64, base, term, digit, counts);
-            self.gpu.start(&self.stream, entry, blocks_of(count as u64), &parameters)?;
+            let blocks = (count as u64).div_ceil(ELEMENTS_PER_HISTOGRAM);
+            self.gpu.start(&self.stream, entry, blocks, &parameters)?;
         }
         self.download_result(0..bytes, counts)
     }

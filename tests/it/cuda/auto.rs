@@ -40,7 +40,7 @@ fn a_gpu_that_fails_at_work_leaves_the_rest_to_the_cpu() {
         "cuLaunchKernel:50+:719",
         "cuMemcpyHtoDAsync_v2:200+:999",
         "cuMemAllocAsync:1+:2",
-        "cuMemHostAlloc:3+:2",
+        "cuMemHostAlloc:3+:999",
         "cuEventSynchronize:40+:719",
     ] {
         let (verdict, _) = decide(&FakeDriver::new().fail(rule));

@@ -221,6 +221,11 @@ impl Record {
         self.0["devices"][device]["launches"][kernel].as_u64().unwrap_or(0)
     }
 
+    /// Most blocks that a kernel was launched with on a GPU.
+    pub(crate) fn blocks(&self, device: usize, kernel: &str) -> u64 {
+        self.0["devices"][device]["blocks"][kernel].as_u64().unwrap_or(0)
+    }
+
     /// Launches of all kernels on a GPU.
     pub(crate) fn all_launches(&self, device: usize) -> u64 {
         let all = self.0["devices"][device]["launches"].as_object().unwrap();
