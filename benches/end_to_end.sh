@@ -37,16 +37,18 @@ generate() {
     mv "$dir/$name.partial" "$dir/$name"
 }
 
-# watch_anonymous PID: highest RssAnon in kB of the child of PID, seen every 20 ms.
+# watch_anonymous PID: highest RssAnon and RssShmem (page-locked memory) in kB of the child of PID, seen every 20 ms.
 watch_anonymous() {
-    local child='' peak=0 key kilobytes _
+    local child='' peak=0 sum key kilobytes _
     until [[ -n $child || ! -d /proc/$1 ]]; do
         read -r child _ <"/proc/$1/task/$1/children" || true
     done 2>/dev/null
     while [[ -n $child && -e /proc/$child/status ]]; do
+        sum=0
         while read -r key kilobytes _; do
-            if [[ $key == RssAnon: ]] && ((kilobytes > peak)); then peak=$kilobytes; fi
+            if [[ $key == RssAnon: || $key == RssShmem: ]]; then sum=$((sum + kilobytes)); fi
         done <"/proc/$child/status" || true
+        if ((sum > peak)); then peak=$sum; fi
         read -rt 0.02 -u "$never" || true
     done 2>/dev/null
     echo "$peak"
@@ -167,14 +169,17 @@ gpu() {
     results=$scratch/gpu.tsv
     generate_pairs
     local vector=("$bin" chat-vector --inst "$dir/A" --base "$dir/B" --into "$dir/C" --out "$out" --quiet --no-sync)
-    local floor='read A, B, C; cp C'
+    local floor='read A, B, C; cp C' tiny=$here/../fixtures/golden/models/llama31
     conditions "$runs"
     for run in $(seq "$runs"); do
         cat "$dir"/{A,B,C}/*.safetensors >/dev/null
         measure "$floor" '' sh -c "cat '$dir'/[ABC]/*.safetensors >/dev/null; cp -r --reflink=never '$dir/C' '$out'"
         measure 'chat-vector --device cpu' "$floor" "${vector[@]}" --device cpu
+        # Too little for a GPU: this is the CPU, found without asking the driver.
         measure 'chat-vector --device auto' 'chat-vector --device cpu' "${vector[@]}" --device auto
         measure 'chat-vector --device cuda' 'chat-vector --device cpu' "${vector[@]}" --device cuda
+        measure 'start of the GPUs (a tiny chat vector)' '' "$bin" chat-vector --inst "$tiny-inst" --base "$tiny-base" \
+            --into "$tiny-target" --out "$out" --quiet --no-sync --device cuda
         measure 'chat-vector --device cuda, 256 MB each of host and GPU' 'chat-vector --device cpu' \
             "${vector[@]}" --device cuda --memory 256MB --device-memory 256MB
         if [[ -n $peers ]]; then

@@ -12,12 +12,13 @@
     reason = "a measurement: it fails loudly, prints, and rounds"
 )]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr as _};
 use elo_surgery::engine::cuda::{Cuda, CudaOptions, ResidentBlend, ResidentOperand};
+use elo_surgery::engine::sweep::{Digit, SweepTile, leaves_of, sums_of};
 use elo_surgery::engine::{BlendTile, Device, Operand, Simd};
 use elo_surgery::format::Dtype;
 
@@ -42,7 +43,38 @@ fn main() {
         println!("| {} | {:.1} | {major}.{minor} |", gpu.name, gpu.memory as f64 / 1e9);
     }
     kernels(&cuda, time);
+    sweeps(&cuda, time);
     ways(&cuda, time);
+}
+
+/// Sums and histograms of a tile in host memory: the copy there is part of it.
+fn sweeps(cuda: &Cuda, time: Duration) {
+    println!("\nSweeps of a tile of 64 MiB bf16 in page-locked memory, GB/s of the operands.\n");
+    println!("| sweep | CPU, one thread | GPU, one lane |\n|---|---:|---:|");
+    let bytes = 64 << 20;
+    for terms in [1, 2, 3] {
+        let rate = |device: &dyn Device| {
+            let mut made: Vec<_> = (0..=terms).map(|_| cuda.memory(bytes).unwrap()).collect();
+            for memory in &mut made {
+                memory.fill(0x3c);
+            }
+            let operands: Vec<_> =
+                made.iter().map(|m| Operand { dtype: &BF16, bytes: &m[..bytes] }).collect();
+            let tile = SweepTile { base: Some(operands[0]), terms: &operands[1..] };
+            let mut sums = vec![0.0; leaves_of(bytes / 2) * sums_of(terms)];
+            fastest((terms + 1) * bytes, time, || device.sums(&tile, &mut sums).unwrap())
+        };
+        println!("| sums, base and {terms} | {:.1} | {:.1} |", rate(&Simd::new()), rate(cuda));
+    }
+    let rate = |device: &dyn Device| {
+        let mut memory = cuda.memory(bytes).unwrap();
+        memory.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * 31 % 251) as u8 & 0x3f);
+        let operand = Operand { dtype: &BF16, bytes: &memory[..bytes] };
+        let tile = SweepTile { base: None, terms: &[operand] };
+        let mut counts = vec![0; Digit::High.bins()];
+        fastest(bytes, time, || device.histogram(&tile, Digit::High, &mut counts).unwrap())
+    };
+    println!("| histogram | {:.1} | {:.1} |", rate(&Simd::new()), rate(cuda));
 }
 
 /// Kernels on operands in GPU memory, beside a copy of as many bytes.
@@ -51,7 +83,7 @@ fn kernels(cuda: &Cuda, time: Duration) {
     let context = CudaContext::new(gpu.index as usize).unwrap();
     let stream = context.default_stream();
     // Large, so that the call costs little beside its work.
-    let bytes = (gpu.memory / 20).clamp(64 << 20, 2 << 30) as usize;
+    let bytes = (gpu.memory / 20).clamp(64 << 20, 8 << 30) as usize;
     let copy = copy_rate(&stream, bytes, time);
     println!(
         "\nOperands of {:.2} GB in GPU memory; GB/s are bytes read and written.\n",
@@ -153,7 +185,8 @@ fn ways(cuda: &Cuda, time: Duration) {
     );
     println!("| tile MiB | threads | CPU | GPU |\n|---:|---:|---:|---:|");
     let cores = std::thread::available_parallelism().unwrap().get();
-    let source: Vec<u8> = (0..256_usize << 20).map(|i| (i % 251) as u8 & 0x3f).collect();
+    // More than any cache holds.
+    let source: Vec<u8> = (0..2_usize << 30).map(|i| (i % 251) as u8 & 0x3f).collect();
     for tile in [1_usize, 2, 4, 8, 16] {
         for threads in [1, 2, 4, 8, 16, 32].into_iter().filter(|n| *n <= 2 * cores) {
             let cpu = way(&Simd::new(), &source, tile << 20, threads, time);
@@ -163,13 +196,14 @@ fn ways(cuda: &Cuda, time: Duration) {
     }
 }
 
+/// From when every worker has done two tiles to when the last has done its last: what is allocated and freed does not count.
 fn way(device: &dyn Device, source: &[u8], tile: usize, threads: usize, time: Duration) -> f64 {
-    let (done, next) = (AtomicU64::new(0), AtomicU64::new(0));
-    let started = Instant::now();
+    let (ready, begin) = (Barrier::new(threads), OnceLock::new());
+    let (done, next, last) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::new(None));
     let work = || {
         let mut own: Vec<_> = (0..3).map(|_| device.memory(tile).unwrap()).collect();
         let mut out = device.memory(tile).unwrap();
-        while started.elapsed() < time {
+        let mut one = || {
             // Every tile from elsewhere, so that no cache holds it.
             let at = next.fetch_add(1, Ordering::Relaxed) as usize * tile * 3;
             let from = |n: usize| {
@@ -177,8 +211,10 @@ fn way(device: &dyn Device, source: &[u8], tile: usize, threads: usize, time: Du
                 &source[start / 2 * 2..][..tile]
             };
             let operands: Vec<&[u8]> = if device.wants_own_memory() {
-                own.iter_mut().enumerate().for_each(|(n, own)| own.copy_from_slice(from(n)));
-                own.iter().map(|own| &own[..]).collect()
+                own.iter_mut()
+                    .enumerate()
+                    .for_each(|(n, own)| own[..tile].copy_from_slice(from(n)));
+                own.iter().map(|own| &own[..tile]).collect()
             } else {
                 (0..3).map(from).collect()
             };
@@ -189,9 +225,19 @@ fn way(device: &dyn Device, source: &[u8], tile: usize, threads: usize, time: Du
                 lambda: 1.0,
                 dtype: &BF16,
             };
-            device.blend(&blend, &mut out).unwrap();
+            device.blend(&blend, &mut out[..tile]).unwrap();
+        };
+        one();
+        one();
+        ready.wait();
+        let begin: Instant = *begin.get_or_init(Instant::now);
+        while begin.elapsed() < time {
+            one();
             done.fetch_add(tile as u64, Ordering::Relaxed);
         }
+        let now = Instant::now();
+        let mut last = last.lock().unwrap();
+        *last = (*last).max(Some(now));
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
@@ -199,5 +245,6 @@ fn way(device: &dyn Device, source: &[u8], tile: usize, threads: usize, time: Du
         }
         work();
     });
-    done.into_inner() as f64 / started.elapsed().as_secs_f64() / 1e9
+    let took = last.into_inner().unwrap().unwrap() - *begin.get().unwrap();
+    done.into_inner() as f64 / took.as_secs_f64() / 1e9
 }

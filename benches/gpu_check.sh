@@ -24,7 +24,7 @@ part() {
 cargo build --release --bin elo-surgery --example make_checkpoint --example gpu
 cargo test --release --test it --no-run
 tests=$(cargo test --release --test it --no-run --message-format json |
-    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+    sed -n '/"name":"it"/ s/.*"executable":"\([^"]*\)".*/\1/p')
 
 section "Machine"
 date -u +%F
@@ -32,14 +32,18 @@ nvidia-smi --query-gpu=name,driver_version,pcie.link.gen.current,pcie.link.width
 
 section "Conformance: the bytes of the reference"
 part "conformance on the GPU" "$tests" --exact conformance::cuda --ignored
+part "large tiles and tensors in GPU memory" "$tests" --exact conformance::cuda_large --ignored
 part "whole plans on the GPU" "$tests" --exact devices::cuda --ignored
+part "auto: CPU and GPU side by side" "$tests" --exact devices::auto --ignored --nocapture
 
 section "compute-sanitizer"
 if [[ ${SANITIZE:-1} == 0 ]]; then
     echo "left out (SANITIZE=0)"
 elif sanitizer=$(type -P compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null); then
-    for tool in memcheck racecheck; do
-        part "$tool" "$sanitizer" --tool "$tool" --error-exitcode 9 "$tests" --exact devices::cuda --ignored
+    part memcheck "$sanitizer" --tool memcheck --error-exitcode 9 "$tests" --exact devices::cuda --ignored
+    # The kernels with barriers are those of the sweeps, which the suite runs.
+    for tool in racecheck synccheck; do
+        part "$tool" "$sanitizer" --tool "$tool" --error-exitcode 9 "$tests" --exact conformance::cuda --ignored
     done
 else
     echo "not installed (it comes with the CUDA toolkit): left out"

@@ -370,6 +370,46 @@ fn cuda() {
     conforms(&Cuda::new(&CudaOptions::default()).unwrap());
 }
 
+/// More elements than a grid has threads, in host memory and in the GPU's.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU: `just gpu-check`; without one it runs inside `cuda::device`"]
+#[expect(unsafe_code, reason = "hands addresses of GPU memory to the device")]
+fn cuda_large() {
+    use cudarc::driver::{CudaContext, DevicePtr as _};
+    use elo_surgery::engine::cuda::{Cuda, CudaOptions, ResidentBlend, ResidentOperand};
+
+    let cuda = Cuda::new(&CudaOptions::default()).unwrap();
+    let mut random = Random(5);
+    // The fake driver's processor is slow; what it checks needs no size.
+    let elements = if std::env::var_os("FAKE_CUDA_LOG").is_some() { 300_001 } else { 40_000_001 };
+    let dtypes = [Dtype::BF16, Dtype::BF16];
+    let case = draw(&mut random, Some(&Dtype::BF16), &dtypes, 0.3, &Dtype::BF16, elements, false);
+    let expected = run(&Simd::new(), &case, 0);
+    assert!(run(&cuda, &case, 0) == expected, "a tile of {elements} elements");
+
+    let gpu = cuda.gpus()[0].index;
+    let stream = CudaContext::new(gpu as usize).unwrap().new_stream().unwrap();
+    let base = stream.clone_htod(&case.base.as_ref().unwrap().1).unwrap();
+    let terms = [0, 1].map(|n: usize| stream.clone_htod(&case.terms[n].1).unwrap());
+    stream.synchronize().unwrap();
+    let place = |slice| {
+        let (address, _synced) = cudarc::driver::CudaSlice::device_ptr(slice, &stream);
+        ResidentOperand { dtype: &Dtype::BF16, address }
+    };
+    let blend = ResidentBlend {
+        elements: elements as u64,
+        base: Some(place(&base)),
+        terms: &[0, 1].map(|n: usize| (place(&terms[n]), case.terms[n].2)),
+        lambda: case.lambda,
+        out: place(&base),
+    };
+    // SAFETY: allocated above on this GPU and complete.
+    let health = unsafe { cuda.blend_resident(gpu, &blend) }.unwrap();
+    let found = stream.clone_dtoh(&base).unwrap();
+    assert!((found, health) == expected, "{elements} elements in place in GPU memory");
+}
+
 /// Converts with the `half` and `float8` crates. NaN is `None`.
 fn widen(dtype: &Dtype, bytes: &[u8]) -> Option<f64> {
     let value = match dtype {

@@ -64,6 +64,11 @@ fn tensors_on_a_gpu_are_computed_there() {
 }
 
 #[test]
+fn large_tiles_are_computed() {
+    FakeDriver::new().passes("conformance::cuda_large");
+}
+
+#[test]
 fn memory_outlives_its_device() {
     let record = FakeDriver::new().passes(&test("memory_is_used_after_its_device"));
     assert_eq!(record.leaks(true), [""; 0]);
