@@ -98,7 +98,7 @@ fn pick(present: &[Gpu], number: u32) -> Result<Gpu> {
         let list: Vec<String> = present.iter().map(ToString::to_string).collect();
         Error::Device {
             device: format!("cuda:{number}"),
-            reason: "there is no such GPU".into(),
+            reason: format!("there is no GPU {number}"),
             hint: format!("there are: {}", list.join(", ")),
         }
     })
