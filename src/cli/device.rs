@@ -115,7 +115,7 @@ impl DeviceChoice {
             }
             Self::Auto if computed == 0 => Ok(Chosen::cpu("nothing is computed")),
             Self::Auto if computed < WORTH_A_GPU => Ok(Chosen::cpu(format!(
-                "{} to compute take less time than it would save to start a GPU",
+                "{} to compute take less time than a GPU takes to start",
                 size(computed)
             ))),
             Self::Auto => Ok(Chosen {
