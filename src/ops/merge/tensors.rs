@@ -1,0 +1,385 @@
+//! Working through the output's tensors: each gets its formula, or its problem is written down.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::config::Config;
+use super::dtypes::output_dtype;
+use super::methods::{Formula, Parameter, Values};
+use super::read::Problems;
+use super::slices::{Input, Slice};
+use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
+use crate::error::{Error, Result};
+use crate::format::{Dtype, Shape};
+use crate::ops::draft::{Draft, as_dtype};
+use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
+use crate::ops::quantised::refuse_quantised;
+use crate::plan::{Blend, Part, Term};
+
+/// Works through the output's tensors and collects every problem.
+pub(super) struct Tensors<'a> {
+    config: &'a Config,
+    slices: &'a [Slice<'a>],
+    donor: &'a Checkpoint,
+    pub(super) draft: Draft,
+    pub(super) problems: Problems,
+    /// Where each tensor of the donor lies.
+    homes: HashMap<&'a str, usize>,
+    /// Float dtypes of the output, and whether one differs from the donor's.
+    pub(super) dtypes: BTreeSet<Dtype>,
+    pub(super) differs: bool,
+}
+
+/// An output tensor and where its counterparts are.
+#[derive(Clone, Copy)]
+struct Wanted<'a, 'n> {
+    /// Its name in the output.
+    name: &'n str,
+    /// The model that names it, and the name there.
+    template: &'a Checkpoint,
+    own: &'n str,
+    slice: &'a Slice<'a>,
+    /// The layer within the slice; none for tensors outside the layers.
+    layer: Option<u64>,
+    home: usize,
+}
+
+/// An input's tensor.
+struct Operand<'a> {
+    shape: Shape,
+    stretches: Vec<Stretch<'a>>,
+}
+
+impl<'a> Tensors<'a> {
+    pub(super) fn new(
+        config: &'a Config,
+        slices: &'a [Slice<'a>],
+        donor: &'a Checkpoint,
+        draft: Draft,
+    ) -> Self {
+        let homes = donor.names_in_file_order().map(|(home, entry)| (entry.name.as_str(), home));
+        Self {
+            config,
+            slices,
+            donor,
+            draft,
+            problems: Problems::default(),
+            homes: homes.collect(),
+            dtypes: BTreeSet::new(),
+            differs: false,
+        }
+    }
+
+    /// Whole models: the donor's tensors, each with its counterparts.
+    pub(super) fn add_whole(&mut self) -> Result<()> {
+        let Some(slice) = self.slices.first() else { return Ok(()) };
+        for (home, entry) in self.donor.names_in_file_order() {
+            let layer = match self.donor.anatomy().role(&entry.name) {
+                Role::Layer(layer) => Some(layer),
+                _ => None,
+            };
+            let (name, own) = (entry.name.as_str(), entry.name.as_str());
+            self.add(Wanted { name, template: self.donor, own, slice, layer, home })?;
+        }
+        for input in &slice.inputs {
+            let model = input.model;
+            for (name, _) in model.tensors().filter(|(name, _)| !is_buffer(name)) {
+                if counterpart(model, name, self.donor).is_none() {
+                    self.lost(*input, name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Slices: embedding from the first, layers in their new order, final norm and head from the last.
+    pub(super) fn add_slices(&mut self, described: &[u64]) -> Result<()> {
+        let (Some(first), Some(last)) = (self.slices.first(), self.slices.last()) else {
+            return Ok(());
+        };
+        let whole = described.iter().copied().eq(0..self.donor.layers());
+        let mut dropped = 0_u64;
+        let mut behind = Vec::new();
+        for (home, entry) in self.donor.names_in_file_order() {
+            match self.donor.anatomy().role(&entry.name) {
+                Role::Layer(_) => {}
+                Role::MultiToken if !whole => dropped += 1,
+                Role::FinalNorm | Role::Head => behind.push((home, entry)),
+                _ => {
+                    let (name, own) = (entry.name.as_str(), entry.name.as_str());
+                    let (template, layer) = (self.donor, None);
+                    self.add(Wanted { name, template, own, slice: first, layer, home })?;
+                }
+            }
+        }
+        let mut described = described.iter().enumerate();
+        for slice in self.slices {
+            for layer in 0..slice.length {
+                if let Some((new, old)) = described.next() {
+                    self.add_layer(slice, layer, new as u64, *old)?;
+                }
+            }
+        }
+        for (home, entry) in behind {
+            let (name, own) = (entry.name.as_str(), entry.name.as_str());
+            self.add(Wanted { name, template: self.donor, own, slice: last, layer: None, home })?;
+        }
+        for input in &last.inputs {
+            if let (true, Some(head)) =
+                (self.donor.is_tied(), input.model.names_with_role(Role::Head).first())
+            {
+                self.lost(*input, head);
+            }
+        }
+        if dropped > 0 {
+            let note = format!("{dropped} tensors of multi-token prediction layers were left out");
+            self.draft.note(note);
+        }
+        Ok(())
+    }
+
+    /// One output layer: the template's tensors under their new number.
+    fn add_layer(&mut self, slice: &'a Slice<'a>, layer: u64, new: u64, old: u64) -> Result<()> {
+        let Some(template) = slice.template(self.donor) else { return Ok(()) };
+        let model = template.model;
+        let from = template.first + layer;
+        for own in model.layer_tensors(from) {
+            let Some((_, suffix)) = model.anatomy().layer_suffix(own) else { continue };
+            let prefix = &self.donor.anatomy().layer_prefix;
+            let name = format!("{prefix}{new}.{suffix}");
+            let home = self.homes.get(format!("{prefix}{old}.{suffix}").as_str());
+            let home = home.copied().unwrap_or_default();
+            self.add(Wanted {
+                name: &name,
+                template: model,
+                own,
+                slice,
+                layer: Some(layer),
+                home,
+            })?;
+        }
+        for input in slice.inputs.iter().filter(|input| !std::ptr::eq(input.model, model)) {
+            for theirs in input.model.layer_tensors(input.first + layer) {
+                let name = input.model.anatomy().renumbered(theirs, from);
+                if !is_buffer(theirs) && counterpart(input.model, &name, model).is_none() {
+                    self.lost(*input, theirs);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A tensor that would be left out in silence.
+    fn lost(&mut self, input: Input<'_>, name: &str) {
+        let (model, donor) = (input.model, self.donor.name());
+        let head = model.anatomy().role(name) == Role::Head && self.donor.is_tied();
+        let why = if head { "ties its head to the embedding" } else { "has none like it" };
+        let what = format!("tensor `{name}` of `{}` would be lost: `{donor}` {why}", model.name());
+        self.problems.add(&input.of.at, what);
+    }
+
+    fn add(&mut self, wanted: Wanted<'a, '_>) -> Result<()> {
+        let Wanted { name, template, own, slice, layer, home } = wanted;
+        let mut operands = Vec::new();
+        let mut names = Vec::new();
+        for input in &slice.inputs {
+            let theirs = match layer {
+                Some(layer) => template.anatomy().renumbered(own, input.first + layer),
+                None => own.to_owned(),
+            };
+            match effective(template, &theirs, input.model) {
+                Some((shape, stretches)) => operands.push(Operand { shape, stretches }),
+                None if is_buffer(name) => {}
+                None => self.problems.add(
+                    &input.of.at,
+                    format!("tensor `{theirs}` is missing in `{}`", input.model.name()),
+                ),
+            }
+            names.push(theirs);
+        }
+        if operands.len() < slice.inputs.len() {
+            if is_buffer(name) {
+                self.keep(wanted);
+            }
+            return Ok(());
+        }
+        if operands.iter().any(|operand| operand.shape != operands[0].shape) {
+            let shapes = slice.inputs.iter().zip(&operands);
+            let shapes: Vec<String> =
+                shapes.map(|(i, o)| format!("`{}` {}", i.model.name(), o.shape)).collect();
+            let problem = format!("tensor `{name}` differs in shape: {}", shapes.join(", "));
+            self.problems.add("", problem);
+            return Ok(());
+        }
+        let Some(values) = self.values(slice, name, &names, layer) else {
+            return Ok(());
+        };
+        let formula = match self.config.method.formula(&values, slice.base) {
+            Ok(formula) => formula,
+            Err(problem) => {
+                self.problems.add("", format!("tensor `{name}`: {problem}"));
+                return Ok(());
+            }
+        };
+        self.place(name, home, slice, &operands, &formula)
+    }
+
+    /// A buffer that some models lack stays as it is.
+    fn keep(&mut self, wanted: Wanted<'a, '_>) {
+        let Some((shape, stretches)) = locate(wanted.template, wanted.own) else { return };
+        let slices = self.draft.slices("model", &stretches);
+        let Some(dtype) = slices.first().map(|slice| slice.dtype.clone()) else { return };
+        let parts = slices.into_iter().map(Part::Copy).collect();
+        self.draft.push(wanted.home, wanted.name, dtype, shape, parts);
+    }
+
+    /// The parameters of a tensor; problems for those that have no value.
+    fn values(
+        &mut self,
+        slice: &Slice<'_>,
+        name: &str,
+        names: &[String],
+        layer: Option<u64>,
+    ) -> Option<Values> {
+        let config = self.config;
+        let t = layer.map_or(0.0, |layer| slice.progress(layer));
+        let everywhere = |parameter: &Parameter, name: &str| {
+            let value = slice.of.parameters.at(parameter.name, name, t);
+            value.or_else(|| config.parameters.at(parameter.name, name, t)).or(parameter.default)
+        };
+        let mut values = Values::default();
+        let mut complete = true;
+        for parameter in config.method.shared {
+            if let Some(value) = everywhere(parameter, name) {
+                values.shared.insert(parameter.name, value);
+            } else if parameter.required {
+                complete = false;
+                let what = format!("`{}` has no value for tensor `{name}`", parameter.name);
+                self.problems.add("parameters", what);
+            }
+        }
+        for (i, (input, theirs)) in slice.inputs.iter().zip(names).enumerate() {
+            let mut own = BTreeMap::new();
+            let apart = config.method.sets_base_apart() && slice.base == Some(i);
+            for parameter in config.method.own {
+                let value = input.of.parameters.at(parameter.name, theirs, t);
+                if let Some(value) = value.or_else(|| everywhere(parameter, theirs)) {
+                    own.insert(parameter.name, value);
+                } else if parameter.required && !apart {
+                    complete = false;
+                    let what = format!("`{}` has no value for tensor `{theirs}`", parameter.name);
+                    self.problems.add(&input.of.at, what);
+                }
+            }
+            values.own.push(own);
+        }
+        complete.then_some(values)
+    }
+
+    /// Writes a tensor's formula down, or its problem.
+    fn place(
+        &mut self,
+        name: &str,
+        home: usize,
+        slice: &Slice<'_>,
+        operands: &[Operand<'_>],
+        formula: &Formula,
+    ) -> Result<()> {
+        let copied = formula.copied();
+        let used: Vec<&Dtype> = match copied {
+            Some(input) => operands[input].stretches.iter().map(|s| s.dtype).collect(),
+            None => operands.iter().flat_map(|o| o.stretches.iter().map(|s| s.dtype)).collect(),
+        };
+        let shape = operands[0].shape.clone();
+        let floats = used.iter().filter(|dtype| dtype.is_float()).count();
+        if floats == 0 {
+            return self.place_integers(name, home, slice, operands, copied);
+        }
+        if floats < used.len() {
+            let names: Vec<&str> = used.iter().map(|dtype| dtype.as_str()).collect();
+            self.problems.add("", format!("tensor `{name}` is {} in the models", names.join(", ")));
+            return Ok(());
+        }
+        let (dtype, out) = (self.config.dtype.as_ref(), self.config.out_dtype.as_ref());
+        let dtype = match output_dtype(&used, dtype, out, copied.is_none()) {
+            Ok(dtype) => dtype,
+            Err(problem) => {
+                self.problems.add("", format!("tensor `{name}`: {problem}"));
+                return Ok(());
+            }
+        };
+        let changes = copied.is_none() || used.iter().any(|used| **used != dtype);
+        if changes {
+            let models: Vec<&Checkpoint> = slice.inputs.iter().map(|i| i.model).collect();
+            refuse_quantised(&models, name)?;
+        }
+        let operands: Vec<Vec<_>> = operands
+            .iter()
+            .zip(&slice.inputs)
+            .map(|(operand, input)| self.draft.slices(self.role(input), &operand.stretches))
+            .collect();
+        let parts: Vec<Part> = if let Some(input) = copied {
+            operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
+        } else {
+            // Where expert layouts differ, a tensor is several blends: a method that solves for weights would need
+            // one part a tensor.
+            let blend = |group: Vec<crate::plan::Slice>| {
+                let term = |(input, weight): &(usize, f64)| Term {
+                    slice: group[*input].clone(),
+                    weight: *weight,
+                };
+                Part::Blend(Box::new(Blend {
+                    base: formula.base.map(|base| group[base].clone()),
+                    terms: formula.terms.iter().map(term).collect(),
+                    lambda: formula.lambda,
+                }))
+            };
+            line_up(&operands).unwrap_or_default().into_iter().map(blend).collect()
+        };
+        let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
+        self.differs |= donors.is_some_and(|donors| *donors != dtype);
+        self.dtypes.insert(dtype.clone());
+        self.draft.push(home, name, dtype, shape, parts);
+        Ok(())
+    }
+
+    /// Integer buffers are copied, from the base where there is one; integer weights are quantised codes.
+    fn place_integers(
+        &mut self,
+        name: &str,
+        home: usize,
+        slice: &Slice<'_>,
+        operands: &[Operand<'_>],
+        copied: Option<usize>,
+    ) -> Result<()> {
+        let from = copied.or(slice.base).unwrap_or(0);
+        let (input, operand) = (&slice.inputs[from], &operands[from]);
+        let Some(dtype) = operand.stretches.first().map(|stretch| stretch.dtype.clone()) else {
+            return Ok(());
+        };
+        if copied.is_none() {
+            let method = slice.inputs.iter().find_map(|i| quantization(i.model.config()?));
+            if let (Some(method), Role::Layer(_)) = (method, self.donor.anatomy().role(name)) {
+                return Err(Error::Unsupported {
+                    what: format!("tensor `{name}` ({dtype})"),
+                    reason: format!("the models are quantised ({method})"),
+                    hint: "use the unquantised checkpoints of the models".into(),
+                });
+            }
+            let model = input.model.name();
+            self.draft.note(format!("`{name}` ({dtype}) is that of `{model}`: not a float"));
+        }
+        let slices = self.draft.slices(self.role(input), &operand.stretches);
+        let parts = slices.into_iter().map(Part::Copy).collect();
+        self.draft.push(home, name, dtype, operand.shape.clone(), parts);
+        Ok(())
+    }
+
+    fn role(&self, input: &Input<'_>) -> &'static str {
+        role(self.config, &input.of.model)
+    }
+}
+
+/// What a model is to the merge, for sources and parents.
+pub(super) fn role(config: &Config, model: &std::path::Path) -> &'static str {
+    if config.base.as_deref() == Some(model) { "base" } else { "model" }
+}
