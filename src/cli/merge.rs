@@ -35,6 +35,9 @@ pub(super) struct Merge {
     /// Rules of arithmetic: `precise` is f32 with one rounding
     #[arg(long, value_name = "RULES", default_value = "precise", value_parser = parse_numerics)]
     numerics: Precise,
+    /// Where vocabularies differ in size, keep the rows that all models have
+    #[arg(long)]
+    truncate_embeddings: bool,
     #[command(flatten)]
     shard_size: ShardSize,
     #[command(flatten)]
@@ -74,7 +77,10 @@ impl Surgical for Merge {
         let open = |path: &Path| session.open(path, &self.opening);
         let models = config.models().into_iter().map(open);
         let models = models.collect::<Result<Vec<Checkpoint>, Failure>>()?;
-        let request = ops::merge::Merge { shard_size: self.shard_size.shard_size };
+        let request = ops::merge::Merge {
+            shard_size: self.shard_size.shard_size,
+            truncate_embeddings: self.truncate_embeddings,
+        };
         Ok((ops::merge::merge(&config, &models, &request)?, self.how.out.clone()))
     }
 }

@@ -27,7 +27,7 @@ use self::tensors::{Tensors, role};
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
 use super::vector::refuse_vectors;
-use crate::checkpoint::{Checkpoint, SidecarFile, keep_layers, set_dtype};
+use crate::checkpoint::{Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Sidecar, SidecarContent};
 
@@ -39,6 +39,8 @@ const CONFIG_FILE: &str = "mergekit_config.yml";
 pub struct Merge {
     /// Data bytes of a shard, to lay the output out anew; the layout of the first of [`Config::models`] otherwise.
     pub shard_size: Option<u64>,
+    /// Where vocabularies differ in size, keep the rows that all models have instead of refusing.
+    pub truncate_embeddings: bool,
 }
 
 /// Plans a merge of the models that [`Config::models`] names, in that order.
@@ -48,7 +50,7 @@ pub struct Merge {
 pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<Plan> {
     let named = config.models();
     let refuse = |problems: Problems| {
-        let hint = "layers and tensors must match; vocabularies are not aligned yet".to_owned();
+        let hint = "layers and tensors must match; where vocabularies differ, `--truncate-embeddings` keeps the rows that all models have".to_owned();
         let mut lines = problems.0;
         let mut seen = HashSet::new();
         lines.retain(|line| seen.insert(line.clone()));
@@ -61,8 +63,11 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     };
     refuse_vectors(&models.iter().collect::<Vec<_>>())?;
     models.iter().try_for_each(check_layer_count)?;
-    let parameters =
-        json!({ "merge_method": config.method.name, "shard_size": request.shard_size });
+    let parameters = json!({
+        "merge_method": config.method.name,
+        "shard_size": request.shard_size,
+        "truncate_embeddings": request.truncate_embeddings,
+    });
     let mut draft = Draft::new("merge", &parameters);
     let bound: Vec<(&Path, &Checkpoint)> = named.into_iter().zip(models).collect();
     for (path, model) in &bound {
@@ -78,14 +83,14 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     } else {
         slices::described(&mut problems, &slices, donor)
     };
-    let mut tensors = Tensors::new(config, &slices, donor, draft);
+    let mut tensors = Tensors::new(config, &slices, donor, draft, request.truncate_embeddings);
     tensors.problems = problems;
     if config.is_whole() {
         tensors.add_whole()?;
     } else {
         tensors.add_slices(&described)?;
     }
-    let Tensors { mut draft, problems, dtypes, differs, .. } = tensors;
+    let Tensors { mut draft, problems, dtypes, differs, rows, .. } = tensors;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -103,6 +108,9 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         let only = dtypes.first().filter(|_| differs && dtypes.len() == 1);
         if let Some(dtype) = config.out_dtype.as_ref().or(config.dtype.as_ref()).or(only) {
             set_dtype(&mut new, dtype);
+        }
+        if let Some(rows) = rows {
+            set_vocab_size(&mut new, rows);
         }
         derived.config = Some(new);
     }

@@ -27,6 +27,10 @@ pub(super) struct Tensors<'a> {
     /// Float dtypes of the output, and whether one differs from the donor's.
     pub(super) dtypes: BTreeSet<Dtype>,
     pub(super) differs: bool,
+    /// Cut embeddings and heads to the rows that all models have.
+    truncates: bool,
+    /// The rows that were left of a vocabulary.
+    pub(super) rows: Option<u64>,
 }
 
 /// An output tensor and where its counterparts are.
@@ -55,6 +59,7 @@ impl<'a> Tensors<'a> {
         slices: &'a [Slice<'a>],
         donor: &'a Checkpoint,
         draft: Draft,
+        truncates: bool,
     ) -> Self {
         let homes = donor.names_in_file_order().map(|(home, entry)| (entry.name.as_str(), home));
         Self {
@@ -66,6 +71,8 @@ impl<'a> Tensors<'a> {
             homes: homes.collect(),
             dtypes: BTreeSet::new(),
             differs: false,
+            truncates,
+            rows: None,
         }
     }
 
@@ -202,6 +209,9 @@ impl<'a> Tensors<'a> {
             }
             return Ok(());
         }
+        if self.truncates && template.anatomy().role(own).is_vocabulary() {
+            self.truncate(name, &mut operands);
+        }
         if operands.iter().any(|operand| operand.shape != operands[0].shape) {
             let shapes = slice.inputs.iter().zip(&operands);
             let shapes: Vec<String> =
@@ -221,6 +231,27 @@ impl<'a> Tensors<'a> {
             }
         };
         self.place(name, home, slice, &operands, &formula)
+    }
+
+    /// Cuts tensors with one row a token to the rows that all models have.
+    fn truncate(&mut self, name: &str, operands: &mut [Operand<'_>]) {
+        let rows = operands.iter().map(|operand| operand.shape.rows()).min().unwrap_or(0);
+        let mut cut = false;
+        for operand in operands.iter_mut().filter(|operand| operand.shape.rows() > rows) {
+            let shape = operand.shape.with_rows(rows);
+            if let [stretch] = operand.stretches.as_mut_slice()
+                && let Some(len) = shape.byte_len(stretch.dtype)
+            {
+                stretch.bytes.end = stretch.bytes.start + len;
+                stretch.shape = shape.clone();
+                operand.shape = shape;
+                cut = true;
+            }
+        }
+        if cut {
+            self.rows = Some(rows);
+            self.draft.note(format!("`{name}` has the {rows} rows that all models have"));
+        }
     }
 
     /// A buffer that some models lack stays as it is.
