@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::golden::{cases, check_config, compare, golden, manifest};
-use crate::support::checkpoint::{config, read, read_raw};
+use crate::support::checkpoint::{Tensor, config, read, read_raw, write_sharded};
 use crate::support::process::{Outcome, elo};
 use crate::support::tree::{assert_same, weights_and_config};
 
@@ -238,7 +238,7 @@ fn models_that_do_not_fit_are_refused() {
         "merge_method: linear\nmodels: [{model: models/mrg32-a}, {model: org/name}]\nparameters: {weight: 1}\n",
         "merge_method: linear\nmodels: [{model: models/mrg32-a}, {model: models/mrg32-b}]\nparameters: {weight: [1, -1, 0]}\ndtype: bfloat16\n",
         "merge_method: linear\nmodels: [{model: models/mrg32-a, parameters: {weight: 1}}, {model: models/mrg32-b, parameters: {weight: -1}}]\n",
-        "merge_method: linear\nmodels: [{model: models/llama32-tied}, {model: models/llama31-base}]\nparameters: {weight: 1}\n",
+        "merge_method: linear\nmodels: [{model: models/gpt2}, {model: models/llama31-base}]\nparameters: {weight: 1}\n",
         "merge_method: linear\nmodels: [{model: models/mrg32-a}]\nparameters: {weight: [{filter: mlp, value: 1}]}\n",
         "merge_method: passthrough\nslices: [{sources: [{model: models/mrg32-a, layer_range: [2, 9]}]}]\n",
         "merge_method: passthrough\nslices: [{sources: [{model: models/gemma2, layer_range: [0, 2]}]}, {sources: [{model: models/qwen2-untied, layer_range: [0, 1]}]}]\n",
@@ -332,4 +332,70 @@ fn the_record_names_every_model() {
     assert_eq!(outcome.code(), Some(0), "{outcome}");
     assert_eq!(fs::read_to_string(copy.join("mergekit_config.yml")).unwrap(), again);
     assert_same(&weights_and_config(&copy), &weights_and_config(&out), "one model, normalised");
+}
+
+/// A copy of a golden model whose tensors are changed.
+fn changed(dir: &TempDir, name: &str, tied: bool, change: impl Fn(Raw) -> Raw) -> PathBuf {
+    let root = dir.path().join(name);
+    let source = golden("models/mrg16-b");
+    let tensors = change(raw(&source)).into_iter();
+    let tensors: Vec<Tensor> = tensors
+        .map(|(name, (dtype, shape, bytes))| Tensor::new(&name, &dtype, &shape, bytes))
+        .collect();
+    write_sharded(&root, &tensors, 2);
+    let mut config = config(&source);
+    config["tie_word_embeddings"] = tied.into();
+    fs::write(root.join("config.json"), config.to_string()).unwrap();
+    root
+}
+
+#[test]
+fn a_head_is_never_lost() {
+    let dir = TempDir::new().unwrap();
+    let tied = changed(&dir, "tied", true, |mut tensors| {
+        tensors.remove("lm_head.weight");
+        tensors
+    });
+    let untied = changed(&dir, "untied", false, |mut tensors| {
+        let head = tensors["model.embed_tokens.weight"].clone();
+        tensors.insert("lm_head.weight".to_owned(), head);
+        tensors
+    });
+    let pair = |a: &str, b: &str| {
+        let model = |path: &str| format!("{{model: {{model: {{path: '{path}'}}}}}}");
+        let models = format!("[{}, {}]", model(a), model(b));
+        format!("merge_method: linear\nmodels: {models}\nparameters: {{weight: 0.5}}\n")
+    };
+    let (tied, untied) = (tied.to_str().unwrap(), untied.to_str().unwrap());
+    let (_, outcome) = merged(&dir, "lost", &pair(tied, "models/mrg16-a"), &[]);
+    outcome.expect(3, &["lm_head.weight", "would be lost", "ties its head"]);
+    // A tied model's head is its embedding.
+    let (found, outcome) = merged(&dir, "found", &pair("models/mrg16-a", tied), &[]);
+    assert_eq!(outcome.code(), Some(0), "{outcome}");
+    let (wanted, _) = merged(&dir, "wanted", &pair("models/mrg16-a", untied), &[]);
+    assert_same(&weights_and_config(&found), &weights_and_config(&wanted), "tied");
+}
+
+#[test]
+fn extra_tensors_and_quantised_weights_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let scale = "model.layers.1.mlp.up_proj.weight_scale_inv";
+    let extra = changed(&dir, "extra", false, |mut tensors| {
+        tensors.insert(scale.to_owned(), ("F32".to_owned(), vec![1], vec![0; 4]));
+        tensors
+    });
+    let model = format!("{{model: {{model: {{path: '{}'}}}}}}", extra.display());
+    let of = |models: &str| {
+        format!("merge_method: linear\nmodels: [{models}]\nparameters: {{weight: 0.5}}\n")
+    };
+    let beside = of(&format!("{{model: models/mrg16-a}}, {model}"));
+    let (_, outcome) = merged(&dir, "beside", &beside, &[]);
+    outcome.expect(3, &["weight_scale_inv"]);
+    let first = of(&format!("{model}, {{model: models/mrg16-a}}"));
+    let (_, outcome) = merged(&dir, "first", &first, &[]);
+    outcome.expect(3, &["weight_scale_inv"]);
+    // Alone it is copied, scale and all.
+    let (out, outcome) = merged(&dir, "alone", &of(&model), &[]);
+    assert_eq!(outcome.code(), Some(0), "{outcome}");
+    assert!(raw(&out) == raw(&extra), "a copy");
 }

@@ -36,6 +36,8 @@ pub(super) struct SliceOf {
     pub(super) parameters: Parameters,
     /// Its place in the document; empty for whole models.
     pub(super) at: String,
+    /// Whether some source could not be read: what the others lack says nothing then.
+    broken: bool,
 }
 
 /// A model, or some of its layers.
@@ -135,7 +137,7 @@ fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config>
     let text = text.to_owned();
     let method = method?;
     let config = Config { method, slices, base, parameters, dtype, out_dtype, text };
-    for slice in &config.slices {
+    for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
         check_inputs(problems, &config, slice);
     }
     Some(config)
@@ -275,7 +277,9 @@ fn whole(
     for (i, item) in problems.list("models", value).into_iter().flatten().enumerate() {
         let at = format!("models[{i}]");
         let known = ["model", "parameters"];
-        slice.sources.extend(source(problems, &at, item, &known, method));
+        let source = source(problems, &at, item, &known, method);
+        slice.broken |= source.is_none();
+        slice.sources.extend(source);
     }
     if let Some(base) = base
         && slice.sources.iter().all(|source| source.model != base)
@@ -302,7 +306,7 @@ fn slices(problems: &mut Problems, value: &Value, method: Option<&'static Method
         let base = given(map, "base_model").and_then(|value| model(problems, &base_at, value));
         let (own, value) = (below(&at, "parameters"), map.get("parameters"));
         let parameters = Parameters::read(problems, &own, value, method, Level::Shared);
-        let mut slice = SliceOf { sources: Vec::new(), base, parameters, at };
+        let mut slice = SliceOf { base, parameters, at, ..SliceOf::default() };
         let at = below(&slice.at, "sources");
         let Some(value) = given(map, "sources") else {
             problems.add(&slice.at, "has no `sources`");
@@ -311,7 +315,9 @@ fn slices(problems: &mut Problems, value: &Value, method: Option<&'static Method
         for (j, item) in problems.list(&at, value).into_iter().flatten().enumerate() {
             let at = format!("{at}[{j}]");
             let known = ["model", "layer_range", "parameters", "residual_weight"];
-            slice.sources.extend(source(problems, &at, item, &known, method));
+            let source = source(problems, &at, item, &known, method);
+            slice.broken |= source.is_none();
+            slice.sources.extend(source);
         }
         let lengths = slice.sources.iter().filter_map(|s| s.layers).map(|(from, to)| to - from);
         let lengths: Vec<u64> = lengths.collect();

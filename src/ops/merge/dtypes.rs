@@ -20,7 +20,7 @@ pub(super) fn output_dtype(
     if let Some(input) = inputs.iter().find(|input| !holds(&common, input)) {
         if computes {
             return Err(format!(
-                "`dtype` {common} loses digits of {input} inputs before the arithmetic, which is not supported yet: leave it out, or say `out_dtype`"
+                "`dtype` {common} loses digits of {input} inputs before the arithmetic, which is not supported yet: leave it out and give `out_dtype`"
             ));
         }
         if out != common {

@@ -90,7 +90,8 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     } else {
         tensors.add_slices(&described)?;
     }
-    let Tensors { mut draft, problems, dtypes, differs, rows, .. } = tensors;
+    let problems = tensors.take_problems();
+    let Tensors { mut draft, dtypes, differs, rows, .. } = tensors;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -99,12 +100,15 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     let sidecars: Vec<SidecarFile> = donor.sidecars().iter().filter(own).cloned().collect();
     let mut derived = Derived { shard_size: request.shard_size, ..Derived::from(donor, role) };
     if let Some(old) = donor.config() {
-        let kept = keep_layers(old, donor.anatomy(), &described)
-            .map_err(|problem| Error::Config { path: donor.config_path(), problem })?;
-        for note in kept.notes {
-            draft.note(note);
+        let mut new = old.clone();
+        if !config.is_whole() {
+            let kept = keep_layers(old, donor.anatomy(), &described)
+                .map_err(|problem| Error::Config { path: donor.config_path(), problem })?;
+            for note in kept.notes {
+                draft.note(note);
+            }
+            new = kept.config;
         }
-        let mut new = kept.config;
         let only = dtypes.first().filter(|_| differs && dtypes.len() == 1);
         if let Some(dtype) = config.out_dtype.as_ref().or(config.dtype.as_ref()).or(only) {
             set_dtype(&mut new, dtype);

@@ -9,7 +9,7 @@ use super::read::{Problems, below, given, kind};
 
 /// The parameters of one level: of a model, a slice or the whole merge.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Parameters(BTreeMap<String, Setting>);
+pub(super) struct Parameters(BTreeMap<String, Option<Setting>>);
 
 /// What a parameter says, clause by clause; the first whose filter fits counts.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,9 +89,8 @@ impl Parameters {
                 problems.add(&at, reason);
                 continue;
             }
-            if let Some(setting) = Setting::read(problems, &at, value, parameter) {
-                read.insert(key.clone(), setting);
-            }
+            // One that is there but wrong is not missing as well.
+            read.insert(key.clone(), Setting::read(problems, &at, value, parameter));
         }
         Self(read)
     }
@@ -100,17 +99,17 @@ impl Parameters {
         self.0.contains_key(name)
     }
 
-    /// Whether a parameter has this value everywhere.
+    /// Whether a parameter has this value wherever it has one.
     pub(super) fn is_always(&self, name: &str, value: f64) -> bool {
         #[expect(clippy::float_cmp, reason = "the very value is asked for")]
         let same = |scalar: &Scalar| scalar.number() == value;
-        let setting = self.0.get(name);
-        setting.is_some_and(|setting| setting.0.iter().all(|c| c.values.iter().all(same)))
+        let setting = self.0.get(name).and_then(Option::as_ref);
+        setting.is_none_or(|setting| setting.0.iter().all(|c| c.values.iter().all(same)))
     }
 
     /// The value for a tensor at `t`, from 0 at the first layer of a slice to 1 at the last.
     pub(super) fn at(&self, name: &str, tensor: &str, t: f64) -> Option<Scalar> {
-        let clauses = &self.0.get(name)?.0;
+        let clauses = &self.0.get(name)?.as_ref()?.0;
         let fits = |clause: &&Clause| match clause.filter.as_deref() {
             None | Some("*") => true,
             Some(part) => tensor.contains(part),

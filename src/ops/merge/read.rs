@@ -33,7 +33,7 @@ impl Problems {
         known: &[&str],
     ) -> Option<&'a Map<String, Value>> {
         let Value::Object(map) = value else {
-            self.wrong(at, value, "a group of keys");
+            self.wrong(if at.is_empty() { "the document" } else { at }, value, "a group of keys");
             return None;
         };
         for key in map.keys().filter(|key| !known.contains(&key.as_str())) {

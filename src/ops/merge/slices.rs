@@ -59,6 +59,15 @@ pub(super) fn bind<'a>(
                 continue;
             };
             let layers = model.layers();
+            let (family, other) = (&model.anatomy().family, &donor.anatomy().family);
+            if family != other {
+                let (name, donor) = (model.name(), donor.name());
+                let what = format!(
+                    "`{name}` is of the family {family}, `{donor}` of {other}: mixing them is"
+                );
+                problems.unsupported(&source.at, what);
+                continue;
+            }
             match source.layers {
                 Some((_, to)) if to > layers => {
                     let name = model.name();

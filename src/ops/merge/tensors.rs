@@ -22,33 +22,37 @@ pub(super) struct Tensors<'a> {
     donor: &'a Checkpoint,
     pub(super) draft: Draft,
     pub(super) problems: Problems,
-    /// Where each tensor of the donor lies.
-    homes: HashMap<&'a str, usize>,
+    /// Shard and place of each tensor of the donor.
+    places: HashMap<&'a str, (usize, usize)>,
     /// Float dtypes of the output, and whether one differs from the donor's.
     pub(super) dtypes: BTreeSet<Dtype>,
     pub(super) differs: bool,
     /// Cut embeddings and heads to the rows that all models have.
     truncates: bool,
+    /// Problems that many tensors have: place, cause, the first of them, how many more.
+    causes: Vec<(String, String, String, u64)>,
     /// The rows that were left of a vocabulary.
     pub(super) rows: Option<u64>,
 }
 
 /// An output tensor and where its counterparts are.
-#[derive(Clone, Copy)]
-struct Wanted<'a, 'n> {
+struct Wanted<'a> {
     /// Its name in the output.
-    name: &'n str,
+    name: String,
     /// The model that names it, and the name there.
     template: &'a Checkpoint,
-    own: &'n str,
+    own: String,
     slice: &'a Slice<'a>,
     /// The layer within the slice; none for tensors outside the layers.
     layer: Option<u64>,
-    home: usize,
+    /// The donor's shard that it belongs to, and its place in file order.
+    place: (usize, usize),
 }
 
 /// An input's tensor.
 struct Operand<'a> {
+    /// Its name in that model.
+    name: String,
     shape: Shape,
     stretches: Vec<Stretch<'a>>,
 }
@@ -61,31 +65,50 @@ impl<'a> Tensors<'a> {
         draft: Draft,
         truncates: bool,
     ) -> Self {
-        let homes = donor.names_in_file_order().map(|(home, entry)| (entry.name.as_str(), home));
+        let names = donor.names_in_file_order().enumerate();
+        let places = names.map(|(at, (home, entry))| (entry.name.as_str(), (home, at)));
         Self {
             config,
             slices,
             donor,
             draft,
             problems: Problems::default(),
-            homes: homes.collect(),
+            places: places.collect(),
             dtypes: BTreeSet::new(),
             differs: false,
             truncates,
+            causes: Vec::new(),
             rows: None,
         }
+    }
+
+    /// A problem of a tensor that others may have too.
+    fn blame(&mut self, at: &str, cause: String, tensor: &str) {
+        match self.causes.iter_mut().find(|known| (known.0.as_str(), &known.1) == (at, &cause)) {
+            Some(known) => known.3 += 1,
+            None => self.causes.push((at.to_owned(), cause, tensor.to_owned(), 0)),
+        }
+    }
+
+    /// Everything that is wrong.
+    pub(super) fn take_problems(&mut self) -> Problems {
+        let mut problems = std::mem::take(&mut self.problems);
+        for (at, cause, tensor, more) in self.causes.drain(..) {
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            problems.add(&at, format!("{cause} (`{tensor}`{more})"));
+        }
+        problems
     }
 
     /// Whole models: the donor's tensors, each with its counterparts.
     pub(super) fn add_whole(&mut self) -> Result<()> {
         let Some(slice) = self.slices.first() else { return Ok(()) };
-        for (home, entry) in self.donor.names_in_file_order() {
+        for (_, entry) in self.donor.names_in_file_order() {
             let layer = match self.donor.anatomy().role(&entry.name) {
                 Role::Layer(layer) => Some(layer),
                 _ => None,
             };
-            let (name, own) = (entry.name.as_str(), entry.name.as_str());
-            self.add(Wanted { name, template: self.donor, own, slice, layer, home })?;
+            self.add(&Wanted { layer, ..self.own(&entry.name, slice) })?;
         }
         for input in &slice.inputs {
             let model = input.model;
@@ -105,30 +128,27 @@ impl<'a> Tensors<'a> {
         };
         let whole = described.iter().copied().eq(0..self.donor.layers());
         let mut dropped = 0_u64;
-        let mut behind = Vec::new();
-        for (home, entry) in self.donor.names_in_file_order() {
+        let mut wanted = Vec::new();
+        for (_, entry) in self.donor.names_in_file_order() {
             match self.donor.anatomy().role(&entry.name) {
                 Role::Layer(_) => {}
                 Role::MultiToken if !whole => dropped += 1,
-                Role::FinalNorm | Role::Head => behind.push((home, entry)),
-                _ => {
-                    let (name, own) = (entry.name.as_str(), entry.name.as_str());
-                    let (template, layer) = (self.donor, None);
-                    self.add(Wanted { name, template, own, slice: first, layer, home })?;
-                }
+                Role::FinalNorm | Role::Head => wanted.push(self.own(&entry.name, last)),
+                _ => wanted.push(self.own(&entry.name, first)),
             }
         }
         let mut described = described.iter().enumerate();
         for slice in self.slices {
             for layer in 0..slice.length {
                 if let Some((new, old)) = described.next() {
-                    self.add_layer(slice, layer, new as u64, *old)?;
+                    self.want_layer(&mut wanted, slice, layer, new as u64, *old);
                 }
             }
         }
-        for (home, entry) in behind {
-            let (name, own) = (entry.name.as_str(), entry.name.as_str());
-            self.add(Wanted { name, template: self.donor, own, slice: last, layer: None, home })?;
+        // Shards keep the donor's order as far as they have its tensors.
+        wanted.sort_by_key(|wanted| wanted.place);
+        for wanted in &wanted {
+            self.add(wanted)?;
         }
         for input in &last.inputs {
             if let (true, Some(head)) =
@@ -144,25 +164,32 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
+    /// A tensor of the donor under its own name, outside the layers.
+    fn own(&self, name: &str, slice: &'a Slice<'a>) -> Wanted<'a> {
+        let place = self.places.get(name).copied().unwrap_or_default();
+        let (name, own) = (name.to_owned(), name.to_owned());
+        Wanted { name, template: self.donor, own, slice, layer: None, place }
+    }
+
     /// One output layer: the template's tensors under their new number.
-    fn add_layer(&mut self, slice: &'a Slice<'a>, layer: u64, new: u64, old: u64) -> Result<()> {
-        let Some(template) = slice.template(self.donor) else { return Ok(()) };
+    fn want_layer(
+        &mut self,
+        wanted: &mut Vec<Wanted<'a>>,
+        slice: &'a Slice<'a>,
+        layer: u64,
+        new: u64,
+        old: u64,
+    ) {
+        let Some(template) = slice.template(self.donor) else { return };
         let model = template.model;
         let from = template.first + layer;
         for own in model.layer_tensors(from) {
             let Some((_, suffix)) = model.anatomy().layer_suffix(own) else { continue };
             let prefix = &self.donor.anatomy().layer_prefix;
-            let name = format!("{prefix}{new}.{suffix}");
-            let home = self.homes.get(format!("{prefix}{old}.{suffix}").as_str());
-            let home = home.copied().unwrap_or_default();
-            self.add(Wanted {
-                name: &name,
-                template: model,
-                own,
-                slice,
-                layer: Some(layer),
-                home,
-            })?;
+            let (name, own) = (format!("{prefix}{new}.{suffix}"), own.to_owned());
+            let place = self.places.get(format!("{prefix}{old}.{suffix}").as_str()).copied();
+            let place = place.unwrap_or((0, usize::MAX));
+            wanted.push(Wanted { name, template: model, own, slice, layer: Some(layer), place });
         }
         for input in slice.inputs.iter().filter(|input| !std::ptr::eq(input.model, model)) {
             for theirs in input.model.layer_tensors(input.first + layer) {
@@ -172,7 +199,6 @@ impl<'a> Tensors<'a> {
                 }
             }
         }
-        Ok(())
     }
 
     /// A tensor that would be left out in silence.
@@ -184,29 +210,30 @@ impl<'a> Tensors<'a> {
         self.problems.add(&input.of.at, what);
     }
 
-    fn add(&mut self, wanted: Wanted<'a, '_>) -> Result<()> {
-        let Wanted { name, template, own, slice, layer, home } = wanted;
+    fn add(&mut self, wanted: &Wanted<'a>) -> Result<()> {
+        let Wanted { name, template, own, slice, layer, place } = wanted;
+        let (layer, home) = (*layer, place.0);
+        if is_buffer(name) && slice.inputs.len() > 1 {
+            self.keep(wanted);
+            return Ok(());
+        }
         let mut operands = Vec::new();
-        let mut names = Vec::new();
         for input in &slice.inputs {
             let theirs = match layer {
                 Some(layer) => template.anatomy().renumbered(own, input.first + layer),
-                None => own.to_owned(),
+                None => own.clone(),
             };
             match effective(template, &theirs, input.model) {
-                Some((shape, stretches)) => operands.push(Operand { shape, stretches }),
-                None if is_buffer(name) => {}
+                Some((shape, stretches)) => {
+                    operands.push(Operand { name: theirs, shape, stretches });
+                }
                 None => self.problems.add(
                     &input.of.at,
                     format!("tensor `{theirs}` is missing in `{}`", input.model.name()),
                 ),
             }
-            names.push(theirs);
         }
         if operands.len() < slice.inputs.len() {
-            if is_buffer(name) {
-                self.keep(wanted);
-            }
             return Ok(());
         }
         if self.truncates && template.anatomy().role(own).is_vocabulary() {
@@ -220,13 +247,13 @@ impl<'a> Tensors<'a> {
             self.problems.add("", problem);
             return Ok(());
         }
-        let Some(values) = self.values(slice, name, &names, layer) else {
+        let Some(values) = self.values(slice, name, &operands, layer) else {
             return Ok(());
         };
         let formula = match self.config.method.formula(&values, slice.base) {
             Ok(formula) => formula,
             Err(problem) => {
-                self.problems.add("", format!("tensor `{name}`: {problem}"));
+                self.blame("", problem, name);
                 return Ok(());
             }
         };
@@ -254,13 +281,13 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// A buffer that some models lack stays as it is.
-    fn keep(&mut self, wanted: Wanted<'a, '_>) {
-        let Some((shape, stretches)) = locate(wanted.template, wanted.own) else { return };
+    /// A buffer that models compute anew stays as it is: sums would only add noise.
+    fn keep(&mut self, wanted: &Wanted<'a>) {
+        let Some((shape, stretches)) = locate(wanted.template, &wanted.own) else { return };
         let slices = self.draft.slices("model", &stretches);
         let Some(dtype) = slices.first().map(|slice| slice.dtype.clone()) else { return };
         let parts = slices.into_iter().map(Part::Copy).collect();
-        self.draft.push(wanted.home, wanted.name, dtype, shape, parts);
+        self.draft.push(wanted.place.0, &wanted.name, dtype, shape, parts);
     }
 
     /// The parameters of a tensor; problems for those that have no value.
@@ -268,7 +295,7 @@ impl<'a> Tensors<'a> {
         &mut self,
         slice: &Slice<'_>,
         name: &str,
-        names: &[String],
+        operands: &[Operand<'_>],
         layer: Option<u64>,
     ) -> Option<Values> {
         let config = self.config;
@@ -284,11 +311,11 @@ impl<'a> Tensors<'a> {
                 values.shared.insert(parameter.name, value);
             } else if parameter.required {
                 complete = false;
-                let what = format!("`{}` has no value for tensor `{name}`", parameter.name);
-                self.problems.add("parameters", what);
+                self.blame("parameters", format!("`{}` has no value", parameter.name), name);
             }
         }
-        for (i, (input, theirs)) in slice.inputs.iter().zip(names).enumerate() {
+        for (i, (input, operand)) in slice.inputs.iter().zip(operands).enumerate() {
+            let theirs = operand.name.as_str();
             let mut own = BTreeMap::new();
             let apart = config.method.sets_base_apart() && slice.base == Some(i);
             for parameter in config.method.own {
@@ -297,8 +324,8 @@ impl<'a> Tensors<'a> {
                     own.insert(parameter.name, value);
                 } else if parameter.required && !apart {
                     complete = false;
-                    let what = format!("`{}` has no value for tensor `{theirs}`", parameter.name);
-                    self.problems.add(&input.of.at, what);
+                    let cause = format!("`{}` has no value", parameter.name);
+                    self.blame(&input.of.at, cause, theirs);
                 }
             }
             values.own.push(own);
@@ -334,14 +361,16 @@ impl<'a> Tensors<'a> {
         let dtype = match output_dtype(&used, dtype, out, copied.is_none()) {
             Ok(dtype) => dtype,
             Err(problem) => {
-                self.problems.add("", format!("tensor `{name}`: {problem}"));
+                self.blame("", problem, name);
                 return Ok(());
             }
         };
         let changes = copied.is_none() || used.iter().any(|used| **used != dtype);
         if changes {
-            let models: Vec<&Checkpoint> = slice.inputs.iter().map(|i| i.model).collect();
-            refuse_quantised(&models, name)?;
+            for (input, operand) in slice.inputs.iter().zip(operands) {
+                refuse_quantised(&[input.model], &operand.name)?;
+                refuse_codes(input.model, &operand.name, &used)?;
+            }
         }
         let operands: Vec<Vec<_>> = operands
             .iter()
@@ -390,11 +419,7 @@ impl<'a> Tensors<'a> {
         if copied.is_none() {
             let method = slice.inputs.iter().find_map(|i| quantization(i.model.config()?));
             if let (Some(method), Role::Layer(_)) = (method, self.donor.anatomy().role(name)) {
-                return Err(Error::Unsupported {
-                    what: format!("tensor `{name}` ({dtype})"),
-                    reason: format!("the models are quantised ({method})"),
-                    hint: "use the unquantised checkpoints of the models".into(),
-                });
+                return Err(codes(name, &dtype, &method));
             }
             let model = input.model.name();
             self.draft.note(format!("`{name}` ({dtype}) is that of `{model}`: not a float"));
@@ -407,6 +432,23 @@ impl<'a> Tensors<'a> {
 
     fn role(&self, input: &Input<'_>) -> &'static str {
         role(self.config, &input.of.model)
+    }
+}
+
+/// Refuses 8-bit floats of a quantised model, whose scales may bear any name.
+fn refuse_codes(model: &Checkpoint, name: &str, dtypes: &[&Dtype]) -> Result<()> {
+    let method = model.config().and_then(quantization);
+    match (method, dtypes.iter().find(|dtype| dtype.is_f8())) {
+        (Some(method), Some(dtype)) => Err(codes(name, dtype, &method)),
+        _ => Ok(()),
+    }
+}
+
+fn codes(name: &str, dtype: &Dtype, method: &str) -> Error {
+    Error::Unsupported {
+        what: format!("tensor `{name}` ({dtype})"),
+        reason: format!("the models are quantised ({method})"),
+        hint: "use the unquantised checkpoints of the models".into(),
     }
 }
 
