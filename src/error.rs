@@ -4,12 +4,18 @@
 //! [`Error::exit_code`] the process exit status. The library never speaks of command-line flags
 //! except inside hints. Operating-system errors enter only through [`IoContext`], which takes the path.
 
+#[cfg(any(feature = "merge", feature = "pipeline"))]
+mod near;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{ConfigProblem, SelectorProblem};
 use crate::format::{HeaderProblem, IndexProblem};
+
+#[cfg(any(feature = "merge", feature = "pipeline"))]
+pub(crate) use near::nearest;
 
 /// Result of a library call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -4,8 +4,8 @@
 //! Many intents and many executors meet in one narrow waist, the [`plan::Plan`]:
 //!
 //! ```text
-//!  extract  inject  chat-vector  reshard  cast            intent
-//!      \      \         |          /       /
+//!  extract  inject  chat-vector  merge  reshard  cast     intent
+//!      \      \         |        /      /      /
 //!            ops: intent -> Plan                          reads headers and configs only
 //!                    |
 //!                   Plan      what every output tensor is made of; every byte's place is known

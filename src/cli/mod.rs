@@ -19,6 +19,7 @@ mod inject;
 mod inspect;
 mod live;
 mod man;
+mod merge;
 mod plan;
 mod process;
 mod progress;
@@ -92,6 +93,7 @@ enum Command {
     Extract(Box<extract::Extract>),
     Inject(Box<inject::Inject>),
     ChatVector(Box<chat_vector::ChatVector>),
+    Merge(Box<merge::Merge>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
@@ -148,6 +150,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Extract(verb) => verb.run(session),
         Command::Inject(verb) => inject::run(verb, session),
         Command::ChatVector(verb) => verb.run(session),
+        Command::Merge(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::session::Session;
 use super::surgery::{Planned, Surgical};
-use super::{cast, chat_vector, extract, inject, reshard, summary};
+use super::{cast, chat_vector, extract, inject, merge, reshard, summary};
 use crate::error::{Error, IoContext as _};
 
 /// Print what a command would do as a plan, for `apply`; without a command, what the project's run will need
@@ -36,6 +36,7 @@ enum Verb {
     Extract(Box<extract::Extract>),
     Inject(Box<inject::Inject>),
     ChatVector(Box<chat_vector::ChatVector>),
+    Merge(Box<merge::Merge>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
 }
@@ -49,6 +50,7 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Extract(verb) => verb.planned(session),
         Verb::Inject(verb) => verb.planned(session),
         Verb::ChatVector(verb) => verb.planned(session),
+        Verb::Merge(verb) => verb.planned(session),
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),
     }?;

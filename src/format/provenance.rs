@@ -63,7 +63,7 @@ impl Provenance {
 /// The operation behind a plan: its verb and every parameter that shapes the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Operation {
-    /// `extract`, `inject`, `chat-vector`, `reshard`, `cast`.
+    /// `extract`, `inject`, `chat-vector`, `merge`, `reshard`, `cast`.
     pub verb: String,
     /// Parameters by name.
     pub parameters: Map<String, Value>,

@@ -8,6 +8,8 @@ mod draft;
 mod extract;
 mod filter;
 mod inject;
+#[cfg(feature = "merge")]
+pub mod merge;
 mod operand;
 mod quantised;
 mod relayout;

@@ -16,11 +16,12 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 25] = [
     "",
     "extract",
     "inject",
     "chat-vector",
+    "merge",
     "reshard",
     "cast",
     "inspect",

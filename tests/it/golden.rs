@@ -12,11 +12,11 @@ use crate::support::fixture;
 use crate::support::process::{Elo, elo};
 use crate::support::tree::{assert_same, model_files, tree, weights_and_config};
 
-fn golden(relative: &str) -> PathBuf {
+pub(crate) fn golden(relative: &str) -> PathBuf {
     fixture("golden").join(relative)
 }
 
-fn cases(kind: &str) -> Vec<Value> {
+pub(crate) fn cases(kind: &str) -> Vec<Value> {
     let text = fs::read(golden("cases.json")).unwrap();
     let all: Value = serde_json::from_slice(&text).unwrap();
     let of_kind: Vec<Value> = all["cases"]
@@ -34,7 +34,7 @@ fn input(case: &Value, role: &str) -> PathBuf {
     golden(case["inputs"][role].as_str().unwrap())
 }
 
-fn manifest(case: &Value) -> BTreeMap<String, Content> {
+pub(crate) fn manifest(case: &Value) -> BTreeMap<String, Content> {
     let text = fs::read(golden(case["manifest"].as_str().unwrap())).unwrap();
     let parsed: Value = serde_json::from_slice(&text).unwrap();
     let tensors = parsed.get("tensors").unwrap_or(&parsed);
@@ -52,7 +52,10 @@ fn manifest(case: &Value) -> BTreeMap<String, Content> {
 }
 
 /// One line for every tensor that is not as it should be.
-fn compare(found: &BTreeMap<String, Content>, expected: &BTreeMap<String, Content>) -> Vec<String> {
+pub(crate) fn compare(
+    found: &BTreeMap<String, Content>,
+    expected: &BTreeMap<String, Content>,
+) -> Vec<String> {
     let names: std::collections::BTreeSet<&String> = found.keys().chain(expected.keys()).collect();
     names
         .into_iter()
@@ -130,7 +133,7 @@ fn spelled<'a>(key: &'a str, config: &Value) -> &'a str {
 
 /// The per-layer settings must be there as transformers reads them. Three of them have several spellings of the same
 /// meaning; `layer_types` is then what counts.
-fn check_config(case: &Value, found: &Value) -> Vec<String> {
+pub(crate) fn check_config(case: &Value, found: &Value) -> Vec<String> {
     let source = config(&source_root(case));
     let mut problems = Vec::new();
     let changed: Vec<&str> = case["expected_config"]

@@ -20,6 +20,8 @@ mod golden;
 #[cfg(feature = "cli")]
 mod hostile;
 mod kernels;
+#[cfg(feature = "cli")]
+mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;

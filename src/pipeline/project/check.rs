@@ -1,11 +1,11 @@
 //! What types cannot say: ranges, and keys that need or exclude one another.
 
-use super::near::nearest;
 use super::shape::Problem;
 use super::{Layers, Loaded, Mix, Training};
 use crate::backend::protocol::{Lora, Method, Precision};
 use crate::backend::{BackendChoice, Size};
 use crate::checkpoint::LayerSelector;
+use crate::error::nearest;
 use crate::error::printable;
 
 /// Names of stages, as `evaluate` and reports have them.

@@ -4,7 +4,6 @@ mod check;
 mod defaults;
 mod load;
 mod model;
-mod near;
 mod schema;
 mod shape;
 mod template;

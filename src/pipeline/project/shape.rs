@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::near::nearest;
 use super::yaml::{Kind, Node};
+use crate::error::nearest;
 use crate::error::printable;
 
 /// Something wrong at a place.

@@ -1,7 +1,7 @@
 //! Suggestions for misspelt words.
 
 /// The known word nearest to one that is not known, if it is near enough to be meant.
-pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (steps, near) = known.map(|known| (distance(word, known), known)).min()?;
     (steps <= 2.max(near.len() / 3) && steps < near.len()).then_some(near)
 }

@@ -1,0 +1,444 @@
+//! mergekit's configuration language, read strictly.
+//!
+//! Unknown keys, wrong types and contradictions are all told at once, each with its path in the document; so is
+//! whatever mergekit would do and this program does not do yet.
+
+use std::collections::HashSet;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::methods::{Base, Kind, METHODS, Method};
+use super::parameters::{Level, Parameters};
+use super::read::{Problems, below, given, suggestion};
+use crate::error::{Error, Result};
+use crate::format::Dtype;
+
+/// A merge configuration that can be carried out, as far as the document alone tells.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(super) method: &'static Method,
+    /// Whole models are one slice without layer ranges.
+    pub(super) slices: Vec<SliceOf>,
+    pub(super) base: Option<PathBuf>,
+    pub(super) parameters: Parameters,
+    /// What inputs are cast to before anything else.
+    pub(super) dtype: Option<Dtype>,
+    pub(super) out_dtype: Option<Dtype>,
+    pub(super) text: String,
+}
+
+/// A run of output layers and where they come from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SliceOf {
+    pub(super) sources: Vec<SourceOf>,
+    pub(super) base: Option<PathBuf>,
+    pub(super) parameters: Parameters,
+    /// Its place in the document; empty for whole models.
+    pub(super) at: String,
+    /// Whether some source could not be read: what the others lack says nothing then.
+    broken: bool,
+}
+
+/// A model, or some of its layers.
+#[derive(Clone, Debug)]
+pub(super) struct SourceOf {
+    pub(super) model: PathBuf,
+    /// Layers from 0, the end not included; none for all.
+    pub(super) layers: Option<(u64, u64)>,
+    pub(super) parameters: Parameters,
+    /// Its place in the document.
+    pub(super) at: String,
+}
+
+const KEYS: &[&str] = &[
+    "merge_method",
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+];
+
+impl Config {
+    /// Reads a configuration. `name` is what messages call it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it or not supported yet, all at once.
+    pub fn parse(text: &str, name: &str) -> Result<Self> {
+        let refuse = |mut problems: Vec<String>| {
+            // Several slices may have one cause.
+            let mut seen = HashSet::new();
+            problems.retain(|problem| seen.insert(problem.clone()));
+            let hint = "docs/merge.md has the language, and what is supported".into();
+            Error::Mismatch { what: format!("`{name}` cannot be carried out"), problems, hint }
+        };
+        let document: Value = serde_saphyr::from_str(text).map_err(|e| {
+            let problem = e.without_snippet();
+            refuse(vec![problem.render_with_formatter(&serde_saphyr::UserMessageFormatter)])
+        })?;
+        let mut problems = Problems::default();
+        let config = read(&mut problems, &document, text);
+        match config {
+            Some(config) if problems.0.is_empty() => Ok(config),
+            _ => Err(refuse(problems.0)),
+        }
+    }
+
+    /// The models it names, each once: first the one whose config and tokenizer the result keeps.
+    pub fn models(&self) -> Vec<&Path> {
+        let named = self
+            .slices
+            .iter()
+            .flat_map(|slice| slice.sources.iter().map(|source| &source.model).chain(&slice.base));
+        let mut models: Vec<&Path> = Vec::new();
+        for model in self.base.iter().chain(named) {
+            if !models.contains(&model.as_path()) {
+                models.push(model);
+            }
+        }
+        models
+    }
+
+    /// Whether the models are merged whole, not by slices of layers.
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self.slices.as_slice(), [slice] if slice.at.is_empty())
+    }
+}
+
+fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config> {
+    let map = problems.map("", document, KEYS)?;
+    let method = method(problems, map);
+    unsupported(problems, map);
+    let base = given(map, "base_model").and_then(|value| model(problems, "base_model", value));
+    let (at, value) = ("parameters", map.get("parameters"));
+    let parameters = Parameters::read(problems, at, value, method, Level::Shared);
+    let dtype = dtype(problems, map, "dtype");
+    let out_dtype = self::dtype(problems, map, "out_dtype");
+    let slices = match (given(map, "models"), given(map, "slices")) {
+        (Some(_), Some(_)) => {
+            problems.add("", "there are both `models` and `slices`: give one of them");
+            return None;
+        }
+        (Some(value), None) => vec![whole(problems, value, method, base.as_deref())],
+        (None, Some(value)) => slices(problems, value, method),
+        (None, None) => {
+            if given(map, "modules").is_none() {
+                problems.add("", "there are neither `models` nor `slices`");
+            }
+            return None;
+        }
+    };
+    let text = text.to_owned();
+    let method = method?;
+    let config = Config { method, slices, base, parameters, dtype, out_dtype, text };
+    for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
+        check_inputs(problems, &config, slice);
+    }
+    Some(config)
+}
+
+fn method(problems: &mut Problems, map: &Map<String, Value>) -> Option<&'static Method> {
+    let at = "merge_method";
+    let Some(value) = given(map, at) else {
+        problems.add("", "`merge_method` is missing");
+        return None;
+    };
+    let name = problems.text(at, value)?;
+    let Some(method) = METHODS.iter().find(|method| method.name == name) else {
+        let names: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
+        problems.add(at, format!("`{name}` is not a known method{}", suggestion(name, &names)));
+        return None;
+    };
+    if !method.kind.is_supported() {
+        problems.unsupported(at, format!("`{name}` is"));
+    }
+    Some(method)
+}
+
+/// What mergekit has and this program has not: read as strictly, then refused.
+fn unsupported(problems: &mut Problems, map: &Map<String, Value>) {
+    if given(map, "modules").is_some() {
+        problems.unsupported("modules", "merging models of several modules is");
+    }
+    if let Some(value) = given(map, "tokenizer_source") {
+        problems.text("tokenizer_source", value);
+        problems.unsupported("tokenizer_source", "aligning vocabularies is");
+        if given(map, "tokenizer").is_some() {
+            problems.add("tokenizer", "`tokenizer_source` is there too: give one of them");
+        }
+    }
+    if let Some(value) = given(map, "tokenizer") {
+        problems.map("tokenizer", value, &["source", "tokens", "pad_to_multiple_of"]);
+        problems.unsupported("tokenizer", "aligning vocabularies is");
+    }
+    if let Some(value) = given(map, "chat_template") {
+        problems.text("chat_template", value);
+        problems.unsupported("chat_template", "choosing a chat template is");
+    }
+}
+
+fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
+    let name = problems.text(key, given(map, key)?)?;
+    match name {
+        "bfloat16" => Some(Dtype::BF16),
+        "float16" => Some(Dtype::F16),
+        "float32" => Some(Dtype::F32),
+        "float64" => Some(Dtype::F64),
+        "int64" => {
+            problems.unsupported(key, "int64 is");
+            None
+        }
+        _ => {
+            let known = ["bfloat16", "float16", "float32", "float64"];
+            let near = suggestion(name, &known);
+            problems.add(key, format!("`{name}` is not a known dtype{near}"));
+            None
+        }
+    }
+}
+
+/// A model: `PATH`, or `{model: {path: PATH}}`, whose path may hold `@` and `+`.
+fn model(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
+    if let Value::String(text) = value {
+        return plain_model(problems, at, text);
+    }
+    let map = problems.map(at, value, &["model", "lora", "override_architecture"])?;
+    if given(map, "lora").is_some() {
+        problems.unsupported(&below(at, "lora"), "merging an adapter in is");
+    }
+    if given(map, "override_architecture").is_some() {
+        problems.unsupported(&below(at, "override_architecture"), "it is");
+    }
+    let Some(inner) = given(map, "model") else {
+        problems.add(at, "has no `model`");
+        return None;
+    };
+    let at = below(at, "model");
+    if let Value::String(path) = inner {
+        return path_of(problems, &at, path);
+    }
+    let inner = problems.map(&at, inner, &["path", "revision"])?;
+    if given(inner, "revision").is_some() {
+        problems.unsupported(&below(&at, "revision"), "fetching models from the Hub is");
+    }
+    match given(inner, "path") {
+        Some(path) => {
+            let at = below(&at, "path");
+            let path = problems.text(&at, path)?;
+            path_of(problems, &at, path)
+        }
+        None => {
+            problems.add(&at, "has no `path`");
+            None
+        }
+    }
+}
+
+fn plain_model(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
+    let mapping = "for a path with such a character, write `{model: {path: ...}}`";
+    if text.contains('+') {
+        let what = format!("`{text}` names an adapter behind `+` ({mapping}), which is");
+        problems.unsupported(at, what);
+        return None;
+    }
+    if text.contains('@') {
+        let what = format!("`{text}` names a revision behind `@` ({mapping}), which is");
+        problems.unsupported(at, what);
+        return None;
+    }
+    path_of(problems, at, text)
+}
+
+/// One spelling of a path: `./a/` is `a`.
+fn path_of(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
+    let path: PathBuf =
+        Path::new(text).components().filter(|part| *part != Component::CurDir).collect();
+    if text.is_empty() {
+        problems.add(at, "is empty");
+        return None;
+    }
+    Some(if path.as_os_str().is_empty() { PathBuf::from(".") } else { path })
+}
+
+/// `models:`, as one slice. A base model that is not among them joins them.
+fn whole(
+    problems: &mut Problems,
+    value: &Value,
+    method: Option<&'static Method>,
+    base: Option<&Path>,
+) -> SliceOf {
+    let mut slice = SliceOf::default();
+    for (i, item) in problems.list("models", value).into_iter().flatten().enumerate() {
+        let at = format!("models[{i}]");
+        let known = ["model", "parameters"];
+        let source = source(problems, &at, item, &known, method);
+        slice.broken |= source.is_none();
+        slice.sources.extend(source);
+    }
+    if let Some(base) = base
+        && slice.sources.iter().all(|source| source.model != base)
+        && method.is_none_or(|method| method.base != Base::Donor)
+    {
+        slice.sources.push(SourceOf {
+            model: base.to_owned(),
+            layers: None,
+            parameters: Parameters::default(),
+            at: "base_model".into(),
+        });
+    }
+    slice
+}
+
+fn slices(problems: &mut Problems, value: &Value, method: Option<&'static Method>) -> Vec<SliceOf> {
+    let mut slices = Vec::new();
+    for (i, item) in problems.list("slices", value).into_iter().flatten().enumerate() {
+        let at = format!("slices[{i}]");
+        let Some(map) = problems.map(&at, item, &["sources", "base_model", "parameters"]) else {
+            continue;
+        };
+        let base_at = below(&at, "base_model");
+        let base = given(map, "base_model").and_then(|value| model(problems, &base_at, value));
+        let (own, value) = (below(&at, "parameters"), map.get("parameters"));
+        let parameters = Parameters::read(problems, &own, value, method, Level::Shared);
+        let mut slice = SliceOf { base, parameters, at, ..SliceOf::default() };
+        let at = below(&slice.at, "sources");
+        let Some(value) = given(map, "sources") else {
+            problems.add(&slice.at, "has no `sources`");
+            continue;
+        };
+        for (j, item) in problems.list(&at, value).into_iter().flatten().enumerate() {
+            let at = format!("{at}[{j}]");
+            let known = ["model", "layer_range", "parameters", "residual_weight"];
+            let source = source(problems, &at, item, &known, method);
+            slice.broken |= source.is_none();
+            slice.sources.extend(source);
+        }
+        let lengths = slice.sources.iter().filter_map(|s| s.layers).map(|(from, to)| to - from);
+        let lengths: Vec<u64> = lengths.collect();
+        if lengths.iter().any(|length| *length != lengths[0]) {
+            problems.add(&at, format!("have different numbers of layers: {lengths:?}"));
+        }
+        slices.push(slice);
+    }
+    slices
+}
+
+fn source(
+    problems: &mut Problems,
+    at: &str,
+    value: &Value,
+    known: &[&str],
+    method: Option<&'static Method>,
+) -> Option<SourceOf> {
+    if value.is_string() {
+        problems.add(at, "is text, expected a group of keys: `- model: PATH`");
+        return None;
+    }
+    let map = problems.map(at, value, known)?;
+    let own = below(at, "parameters");
+    let parameters = Parameters::read(problems, &own, map.get("parameters"), method, Level::Model);
+    let by_layers = known.contains(&"layer_range");
+    if by_layers && given(map, "residual_weight").is_some() {
+        problems.add(&below(at, "residual_weight"), "has no effect in mergekit: remove it");
+    }
+    let layers = match given(map, "layer_range") {
+        Some(range) if by_layers => Some(layer_range(problems, &below(at, "layer_range"), range)?),
+        None if by_layers => {
+            problems.add(at, "has no `layer_range`");
+            return None;
+        }
+        _ => None,
+    };
+    let Some(value) = given(map, "model") else {
+        problems.add(at, "has no `model`");
+        return None;
+    };
+    let model = model(problems, &below(at, "model"), value)?;
+    Some(SourceOf { model, layers, parameters, at: at.to_owned() })
+}
+
+fn layer_range(problems: &mut Problems, at: &str, value: &Value) -> Option<(u64, u64)> {
+    let ends = value.as_array().map(|ends| ends.iter().map(Value::as_u64).collect::<Vec<_>>());
+    match ends.as_deref() {
+        Some([Some(from), Some(to)]) if from < to => Some((*from, *to)),
+        Some([Some(from), Some(to)]) => {
+            problems.add(at, format!("[{from}, {to}] is empty: the end is not included"));
+            None
+        }
+        _ => {
+            problems.add(at, "is not a pair of layer numbers: `[0, 16]` is layers 0 to 15");
+            None
+        }
+    }
+}
+
+/// What the method needs of a slice: how many models, a base, parameters.
+fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
+    let Config { method, .. } = config;
+    let at = if slice.at.is_empty() { "models".to_owned() } else { below(&slice.at, "sources") };
+    let base = slice.base.as_ref().or(config.base.as_ref());
+    for (i, source) in slice.sources.iter().enumerate() {
+        if slice.sources[..i].iter().any(|other| other.model == source.model) {
+            let model = source.model.display();
+            problems.add(&source.at, format!("`{model}` is there twice in one slice"));
+        }
+    }
+    let is_base = |source: &&SourceOf| method.sets_base_apart() && Some(&source.model) == base;
+    let inputs = slice.sources.iter().filter(|source| !is_base(source)).count();
+    if inputs < method.least || inputs > method.most {
+        let beside = if method.base == Base::Required { " besides the base model" } else { "" };
+        let needs = match (method.least, method.most) {
+            (least, usize::MAX) => format!("at least {least}"),
+            (least, _) => format!("exactly {least}"),
+        };
+        let problem = format!("{} takes {needs}{beside}, here are {inputs}", method.name);
+        problems.add(&at, problem);
+    }
+    match (method.base, base) {
+        (Base::Required, None) => problems.add("", format!("{} needs a `base_model`", method.name)),
+        (Base::Required, Some(base)) if !slice.sources.iter().any(|s| s.model == *base) => {
+            let base = base.display();
+            problems.add(&at, format!("the base model `{base}` must be one of them: with `slices` it has no layers of its own"));
+        }
+        (Base::Donor, Some(base))
+            if slice.at.is_empty() && slice.sources.iter().any(|s| s.model != *base) =>
+        {
+            let name = method.name;
+            problems.add("base_model", format!("{name} takes one model alone: remove it"));
+        }
+        _ => {}
+    }
+    let shared = |name: &str| config.parameters.has(name) || slice.parameters.has(name);
+    for parameter in method.own.iter().filter(|parameter| parameter.required) {
+        let lacks = |s: &&SourceOf| !is_base(s) && !s.parameters.has(parameter.name);
+        for source in slice.sources.iter().filter(lacks).filter(|_| !shared(parameter.name)) {
+            let (name, model) = (parameter.name, source.model.display());
+            let why = format!("`{model}` has no `{name}`, which {} needs", method.name);
+            problems.add(&source.at, why);
+        }
+    }
+    for parameter in method.shared.iter().filter(|p| p.required && !shared(p.name)) {
+        problems.add("parameters", format!("{} needs `{}`", method.name, parameter.name));
+    }
+    if method.kind == Kind::TaskArithmetic {
+        let places = slice.sources.iter().map(|s| (&s.parameters, below(&s.at, "parameters")));
+        let shared = [
+            (&slice.parameters, below(&slice.at, "parameters")),
+            (&config.parameters, "parameters".to_owned()),
+        ];
+        for (parameters, at) in places.chain(shared) {
+            if parameters.has("density") && !parameters.is_always("density", 1.0) {
+                problems.add(
+                    &below(&at, "density"),
+                    "task_arithmetic keeps every element (mergekit ignores it): use 1, or leave it out",
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Merging models by mergekit's configuration language.
+//!
+//! ```text
+//! Config (what the document says)  ->  slices (bound to models)  ->  tensors (a formula each)  ->  Plan
+//! ```
+//!
+//! Arithmetic is that of [`Blend`](crate::plan::Blend): exact inputs, f32 sums, one rounding. Whatever mergekit would
+//! do and this program does not is refused with its place in the document; nothing is approximated or ignored.
+
+mod config;
+mod dtypes;
+mod methods;
+mod parameters;
+mod read;
+mod slices;
+mod tensors;
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde_json::json;
+
+pub use config::Config;
+
+use self::read::Problems;
+use self::tensors::{Tensors, role};
+use super::draft::{Derived, Draft};
+use super::extract::check_layer_count;
+use super::vector::refuse_vectors;
+use crate::checkpoint::{Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size};
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Sidecar, SidecarContent};
+
+/// The configuration as it was given, beside the result.
+const CONFIG_FILE: &str = "mergekit_config.yml";
+
+/// How the result is laid out.
+#[derive(Clone, Debug, Default)]
+pub struct Merge {
+    /// Data bytes of a shard, to lay the output out anew; the layout of the first of [`Config::models`] otherwise.
+    pub shard_size: Option<u64>,
+    /// Where vocabularies differ in size, keep the rows that all models have instead of refusing.
+    pub truncate_embeddings: bool,
+}
+
+/// Plans a merge of the models that [`Config::models`] names, in that order.
+///
+/// # Errors
+/// Models that do not fit together or not to the configuration, all problems at once; quantised weights.
+pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<Plan> {
+    let named = config.models();
+    let refuse = |problems: Problems| {
+        let hint = "layers and tensors must match; where vocabularies differ, `--truncate-embeddings` keeps the rows that all models have".to_owned();
+        let mut lines = problems.0;
+        let mut seen = HashSet::new();
+        lines.retain(|line| seen.insert(line.clone()));
+        Error::Mismatch { what: "the models cannot be merged".into(), problems: lines, hint }
+    };
+    let (Some(donor), true) = (models.first(), models.len() == named.len()) else {
+        let mut problems = Problems::default();
+        problems.add("", format!("{} models are named, {} given", named.len(), models.len()));
+        return Err(refuse(problems));
+    };
+    refuse_vectors(&models.iter().collect::<Vec<_>>())?;
+    models.iter().try_for_each(check_layer_count)?;
+    let parameters = json!({
+        "merge_method": config.method.name,
+        "shard_size": request.shard_size,
+        "truncate_embeddings": request.truncate_embeddings,
+    });
+    let mut draft = Draft::new("merge", &parameters);
+    let bound: Vec<(&Path, &Checkpoint)> = named.into_iter().zip(models).collect();
+    for (path, model) in &bound {
+        draft.parent(role(config, path), model);
+    }
+    let mut problems = Problems::default();
+    let slices = slices::bind(&mut problems, config, &bound, donor);
+    if !problems.0.is_empty() {
+        return Err(refuse(problems));
+    }
+    let described = if config.is_whole() {
+        (0..donor.layers()).collect()
+    } else {
+        slices::described(&mut problems, &slices, donor)
+    };
+    let mut tensors = Tensors::new(config, &slices, donor, draft, request.truncate_embeddings);
+    tensors.problems = problems;
+    if config.is_whole() {
+        tensors.add_whole()?;
+    } else {
+        tensors.add_slices(&described)?;
+    }
+    let problems = tensors.take_problems();
+    let Tensors { mut draft, dtypes, differs, rows, .. } = tensors;
+    if !problems.0.is_empty() {
+        return Err(refuse(problems));
+    }
+    let role = role(config, bound[0].0);
+    let own = |sidecar: &&SidecarFile| sidecar.file != CONFIG_FILE;
+    let sidecars: Vec<SidecarFile> = donor.sidecars().iter().filter(own).cloned().collect();
+    let mut derived = Derived { shard_size: request.shard_size, ..Derived::from(donor, role) };
+    if let Some(old) = donor.config() {
+        let mut new = old.clone();
+        if !config.is_whole() {
+            let kept = keep_layers(old, donor.anatomy(), &described)
+                .map_err(|problem| Error::Config { path: donor.config_path(), problem })?;
+            for note in kept.notes {
+                draft.note(note);
+            }
+            new = kept.config;
+        }
+        let only = dtypes.first().filter(|_| differs && dtypes.len() == 1);
+        if let Some(dtype) = config.out_dtype.as_ref().or(config.dtype.as_ref()).or(only) {
+            set_dtype(&mut new, dtype);
+        }
+        if let Some(rows) = rows {
+            set_vocab_size(&mut new, rows);
+        }
+        derived.config = Some(new);
+    }
+    if models.len() > 1 && config.base.is_none() {
+        let name = donor.name();
+        draft.note(format!("config and tokenizer are those of `{name}`, the first model: `base_model` would say which"));
+    }
+    let content = SidecarContent::Text(config.text.clone());
+    draft.plan().sidecars.push(Sidecar { file: CONFIG_FILE.to_owned(), content });
+    draft.finish(&Derived { sidecars: &sidecars, ..derived })
+}

@@ -1,0 +1,167 @@
+//! The output's layers and where they come from: a configuration bound to opened models.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::config::{Config, SliceOf, SourceOf};
+use super::read::Problems;
+use crate::checkpoint::{Anatomy, Checkpoint, keep_layers};
+
+/// A run of output layers.
+pub(super) struct Slice<'a> {
+    pub(super) of: &'a SliceOf,
+    pub(super) inputs: Vec<Input<'a>>,
+    /// Which input is the base model.
+    pub(super) base: Option<usize>,
+    /// Number of layers.
+    pub(super) length: u64,
+}
+
+/// A model's part in a slice.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) of: &'a SourceOf,
+    pub(super) model: &'a Checkpoint,
+    /// Its first layer, from 0.
+    pub(super) first: u64,
+}
+
+impl<'a> Slice<'a> {
+    /// The input whose tensors name the output's: `donor` if it is one of them.
+    pub(super) fn template(&self, donor: &Checkpoint) -> Option<Input<'a>> {
+        let own = self.inputs.iter().find(|input| std::ptr::eq(input.model, donor));
+        own.or(self.inputs.first()).copied()
+    }
+
+    /// How far a layer is through the slice, from 0 to 1; a single layer is at its end.
+    #[expect(clippy::cast_precision_loss, reason = "layer counts are small")]
+    pub(super) fn progress(&self, layer: u64) -> f64 {
+        match self.length {
+            0 | 1 => 1.0,
+            length => layer as f64 / (length - 1) as f64,
+        }
+    }
+}
+
+/// Binds every slice to its models; `donor` gives whole models their number of layers.
+pub(super) fn bind<'a>(
+    problems: &mut Problems,
+    config: &'a Config,
+    models: &[(&Path, &'a Checkpoint)],
+    donor: &Checkpoint,
+) -> Vec<Slice<'a>> {
+    let mut slices = Vec::new();
+    for of in &config.slices {
+        let mut inputs = Vec::new();
+        for source in &of.sources {
+            let Some((_, model)) = models.iter().find(|(path, _)| *path == source.model) else {
+                continue;
+            };
+            let layers = model.layers();
+            let (family, other) = (&model.anatomy().family, &donor.anatomy().family);
+            if family != other {
+                let (name, donor) = (model.name(), donor.name());
+                let what = format!(
+                    "`{name}` is of the family {family}, `{donor}` of {other}: mixing them is"
+                );
+                problems.unsupported(&source.at, what);
+                continue;
+            }
+            match source.layers {
+                Some((_, to)) if to > layers => {
+                    let name = model.name();
+                    problems.add(
+                        &source.at,
+                        format!("layer_range ends at {to}, `{name}` has {layers} layers"),
+                    );
+                }
+                None if layers != donor.layers() => {
+                    let (name, other, count) = (model.name(), donor.name(), donor.layers());
+                    problems.add(
+                        &source.at,
+                        format!("`{name}` has {layers} layers, `{other}` has {count}"),
+                    );
+                }
+                _ => {}
+            }
+            let first = source.layers.map_or(0, |(from, _)| from);
+            inputs.push(Input { of: source, model, first });
+        }
+        let base = of.base.as_ref().or(config.base.as_ref());
+        let base = inputs.iter().position(|input| Some(&input.of.model) == base);
+        let range = of.sources.first().and_then(|source| source.layers);
+        let length = range.map_or(donor.layers(), |(from, to)| to - from);
+        slices.push(Slice { of, inputs, base, length });
+    }
+    slices
+}
+
+/// For every output layer the layer of `donor` that its config describes in the same words, so that cutting its
+/// config to these describes the output. A problem for layers that it has no words for.
+pub(super) fn described(
+    problems: &mut Problems,
+    slices: &[Slice<'_>],
+    donor: &Checkpoint,
+) -> Vec<u64> {
+    let own: Vec<_> = (0..donor.layers()).map(|layer| Description::of(donor, layer)).collect();
+    let mut found = Vec::new();
+    for slice in slices {
+        let Some(input) = slice.template(donor) else { continue };
+        for layer in input.first..input.first + slice.length {
+            let here = found.len() as u64;
+            if std::ptr::eq(input.model, donor) {
+                found.push(layer);
+                continue;
+            }
+            if donor.config().is_none() {
+                found.push(here);
+                continue;
+            }
+            let theirs = Description::of(input.model, layer);
+            let alike = |layer: &u64| {
+                let own = usize::try_from(*layer).ok().and_then(|at| own.get(at));
+                matches!((own, &theirs), (Some(Some(own)), Some(theirs)) if own.is_like(theirs))
+            };
+            // The same place first, so that a stack in order stays one.
+            let mut candidates = [here, layer].into_iter().chain(0..donor.layers());
+            match candidates.find(alike) {
+                Some(layer) => found.push(layer),
+                None => {
+                    let (name, donor) = (input.model.name(), donor.name());
+                    problems.unsupported(
+                        &input.of.at,
+                        format!(
+                            "layer {layer} of `{name}` is of a kind that the config of `{donor}` describes no layer as: joining such configs is"
+                        ),
+                    );
+                    found.push(here);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// What a config says of one layer: the fields that a cut to that layer changes.
+struct Description<'a> {
+    whole: &'a Map<String, Value>,
+    cut: Map<String, Value>,
+}
+
+impl<'a> Description<'a> {
+    fn of(model: &'a Checkpoint, layer: u64) -> Option<Self> {
+        let whole = model.config()?;
+        let anatomy: &Anatomy = model.anatomy();
+        Some(Self { whole, cut: keep_layers(whole, anatomy, &[layer]).ok()?.config })
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        let changed = |key: &&String| {
+            self.whole.get(*key) != self.cut.get(*key)
+                || other.whole.get(*key) != other.cut.get(*key)
+        };
+        let mut keys = self.cut.keys().chain(other.cut.keys()).filter(changed);
+        keys.all(|key| self.cut.get(key) == other.cut.get(key))
+    }
+}

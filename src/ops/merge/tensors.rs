@@ -1,0 +1,458 @@
+//! Working through the output's tensors: each gets its formula, or its problem is written down.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::config::Config;
+use super::dtypes::output_dtype;
+use super::methods::{Formula, Parameter, Values};
+use super::read::Problems;
+use super::slices::{Input, Slice};
+use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
+use crate::error::{Error, Result};
+use crate::format::{Dtype, Shape};
+use crate::ops::draft::{Draft, as_dtype};
+use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
+use crate::ops::quantised::refuse_quantised;
+use crate::plan::{Blend, Part, Term};
+
+/// Works through the output's tensors and collects every problem.
+pub(super) struct Tensors<'a> {
+    config: &'a Config,
+    slices: &'a [Slice<'a>],
+    donor: &'a Checkpoint,
+    pub(super) draft: Draft,
+    pub(super) problems: Problems,
+    /// Shard and place of each tensor of the donor.
+    places: HashMap<&'a str, (usize, usize)>,
+    /// Float dtypes of the output, and whether one differs from the donor's.
+    pub(super) dtypes: BTreeSet<Dtype>,
+    pub(super) differs: bool,
+    /// Cut embeddings and heads to the rows that all models have.
+    truncates: bool,
+    /// Problems that many tensors have: place, cause, the first of them, how many more.
+    causes: Vec<(String, String, String, u64)>,
+    /// The rows that were left of a vocabulary.
+    pub(super) rows: Option<u64>,
+}
+
+/// An output tensor and where its counterparts are.
+struct Wanted<'a> {
+    /// Its name in the output.
+    name: String,
+    /// The model that names it, and the name there.
+    template: &'a Checkpoint,
+    own: String,
+    slice: &'a Slice<'a>,
+    /// The layer within the slice; none for tensors outside the layers.
+    layer: Option<u64>,
+    /// The donor's shard that it belongs to, and its place in file order.
+    place: (usize, usize),
+}
+
+/// An input's tensor.
+struct Operand<'a> {
+    /// Its name in that model.
+    name: String,
+    shape: Shape,
+    stretches: Vec<Stretch<'a>>,
+}
+
+impl<'a> Tensors<'a> {
+    pub(super) fn new(
+        config: &'a Config,
+        slices: &'a [Slice<'a>],
+        donor: &'a Checkpoint,
+        draft: Draft,
+        truncates: bool,
+    ) -> Self {
+        let names = donor.names_in_file_order().enumerate();
+        let places = names.map(|(at, (home, entry))| (entry.name.as_str(), (home, at)));
+        Self {
+            config,
+            slices,
+            donor,
+            draft,
+            problems: Problems::default(),
+            places: places.collect(),
+            dtypes: BTreeSet::new(),
+            differs: false,
+            truncates,
+            causes: Vec::new(),
+            rows: None,
+        }
+    }
+
+    /// A problem of a tensor that others may have too.
+    fn blame(&mut self, at: &str, cause: String, tensor: &str) {
+        match self.causes.iter_mut().find(|known| (known.0.as_str(), &known.1) == (at, &cause)) {
+            Some(known) => known.3 += 1,
+            None => self.causes.push((at.to_owned(), cause, tensor.to_owned(), 0)),
+        }
+    }
+
+    /// Everything that is wrong.
+    pub(super) fn take_problems(&mut self) -> Problems {
+        let mut problems = std::mem::take(&mut self.problems);
+        for (at, cause, tensor, more) in self.causes.drain(..) {
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            problems.add(&at, format!("{cause} (`{tensor}`{more})"));
+        }
+        problems
+    }
+
+    /// Whole models: the donor's tensors, each with its counterparts.
+    pub(super) fn add_whole(&mut self) -> Result<()> {
+        let Some(slice) = self.slices.first() else { return Ok(()) };
+        for (_, entry) in self.donor.names_in_file_order() {
+            let layer = match self.donor.anatomy().role(&entry.name) {
+                Role::Layer(layer) => Some(layer),
+                _ => None,
+            };
+            self.add(&Wanted { layer, ..self.own(&entry.name, slice) })?;
+        }
+        for input in &slice.inputs {
+            let model = input.model;
+            for (name, _) in model.tensors().filter(|(name, _)| !is_buffer(name)) {
+                if counterpart(model, name, self.donor).is_none() {
+                    self.lost(*input, name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Slices: embedding from the first, layers in their new order, final norm and head from the last.
+    pub(super) fn add_slices(&mut self, described: &[u64]) -> Result<()> {
+        let (Some(first), Some(last)) = (self.slices.first(), self.slices.last()) else {
+            return Ok(());
+        };
+        let whole = described.iter().copied().eq(0..self.donor.layers());
+        let mut dropped = 0_u64;
+        let mut wanted = Vec::new();
+        for (_, entry) in self.donor.names_in_file_order() {
+            match self.donor.anatomy().role(&entry.name) {
+                Role::Layer(_) => {}
+                Role::MultiToken if !whole => dropped += 1,
+                Role::FinalNorm | Role::Head => wanted.push(self.own(&entry.name, last)),
+                _ => wanted.push(self.own(&entry.name, first)),
+            }
+        }
+        let mut described = described.iter().enumerate();
+        for slice in self.slices {
+            for layer in 0..slice.length {
+                if let Some((new, old)) = described.next() {
+                    self.want_layer(&mut wanted, slice, layer, new as u64, *old);
+                }
+            }
+        }
+        // Shards keep the donor's order as far as they have its tensors.
+        wanted.sort_by_key(|wanted| wanted.place);
+        for wanted in &wanted {
+            self.add(wanted)?;
+        }
+        for input in &last.inputs {
+            if let (true, Some(head)) =
+                (self.donor.is_tied(), input.model.names_with_role(Role::Head).first())
+            {
+                self.lost(*input, head);
+            }
+        }
+        if dropped > 0 {
+            let note = format!("{dropped} tensors of multi-token prediction layers were left out");
+            self.draft.note(note);
+        }
+        Ok(())
+    }
+
+    /// A tensor of the donor under its own name, outside the layers.
+    fn own(&self, name: &str, slice: &'a Slice<'a>) -> Wanted<'a> {
+        let place = self.places.get(name).copied().unwrap_or_default();
+        let (name, own) = (name.to_owned(), name.to_owned());
+        Wanted { name, template: self.donor, own, slice, layer: None, place }
+    }
+
+    /// One output layer: the template's tensors under their new number.
+    fn want_layer(
+        &mut self,
+        wanted: &mut Vec<Wanted<'a>>,
+        slice: &'a Slice<'a>,
+        layer: u64,
+        new: u64,
+        old: u64,
+    ) {
+        let Some(template) = slice.template(self.donor) else { return };
+        let model = template.model;
+        let from = template.first + layer;
+        for own in model.layer_tensors(from) {
+            let Some((_, suffix)) = model.anatomy().layer_suffix(own) else { continue };
+            let prefix = &self.donor.anatomy().layer_prefix;
+            let (name, own) = (format!("{prefix}{new}.{suffix}"), own.to_owned());
+            let place = self.places.get(format!("{prefix}{old}.{suffix}").as_str()).copied();
+            let place = place.unwrap_or((0, usize::MAX));
+            wanted.push(Wanted { name, template: model, own, slice, layer: Some(layer), place });
+        }
+        for input in slice.inputs.iter().filter(|input| !std::ptr::eq(input.model, model)) {
+            for theirs in input.model.layer_tensors(input.first + layer) {
+                let name = input.model.anatomy().renumbered(theirs, from);
+                if !is_buffer(theirs) && counterpart(input.model, &name, model).is_none() {
+                    self.lost(*input, theirs);
+                }
+            }
+        }
+    }
+
+    /// A tensor that would be left out in silence.
+    fn lost(&mut self, input: Input<'_>, name: &str) {
+        let (model, donor) = (input.model, self.donor.name());
+        let head = model.anatomy().role(name) == Role::Head && self.donor.is_tied();
+        let why = if head { "ties its head to the embedding" } else { "has none like it" };
+        let what = format!("tensor `{name}` of `{}` would be lost: `{donor}` {why}", model.name());
+        self.problems.add(&input.of.at, what);
+    }
+
+    fn add(&mut self, wanted: &Wanted<'a>) -> Result<()> {
+        let Wanted { name, template, own, slice, layer, place } = wanted;
+        let (layer, home) = (*layer, place.0);
+        if is_buffer(name) && slice.inputs.len() > 1 {
+            self.keep(wanted);
+            return Ok(());
+        }
+        let mut operands = Vec::new();
+        for input in &slice.inputs {
+            let theirs = match layer {
+                Some(layer) => template.anatomy().renumbered(own, input.first + layer),
+                None => own.clone(),
+            };
+            match effective(template, &theirs, input.model) {
+                Some((shape, stretches)) => {
+                    operands.push(Operand { name: theirs, shape, stretches });
+                }
+                None => self.problems.add(
+                    &input.of.at,
+                    format!("tensor `{theirs}` is missing in `{}`", input.model.name()),
+                ),
+            }
+        }
+        if operands.len() < slice.inputs.len() {
+            return Ok(());
+        }
+        if self.truncates && template.anatomy().role(own).is_vocabulary() {
+            self.truncate(name, &mut operands);
+        }
+        if operands.iter().any(|operand| operand.shape != operands[0].shape) {
+            let shapes = slice.inputs.iter().zip(&operands);
+            let shapes: Vec<String> =
+                shapes.map(|(i, o)| format!("`{}` {}", i.model.name(), o.shape)).collect();
+            let problem = format!("tensor `{name}` differs in shape: {}", shapes.join(", "));
+            self.problems.add("", problem);
+            return Ok(());
+        }
+        let Some(values) = self.values(slice, name, &operands, layer) else {
+            return Ok(());
+        };
+        let formula = match self.config.method.formula(&values, slice.base) {
+            Ok(formula) => formula,
+            Err(problem) => {
+                self.blame("", problem, name);
+                return Ok(());
+            }
+        };
+        self.place(name, home, slice, &operands, &formula)
+    }
+
+    /// Cuts tensors with one row a token to the rows that all models have.
+    fn truncate(&mut self, name: &str, operands: &mut [Operand<'_>]) {
+        let rows = operands.iter().map(|operand| operand.shape.rows()).min().unwrap_or(0);
+        let mut cut = false;
+        for operand in operands.iter_mut().filter(|operand| operand.shape.rows() > rows) {
+            let shape = operand.shape.with_rows(rows);
+            if let [stretch] = operand.stretches.as_mut_slice()
+                && let Some(len) = shape.byte_len(stretch.dtype)
+            {
+                stretch.bytes.end = stretch.bytes.start + len;
+                stretch.shape = shape.clone();
+                operand.shape = shape;
+                cut = true;
+            }
+        }
+        if cut {
+            self.rows = Some(rows);
+            self.draft.note(format!("`{name}` has the {rows} rows that all models have"));
+        }
+    }
+
+    /// A buffer that models compute anew stays as it is: sums would only add noise.
+    fn keep(&mut self, wanted: &Wanted<'a>) {
+        let Some((shape, stretches)) = locate(wanted.template, &wanted.own) else { return };
+        let slices = self.draft.slices("model", &stretches);
+        let Some(dtype) = slices.first().map(|slice| slice.dtype.clone()) else { return };
+        let parts = slices.into_iter().map(Part::Copy).collect();
+        self.draft.push(wanted.place.0, &wanted.name, dtype, shape, parts);
+    }
+
+    /// The parameters of a tensor; problems for those that have no value.
+    fn values(
+        &mut self,
+        slice: &Slice<'_>,
+        name: &str,
+        operands: &[Operand<'_>],
+        layer: Option<u64>,
+    ) -> Option<Values> {
+        let config = self.config;
+        let t = layer.map_or(0.0, |layer| slice.progress(layer));
+        let everywhere = |parameter: &Parameter, name: &str| {
+            let value = slice.of.parameters.at(parameter.name, name, t);
+            value.or_else(|| config.parameters.at(parameter.name, name, t)).or(parameter.default)
+        };
+        let mut values = Values::default();
+        let mut complete = true;
+        for parameter in config.method.shared {
+            if let Some(value) = everywhere(parameter, name) {
+                values.shared.insert(parameter.name, value);
+            } else if parameter.required {
+                complete = false;
+                self.blame("parameters", format!("`{}` has no value", parameter.name), name);
+            }
+        }
+        for (i, (input, operand)) in slice.inputs.iter().zip(operands).enumerate() {
+            let theirs = operand.name.as_str();
+            let mut own = BTreeMap::new();
+            let apart = config.method.sets_base_apart() && slice.base == Some(i);
+            for parameter in config.method.own {
+                let value = input.of.parameters.at(parameter.name, theirs, t);
+                if let Some(value) = value.or_else(|| everywhere(parameter, theirs)) {
+                    own.insert(parameter.name, value);
+                } else if parameter.required && !apart {
+                    complete = false;
+                    let cause = format!("`{}` has no value", parameter.name);
+                    self.blame(&input.of.at, cause, theirs);
+                }
+            }
+            values.own.push(own);
+        }
+        complete.then_some(values)
+    }
+
+    /// Writes a tensor's formula down, or its problem.
+    fn place(
+        &mut self,
+        name: &str,
+        home: usize,
+        slice: &Slice<'_>,
+        operands: &[Operand<'_>],
+        formula: &Formula,
+    ) -> Result<()> {
+        let copied = formula.copied();
+        let used: Vec<&Dtype> = match copied {
+            Some(input) => operands[input].stretches.iter().map(|s| s.dtype).collect(),
+            None => operands.iter().flat_map(|o| o.stretches.iter().map(|s| s.dtype)).collect(),
+        };
+        let shape = operands[0].shape.clone();
+        let floats = used.iter().filter(|dtype| dtype.is_float()).count();
+        if floats == 0 {
+            return self.place_integers(name, home, slice, operands, copied);
+        }
+        if floats < used.len() {
+            let names: Vec<&str> = used.iter().map(|dtype| dtype.as_str()).collect();
+            self.problems.add("", format!("tensor `{name}` is {} in the models", names.join(", ")));
+            return Ok(());
+        }
+        let (dtype, out) = (self.config.dtype.as_ref(), self.config.out_dtype.as_ref());
+        let dtype = match output_dtype(&used, dtype, out, copied.is_none()) {
+            Ok(dtype) => dtype,
+            Err(problem) => {
+                self.blame("", problem, name);
+                return Ok(());
+            }
+        };
+        let changes = copied.is_none() || used.iter().any(|used| **used != dtype);
+        if changes {
+            for (input, operand) in slice.inputs.iter().zip(operands) {
+                refuse_quantised(&[input.model], &operand.name)?;
+                refuse_codes(input.model, &operand.name, &used)?;
+            }
+        }
+        let operands: Vec<Vec<_>> = operands
+            .iter()
+            .zip(&slice.inputs)
+            .map(|(operand, input)| self.draft.slices(self.role(input), &operand.stretches))
+            .collect();
+        let parts: Vec<Part> = if let Some(input) = copied {
+            operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
+        } else {
+            // Where expert layouts differ, a tensor is several blends: a method that solves for weights would need
+            // one part a tensor.
+            let blend = |group: Vec<crate::plan::Slice>| {
+                let term = |(input, weight): &(usize, f64)| Term {
+                    slice: group[*input].clone(),
+                    weight: *weight,
+                };
+                Part::Blend(Box::new(Blend {
+                    base: formula.base.map(|base| group[base].clone()),
+                    terms: formula.terms.iter().map(term).collect(),
+                    lambda: formula.lambda,
+                }))
+            };
+            line_up(&operands).unwrap_or_default().into_iter().map(blend).collect()
+        };
+        let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
+        self.differs |= donors.is_some_and(|donors| *donors != dtype);
+        self.dtypes.insert(dtype.clone());
+        self.draft.push(home, name, dtype, shape, parts);
+        Ok(())
+    }
+
+    /// Integer buffers are copied, from the base where there is one; integer weights are quantised codes.
+    fn place_integers(
+        &mut self,
+        name: &str,
+        home: usize,
+        slice: &Slice<'_>,
+        operands: &[Operand<'_>],
+        copied: Option<usize>,
+    ) -> Result<()> {
+        let from = copied.or(slice.base).unwrap_or(0);
+        let (input, operand) = (&slice.inputs[from], &operands[from]);
+        let Some(dtype) = operand.stretches.first().map(|stretch| stretch.dtype.clone()) else {
+            return Ok(());
+        };
+        if copied.is_none() {
+            let method = slice.inputs.iter().find_map(|i| quantization(i.model.config()?));
+            if let (Some(method), Role::Layer(_)) = (method, self.donor.anatomy().role(name)) {
+                return Err(codes(name, &dtype, &method));
+            }
+            let model = input.model.name();
+            self.draft.note(format!("`{name}` ({dtype}) is that of `{model}`: not a float"));
+        }
+        let slices = self.draft.slices(self.role(input), &operand.stretches);
+        let parts = slices.into_iter().map(Part::Copy).collect();
+        self.draft.push(home, name, dtype, operand.shape.clone(), parts);
+        Ok(())
+    }
+
+    fn role(&self, input: &Input<'_>) -> &'static str {
+        role(self.config, &input.of.model)
+    }
+}
+
+/// Refuses 8-bit floats of a quantised model, whose scales may bear any name.
+fn refuse_codes(model: &Checkpoint, name: &str, dtypes: &[&Dtype]) -> Result<()> {
+    let method = model.config().and_then(quantization);
+    match (method, dtypes.iter().find(|dtype| dtype.is_f8())) {
+        (Some(method), Some(dtype)) => Err(codes(name, dtype, &method)),
+        _ => Ok(()),
+    }
+}
+
+fn codes(name: &str, dtype: &Dtype, method: &str) -> Error {
+    Error::Unsupported {
+        what: format!("tensor `{name}` ({dtype})"),
+        reason: format!("the models are quantised ({method})"),
+        hint: "use the unquantised checkpoints of the models".into(),
+    }
+}
+
+/// What a model is to the merge, for sources and parents.
+pub(super) fn role(config: &Config, model: &std::path::Path) -> &'static str {
+    if config.base.as_deref() == Some(model) { "base" } else { "model" }
+}
