@@ -88,7 +88,8 @@ impl Sweep {
     fn take(&self) -> Option<Share<'_>> {
         let start = self.next.fetch_add(self.run, Ordering::Relaxed);
         let run = start..(start + self.run).min(self.elements);
-        (start < self.elements).then_some(Share { sweep: self, run, done: false })
+        // Not even made, if there is none: dropping it would end the sweep.
+        (start < self.elements).then(|| Share { sweep: self, run, done: false })
     }
 
     /// Waits for what others are still at.
@@ -218,12 +219,22 @@ impl Filler<'_> {
     }
 }
 
-/// The blend with weights of its own. What it takes from a base, it takes as one more term: `c * (x - b)` is `c*x - c*b`.
+/// The blend with weights of its own. A base becomes the first term: `b + l*c*(x - b)` is `(1 - l*c)*b + l*c*x`, which is
+/// rounded less often.
 fn with_weights(blend: &Blend, weights: &[f64]) -> Blend {
-    let term = |(term, weight): (&Term, &f64)| Term { slice: term.slice.clone(), weight: *weight };
-    let mut terms: Vec<Term> = blend.terms.iter().zip(weights).map(term).collect();
-    if let Some(base) = &blend.base {
-        terms.push(Term { slice: base.clone(), weight: -weights.iter().sum::<f64>() });
-    }
-    Blend { terms, solve: None, ..blend.clone() }
+    let Some(base) = &blend.base else {
+        let weigh = |(term, weight): (&Term, &f64)| Term { weight: *weight, ..term.clone() };
+        let terms = blend.terms.iter().zip(weights).map(weigh).collect();
+        return Blend { terms, solve: None, ..blend.clone() };
+    };
+    let taken = blend.lambda * weights.iter().sum::<f64>();
+    let mut terms = vec![Term { slice: base.clone(), weight: 1.0 - taken }];
+    terms.extend(
+        blend
+            .terms
+            .iter()
+            .zip(weights)
+            .map(|(term, weight)| Term { weight: blend.lambda * weight, ..term.clone() }),
+    );
+    Blend { base: None, terms, lambda: 1.0, solve: None }
 }

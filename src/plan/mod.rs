@@ -129,8 +129,8 @@ pub struct Slice {
 /// nearest even, into the output dtype. NaNs are canonical. Without a base the result is `lambda * (...)`.
 ///
 /// With [`Blend::solve`] it is `base + lambda * (c0*(x0 - base) + c1*(x1 - base) + ...)`, or `lambda * (c0*x0 + ...)`
-/// without a base, and the `c` come from a look at the whole part. For that the base is one more term, the last, of weight
-/// `-(c0 + c1 + ...)`; the arithmetic is the same.
+/// without a base, and the `c` come from a look at the whole part. With a base it is computed as a blend without one whose first
+/// term is the base: weight `1 - lambda * (c0 + c1 + ...)`, then `lambda * c0`, ..; the arithmetic is the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Blend {

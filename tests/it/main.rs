@@ -23,6 +23,7 @@ mod kernels;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;
+mod solved;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;
