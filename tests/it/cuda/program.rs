@@ -241,7 +241,7 @@ fn a_machine_without_a_gpu_says_why() {
     }
     let driver = FakeDriver::new();
     let run = driver.program(family.chat_vector("none").with("--device", "cuda:1"));
-    run.run().expect(1, &["cuda:1", "no such GPU", "cuda:0 (Fake GPU 0)"]);
+    run.run().expect(1, &["cuda:1", "there is no GPU 1", "cuda:0 (Fake GPU 0)"]);
 }
 
 /// What is not asked of a GPU does not start one.
