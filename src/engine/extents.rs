@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::format::ShardLayout;
-use crate::plan::{Output, Part, Plan, SourceId};
+use crate::plan::{Blend, Output, Part, Plan, SourceId};
 
 /// A stretch of an output file.
 #[derive(Clone, Debug)]
@@ -66,6 +66,16 @@ impl<'a> Extents<'a> {
                 Some((output, &output.parts[part]))
             }
         }
+    }
+
+    /// The parts whose weights depend on their operands, with tensor and part of the plan.
+    pub(super) fn solved(&self) -> impl Iterator<Item = (usize, usize, &'a Blend)> {
+        self.list.iter().filter_map(|extent| match (extent.what, self.part(extent)) {
+            (What::Part { tensor, part }, Some((_, Part::Blend(blend)))) => {
+                blend.solve.map(|_| (tensor, part, blend.as_ref()))
+            }
+            _ => None,
+        })
     }
 
     /// Every source it reads, each once.

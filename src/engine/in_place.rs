@@ -19,6 +19,7 @@ use super::observer::{Observer, Progress};
 use super::options::{Execution, Report};
 use super::output::{free_bytes, out_of_space, remove_if_there, sync_directory};
 use super::sidecar::{provenance, write_whole};
+use super::solve::Sweeps;
 use super::tile::{Filler, Scratch, Sources};
 use crate::error::{Error, IoContext, Result};
 use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, ShardLayout, SourceFile, UNDO_FILE};
@@ -73,7 +74,7 @@ pub fn inject_in_place(
     prepare(&changes, root, &digest, total)?;
     let mut done = 0;
     for change in &changes {
-        apply(change, plan, options, device, &mut |bytes| {
+        apply(change, plan, options, (device, observer), &mut |bytes| {
             done += bytes;
             let shard = &change.extents.layout.file;
             observer.progress(Progress { done, total, shard });
@@ -289,7 +290,7 @@ fn apply(
     change: &Change<'_>,
     plan: &Plan,
     options: &Execution,
-    device: &dyn Device,
+    (device, observer): (&dyn Device, &dyn Observer),
     step: &mut dyn FnMut(u64) -> bool,
 ) -> Result<()> {
     let target = File::options().write(true).open(&change.path).at("open", &change.path)?;
@@ -306,6 +307,8 @@ fn apply(
         extents: &change.extents,
         sources: &sources,
         device,
+        observer,
+        sweeps: &Sweeps::new(&change.extents, options.tile),
         allow_nonfinite: options.allow_nonfinite,
         tile: usize::try_from(options.tile).unwrap_or(usize::MAX),
     };

@@ -20,10 +20,12 @@ mod reference;
 mod run;
 mod sidecar;
 mod simd;
+mod solve;
 mod staging;
 pub mod statistics;
 pub mod sweep;
 mod tile;
+mod weights;
 
 pub use auto::{Auto, Verdict};
 pub use device::{BlendTile, Device, Health, HostMemory, Operand};

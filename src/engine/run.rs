@@ -13,6 +13,7 @@ use super::journal::Finished;
 use super::observer::{Observer, Progress};
 use super::options::{Execution, Link};
 use super::output::OutputFile;
+use super::solve::Sweeps;
 use super::tile::{Filler, Healths, Scratch, Sources};
 use crate::error::{Error, IoContext, Result};
 use crate::format::{Digest, DigestAlgorithm, ShardLayout, SourceFile};
@@ -21,6 +22,7 @@ use crate::plan::{Plan, SourceId};
 /// A shard to be made.
 pub(super) struct Job<'a> {
     extents: Extents<'a>,
+    sweeps: Sweeps,
     /// The source shard whose blocks it can share: its header is the same, byte for byte.
     template: Option<SourceId>,
     open: Mutex<State>,
@@ -87,7 +89,8 @@ impl<'a> Run<'a> {
             let tiles = layout.size.div_ceil(options.tile).max(1);
             let template = plan.shards[shard].template;
             let extents = Extents::new(plan, shard, layout);
-            jobs.push(Job { extents, template, open: Mutex::default(), tiles, first });
+            let sweeps = Sweeps::new(&extents, options.tile);
+            jobs.push(Job { extents, sweeps, template, open: Mutex::default(), tiles, first });
             first += tiles;
         }
         let total = layouts.iter().map(|l| l.size).sum();
@@ -121,7 +124,11 @@ impl<'a> Run<'a> {
                 }
                 if let Err(error) = self.tile(tile, &mut scratch, finished) {
                     stop.store(true, Ordering::Relaxed);
-                    locked(&failure).get_or_insert(error);
+                    let mut failure = locked(&failure);
+                    // Those that waited for the one that failed were only interrupted.
+                    if matches!(*failure, None | Some(Error::Interrupted { .. })) {
+                        *failure = Some(error);
+                    }
                 }
             }
         };
@@ -185,6 +192,8 @@ impl<'a> Run<'a> {
             extents: &job.extents,
             sources: &shard.sources,
             device: self.device,
+            observer: self.observer,
+            sweeps: &job.sweeps,
             allow_nonfinite: self.options.allow_nonfinite,
             tile: usize::try_from(self.options.tile).unwrap_or(usize::MAX),
         };

@@ -8,6 +8,8 @@ use std::time::Instant;
 use super::auto::Pick;
 use super::device::{BlendTile, Device, Health, HostMemory, Operand};
 use super::extents::{Extents, What};
+use super::observer::Observer;
+use super::solve::Sweeps;
 use crate::error::{Error, Result};
 use crate::format::{SourceFile, Tile};
 use crate::plan::{Blend, Output, Part, Slice, SourceId};
@@ -21,14 +23,14 @@ pub(super) struct Scratch {
     out: Held,
     copied: Vec<u8>,
     edge: Vec<u8>,
-    operands: Vec<Operands>,
+    pub(super) operands: Vec<Operands>,
     /// Whether `out` is a device's own memory.
     own: bool,
 }
 
 impl Scratch {
     /// Lets go of memory of another kind than this device's.
-    fn suit(&mut self, device: &dyn Device) {
+    pub(super) fn suit(&mut self, device: &dyn Device) {
         if self.own != device.wants_own_memory() {
             *self = Self { own: !self.own, ..Self::default() };
         }
@@ -37,7 +39,7 @@ impl Scratch {
 
 /// Where an operand is read into: the device's memory, or, where it is not mapped, plain memory.
 #[derive(Default)]
-struct Operands {
+pub(super) struct Operands {
     own: Held,
     plain: Vec<u8>,
 }
@@ -65,6 +67,9 @@ pub(super) struct Filler<'a> {
     pub(super) extents: &'a Extents<'a>,
     pub(super) sources: &'a Sources,
     pub(super) device: &'a dyn Device,
+    pub(super) observer: &'a dyn Observer,
+    /// The weights that are found before a tile is filled.
+    pub(super) sweeps: &'a Sweeps,
     pub(super) allow_nonfinite: bool,
     /// Most bytes that are filled at once.
     pub(super) tile: usize,
@@ -85,6 +90,7 @@ impl Filler<'_> {
             source.check_unchanged(self.tensor_at(range).as_deref())?;
             return Ok((taken, Vec::new()));
         }
+        self.solve(range, scratch)?;
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut pick = Pick::of(self.device);
         loop {
@@ -144,7 +150,7 @@ impl Filler<'_> {
         self.extents.part(extent).map(|(output, _)| output.name.clone())
     }
 
-    fn source(&self, id: SourceId) -> Result<&Arc<SourceFile>> {
+    pub(super) fn source(&self, id: SourceId) -> Result<&Arc<SourceFile>> {
         self.sources
             .get(&id)
             .ok_or_else(|| Error::Plan { problem: format!("source {} is not open", id.0) })
@@ -165,6 +171,8 @@ impl Filler<'_> {
             let within = start - extent.out.start..end - extent.out.start;
             match (self.extents.part(extent), extent.what) {
                 (Some((output, part)), What::Part { tensor, .. }) => {
+                    let solved = self.sweeps.solved(extent.what)?;
+                    let part = solved.as_deref().unwrap_or(part);
                     let health = self.fill_part(output, part, within, piece, device, scratch)?;
                     if health != Health::default() {
                         healths.push((tensor, health));
@@ -253,10 +261,30 @@ impl Filler<'_> {
         device: &dyn Device,
         buffers: &mut Vec<Operands>,
     ) -> Result<Health> {
-        let slices: Vec<&Slice> = blend.slices().collect();
-        buffers.resize_with(buffers.len().max(slices.len()), Operands::default);
-        let mut tiles: Vec<Tile<'_>> = Vec::with_capacity(slices.len());
-        for (slice, Operands { own, plain }) in slices.iter().zip(buffers.iter_mut()) {
+        let tiles = self.operands(blend, elements, device, buffers)?;
+        let mut operands = blend
+            .slices()
+            .zip(&tiles)
+            .map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile });
+        let base = if blend.base.is_some() { operands.next() } else { None };
+        let terms: Vec<(Operand<'_>, f64)> =
+            operands.zip(&blend.terms).map(|(operand, term)| (operand, term.weight)).collect();
+        let tile = BlendTile { base, terms: &terms, lambda: blend.lambda, dtype: &output.dtype };
+        device.blend(&tile, out)
+    }
+
+    /// Elements of base and terms, where the device wants them.
+    pub(super) fn operands<'t>(
+        &'t self,
+        blend: &Blend,
+        elements: &Range<u64>,
+        device: &dyn Device,
+        buffers: &'t mut Vec<Operands>,
+    ) -> Result<Vec<Tile<'t>>> {
+        let count = blend.slices().count();
+        buffers.resize_with(buffers.len().max(count), Operands::default);
+        let mut tiles = Vec::with_capacity(count);
+        for (slice, Operands { own, plain }) in blend.slices().zip(buffers.iter_mut()) {
             let width = slice.dtype.bytes().unwrap_or(1);
             let start = slice.bytes.start;
             let bytes = start + elements.start * width..start + elements.end * width;
@@ -267,19 +295,11 @@ impl Filler<'_> {
                 source.tile(bytes, plain)?
             });
         }
-        let mut operands = slices
-            .iter()
-            .zip(&tiles)
-            .map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile });
-        let base = if blend.base.is_some() { operands.next() } else { None };
-        let terms: Vec<(Operand<'_>, f64)> =
-            operands.zip(&blend.terms).map(|(operand, term)| (operand, term.weight)).collect();
-        let tile = BlendTile { base, terms: &terms, lambda: blend.lambda, dtype: &output.dtype };
-        device.blend(&tile, out)
+        Ok(tiles)
     }
 }
 
 /// Offsets inside a tile fit memory.
-fn index(n: u64) -> usize {
+pub(super) fn index(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }

@@ -252,5 +252,5 @@ pub(super) fn as_dtype(slice: Slice, dtype: &Dtype) -> Part {
         return Part::Copy(slice);
     }
     let terms = vec![Term { slice, weight: 1.0 }];
-    Part::Blend(Box::new(Blend { base: None, terms, lambda: 1.0 }))
+    Part::Blend(Box::new(Blend { base: None, terms, lambda: 1.0, solve: None }))
 }

@@ -356,7 +356,7 @@ fn sum(draft: &mut Draft, own: &[Slice], found: &Found<'_>, scale: f64) -> Vec<P
         let base = group.next();
         let weights = [1.0, -1.0];
         let terms = group.zip(weights).map(|(slice, weight)| Term { slice, weight }).collect();
-        Part::Blend(Box::new(Blend { base, terms, lambda: scale }))
+        Part::Blend(Box::new(Blend { base, terms, lambda: scale, solve: None }))
     };
     line_up(&operands).unwrap_or_default().into_iter().map(blend).collect()
 }

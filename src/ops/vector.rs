@@ -200,7 +200,7 @@ pub fn save_vector(
 fn difference(a: &[Slice], b: &[Slice], dtype: &Dtype) -> Vec<Part> {
     let subtract = |a: Slice, b: Slice| {
         let terms = vec![Term { slice: a, weight: 1.0 }, Term { slice: b, weight: -1.0 }];
-        Part::Blend(Box::new(Blend { base: None, terms, lambda: 1.0 }))
+        Part::Blend(Box::new(Blend { base: None, terms, lambda: 1.0, solve: None }))
     };
     if let Some(groups) = line_up(&[a.to_vec(), b.to_vec()]) {
         let pair = |group: Vec<_>| {

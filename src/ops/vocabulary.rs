@@ -70,7 +70,12 @@ impl Rows {
                 terms.push(Term { slice: rows_of(base, 0, shared), weight: -1.0 });
             }
             let base = Some(rows_of(&self.into, 0, shared));
-            parts.push(Part::Blend(Box::new(Blend { base, terms, lambda: self.scale })));
+            parts.push(Part::Blend(Box::new(Blend {
+                base,
+                terms,
+                lambda: self.scale,
+                solve: None,
+            })));
         }
         if shared < c {
             parts.push(as_dtype(rows_of(&self.into, shared, c), dtype));

@@ -5,11 +5,13 @@
 //!
 //! * [`Part::Copy`] never decodes: any dtype passes through untouched.
 //! * [`Part::Blend`] is a normal form, not an expression tree: a weighted sum of slices, times `lambda`, added to a
-//!   base. A chat vector is `base = C`, terms `+1 A`, `-1 B`, `lambda` the scale.
+//!   base. A chat vector is `base = C`, terms `+1 A`, `-1 B`, `lambda` the scale. Where the weights depend on the
+//!   tensors themselves (angles, norms), [`Solve`] says how.
 
 mod cost;
 mod digest;
 mod path_text;
+mod solve;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -19,6 +21,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use cost::Cost;
+pub use solve::Solve;
 
 use crate::error::Result;
 use crate::format::{Dtype, Identity, LayerMap, Operation, Parent, Shape, ShardLayout, ShardSpec};
@@ -124,6 +127,10 @@ pub struct Slice {
 /// Inputs widen exactly to f32 (f64 if any operand or the output is `F64`); the sum runs over the terms in order, starting
 /// from `w0*x0`; every product and sum is rounded once, without fused multiply-add; the result is rounded once, to
 /// nearest even, into the output dtype. NaNs are canonical. Without a base the result is `lambda * (...)`.
+///
+/// With [`Blend::solve`] it is `base + lambda * (c0*(x0 - base) + c1*(x1 - base) + ...)`, or `lambda * (c0*x0 + ...)`
+/// without a base, and the `c` come from a look at the whole part. With a base it is computed as a blend without one whose first
+/// term is the base: weight `1 - lambda * (c0 + c1 + ...)`, then `lambda * c0`, ..; the arithmetic is the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Blend {
@@ -134,6 +141,9 @@ pub struct Blend {
     pub terms: Vec<Term>,
     /// Factor of the weighted sum.
     pub lambda: f64,
+    /// How the weights are found, if they are not those of the terms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub solve: Option<Solve>,
 }
 
 /// One weighted operand.
@@ -142,7 +152,7 @@ pub struct Blend {
 pub struct Term {
     /// The operand.
     pub slice: Slice,
-    /// Its weight.
+    /// Its weight; with a [`Solve`], what that makes of it.
     pub weight: f64,
 }
 
@@ -214,9 +224,9 @@ impl Part {
 }
 
 impl Blend {
-    /// How often its inputs are read. Methods that need norms or ranks first will say more than one.
+    /// How often its inputs are read: once more if the weights depend on them.
     pub fn sweeps(&self) -> u32 {
-        u32::from(!self.terms.is_empty())
+        if self.terms.is_empty() { 0 } else { 1 + u32::from(self.solve.is_some()) }
     }
 
     /// Base and operands.

@@ -114,10 +114,10 @@ fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
                 return Err(format!("a blend of shapes {shape} and {}", odd.shape));
             }
             let mut dtypes = blend.slices().map(|s| &s.dtype).chain([&tensor.dtype]);
-            match dtypes.find(|d| !d.is_float()) {
-                Some(odd) => Err(format!("{odd} cannot be computed on")),
-                None => Ok(()),
+            if let Some(odd) = dtypes.find(|d| !d.is_float()) {
+                return Err(format!("{odd} cannot be computed on"));
             }
+            blend.solve.map_or(Ok(()), |solve| solve.check(blend))
         }
         _ => Ok(()),
     }

@@ -8,7 +8,7 @@ use elo_surgery::checkpoint::Checkpoint;
 use elo_surgery::engine::{Device, Execution, NoObserver, Reference, Simd, execute_on};
 use elo_surgery::format::{DigestAlgorithm, Reading};
 use elo_surgery::ops::{ChatVector, LayerScale, chat_vector};
-use elo_surgery::plan::Plan;
+use elo_surgery::plan::{Part, Plan, Solve};
 
 fn model(name: &str) -> Checkpoint {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/models");
@@ -20,6 +20,32 @@ fn plan() -> Plan {
     let request = ChatVector { scale: 0.7, layer_scales, ..ChatVector::default() };
     chat_vector(&model("llama31-inst"), &model("llama31-base"), &model("llama31-target"), &request)
         .unwrap()
+}
+
+/// The same models in every way that has to look at whole tensors first.
+fn solved_plan() -> Plan {
+    let mut plan = plan();
+    let mut methods = [
+        (Solve::Slerp { t: 0.3 }, false),
+        (Solve::Nuslerp, true),
+        (Solve::Multislerp { normalize: false, eps: 1e-8 }, true),
+        (Solve::Karcher { max_iter: 10, tol: 1e-5 }, false),
+        (Solve::ModelStock, true),
+    ]
+    .into_iter()
+    .cycle();
+    for part in plan.tensors.iter_mut().flat_map(|tensor| &mut tensor.parts) {
+        let (Part::Blend(blend), Some((solve, has_base))) = (part, methods.next()) else {
+            continue;
+        };
+        blend.lambda = 1.0;
+        blend.solve = Some(solve);
+        blend.terms.iter_mut().for_each(|term| term.weight = 1.0);
+        if !has_base {
+            blend.base = None;
+        }
+    }
+    plan
 }
 
 /// Every file of a directory.
@@ -37,13 +63,18 @@ pub(crate) fn run(
     options.sync = false;
     change(&mut options);
     execute_on(device, &plan(), &options, &NoObserver).unwrap();
-    files(&options.out)
+    let mut all = files(&options.out);
+    options.out = dir.path().join("solved");
+    execute_on(device, &solved_plan(), &options, &NoObserver).unwrap();
+    let solved = files(&options.out).into_iter();
+    all.extend(solved.map(|(name, bytes)| (Path::new("solved").join(name), bytes)));
+    all
 }
 
 #[test]
 fn every_device_gives_the_same_files() {
     let expected = run(&Reference, |_| {});
-    assert!(expected.len() > 5, "shards, index, config, tokenizer, provenance");
+    assert!(expected.len() > 10, "shards, index, config, tokenizer, provenance");
     for device in Simd::levels() {
         assert!(run(&device, |_| {}) == expected, "{}", device.name());
     }

@@ -25,6 +25,7 @@ mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;
+mod solved;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::parameters::Scalar;
+use crate::plan::Solve;
 
 /// A method, by mergekit's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,17 @@ pub(super) enum Kind {
 impl Kind {
     /// Whether this program carries it out.
     pub(super) fn is_supported(self) -> bool {
-        matches!(self, Self::Linear | Self::TaskArithmetic | Self::Passthrough)
+        matches!(
+            self,
+            Self::Linear
+                | Self::TaskArithmetic
+                | Self::Passthrough
+                | Self::Slerp
+                | Self::Nuslerp
+                | Self::Multislerp
+                | Self::Karcher
+                | Self::ModelStock
+        )
     }
 }
 
@@ -223,17 +234,22 @@ impl Values {
     }
 }
 
-/// How a tensor comes from its inputs, which are meant by their position: `base + lambda * (w0*x0 + w1*x1 + ...)`.
+/// How a tensor comes from its inputs, which are meant by their position: `base + lambda * (w0*x0 + w1*x1 + ...)`, or
+/// what [`Solve`] makes of them.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Formula {
     pub(super) base: Option<usize>,
     pub(super) terms: Vec<(usize, f64)>,
     pub(super) lambda: f64,
+    pub(super) solve: Option<Solve>,
 }
 
 impl Formula {
     /// The one input that the result is equal to.
     pub(super) fn copied(&self) -> Option<usize> {
+        if self.solve.is_some() {
+            return None;
+        }
         match (self.base, self.terms.as_slice()) {
             #[expect(clippy::float_cmp, reason = "only an exact 1 leaves every bit as it is")]
             (None, [(input, weight)]) if *weight == 1.0 && self.lambda == 1.0 => Some(*input),
@@ -263,16 +279,17 @@ impl Method {
 
     /// The formula of a tensor with `values` for its inputs, `base` among them.
     ///
-    /// Methods that must look at a whole tensor first (slerp, nuslerp, multislerp, karcher, `model_stock`) belong here
-    /// too: a formula whose weights the engine solves for.
+    /// Methods that look at a whole tensor first are formulas whose weights the engine solves for.
     pub(super) fn formula(&self, values: &Values, base: Option<usize>) -> Result<Formula, String> {
         match self.kind {
             Kind::Linear => linear(values),
             Kind::TaskArithmetic => task_arithmetic(values, base),
             Kind::Passthrough => Ok(passthrough(values)),
-            Kind::Slerp | Kind::Nuslerp | Kind::Multislerp | Kind::Karcher | Kind::ModelStock => {
-                Err(format!("{} is not supported yet", self.name))
-            }
+            Kind::Slerp => slerp(values, base),
+            Kind::Nuslerp => nuslerp(values, base),
+            Kind::Multislerp => Ok(multislerp(values, base)),
+            Kind::Karcher => karcher(values),
+            Kind::ModelStock => model_stock(values, base),
             _ => Err(format!("{} is not supported yet", self.name)),
         }
     }
@@ -290,7 +307,7 @@ fn linear(values: &Values) -> Result<Formula, String> {
             return Err("the weights add up to 0, so they cannot be normalised: set `normalize: false`, or other weights".into());
         }
     }
-    Ok(Formula { base: None, terms: weights.into_iter().enumerate().collect(), lambda: 1.0 })
+    Ok(plain(None, weights.into_iter().enumerate().collect()))
 }
 
 /// `base + lambda * sum(w_i (x_i - base))`, with `normalize` divided by `sum(w_i)`.
@@ -309,11 +326,78 @@ fn task_arithmetic(values: &Values, base: Option<usize>) -> Result<Formula, Stri
         [(input, weight), (base, -weight)]
     };
     let lambda = values.shared.get("lambda").map_or(1.0, |value| value.number());
-    Ok(Formula { base: Some(base), terms: others().flat_map(pair).collect(), lambda })
+    Ok(Formula { lambda, ..plain(Some(base), others().flat_map(pair).collect()) })
 }
 
 /// The only input, times `scale`.
 fn passthrough(values: &Values) -> Formula {
     let scale = values.own.first().and_then(|own| own.get("scale"));
-    Formula { base: None, terms: vec![(0, scale.map_or(1.0, |value| value.number()))], lambda: 1.0 }
+    plain(None, vec![(0, scale.map_or(1.0, |value| value.number()))])
+}
+
+fn plain(base: Option<usize>, terms: Vec<(usize, f64)>) -> Formula {
+    Formula { base, terms, lambda: 1.0, solve: None }
+}
+
+/// Weights that are found from the whole tensor by `solve`; deltas are taken to the base, if there is one.
+fn solved(base: Option<usize>, terms: Vec<(usize, f64)>, solve: Solve) -> Formula {
+    Formula { solve: Some(solve), ..plain(base, terms) }
+}
+
+/// Along the arc from the base (`t` 0) to the other model (`t` 1).
+fn slerp(values: &Values, base: Option<usize>) -> Result<Formula, String> {
+    let base = base.ok_or("it has no base model")?;
+    let other = usize::from(base == 0);
+    let t = values.shared.get("t").map_or(0.0, |value| value.number());
+    Ok(solved(None, vec![(base, 1.0), (other, 1.0)], Solve::Slerp { t }))
+}
+
+/// Along the arc between two models, or between their deltas to the base.
+fn nuslerp(values: &Values, base: Option<usize>) -> Result<Formula, String> {
+    if !values.flag("nuslerp_flatten") || values.flag("nuslerp_row_wise") {
+        return Err(
+            "`nuslerp_flatten: false` and `nuslerp_row_wise: true` are not supported yet".into()
+        );
+    }
+    Ok(solved(base, others(values, base), Solve::Nuslerp))
+}
+
+/// The weighted mean of directions, as long as the weighted mean of lengths. A single model is itself.
+fn multislerp(values: &Values, base: Option<usize>) -> Formula {
+    let terms = others(values, base);
+    if let [(only, _)] = terms.as_slice() {
+        return plain(None, vec![(*only, 1.0)]);
+    }
+    let eps = values.shared.get("eps").map_or(1e-8, |value| value.number());
+    let normalize = values.flag("normalize_weights");
+    solved(base, terms, Solve::Multislerp { normalize, eps })
+}
+
+/// The mean on the sphere; every model counts alike.
+fn karcher(values: &Values) -> Result<Formula, String> {
+    let tol = values.shared.get("tol").map_or(1e-5, |value| value.number());
+    let moves = values.shared.get("max_iter").map_or(10.0, |value| value.number());
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to fit")]
+    let max_iter = if moves.fract() == 0.0 && (0.0..=10_000.0).contains(&moves) {
+        moves as u32
+    } else {
+        return Err(format!("`max_iter: {moves}` is not a whole number from 0 to 10000"));
+    };
+    let terms = (0..values.own.len()).map(|input| (input, 1.0)).collect();
+    Ok(solved(None, terms, Solve::Karcher { max_iter, tol }))
+}
+
+/// From the base towards the mean of the models, as far as the angles between them say.
+fn model_stock(values: &Values, base: Option<usize>) -> Result<Formula, String> {
+    if values.flag("filter_wise") {
+        return Err("`filter_wise: true` is not supported yet".into());
+    }
+    let terms = others(values, base).into_iter().map(|(input, _)| (input, 1.0)).collect();
+    Ok(solved(base, terms, Solve::ModelStock))
+}
+
+/// The inputs without the base, with their weights.
+fn others(values: &Values, base: Option<usize>) -> Vec<(usize, f64)> {
+    let weights = values.numbers("weight").into_iter().enumerate();
+    weights.filter(|(input, _)| Some(*input) != base).collect()
 }

@@ -380,8 +380,6 @@ impl<'a> Tensors<'a> {
         let parts: Vec<Part> = if let Some(input) = copied {
             operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
         } else {
-            // Where expert layouts differ, a tensor is several blends: a method that solves for weights would need
-            // one part a tensor.
             let blend = |group: Vec<crate::plan::Slice>| {
                 let term = |(input, weight): &(usize, f64)| Term {
                     slice: group[*input].clone(),
@@ -391,9 +389,20 @@ impl<'a> Tensors<'a> {
                     base: formula.base.map(|base| group[base].clone()),
                     terms: formula.terms.iter().map(term).collect(),
                     lambda: formula.lambda,
+                    solve: formula.solve,
                 }))
             };
-            line_up(&operands).unwrap_or_default().into_iter().map(blend).collect()
+            // Where expert layouts differ, a tensor is several blends, but weights are solved for over one.
+            let groups = line_up(&operands).unwrap_or_default();
+            if formula.solve.is_some() && groups.len() > 1 {
+                let cause = format!(
+                    "{} of models that lay out their experts differently is not supported yet",
+                    self.config.method.name
+                );
+                self.blame("", cause, name);
+                return Ok(());
+            }
+            groups.into_iter().map(blend).collect()
         };
         let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
         self.differs |= donors.is_some_and(|donors| *donors != dtype);

@@ -13,8 +13,11 @@ fn decide(driver: &FakeDriver) -> (String, Option<Record>) {
 fn both_are_tried() {
     let (verdict, record) = decide(&FakeDriver::new());
     assert!(verdict.contains("cuda:0 (Fake GPU 0) makes"), "{verdict}");
-    let launches = record.unwrap().launches(0, "chat_vector_bf16");
-    assert!(launches >= 2 * 96, "{launches} launches in two trials");
+    let record = record.unwrap();
+    let launches = |kernel: &str| record.launches(0, kernel);
+    let blends = launches("chat_vector_bf16") + launches("blend_single");
+    assert!(blends >= 2 * 96, "{blends} blends in two trials");
+    assert!(launches("sums_single") > 0, "sweeps go where tiles go");
 }
 
 #[test]
