@@ -50,11 +50,17 @@ pub struct Merge {
 pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<Plan> {
     let named = config.models();
     let refuse = |problems: Problems| {
-        let hint = "layers and tensors must match; where vocabularies differ, `--truncate-embeddings` keeps the rows that all models have".to_owned();
         let mut lines = problems.0;
         let mut seen = HashSet::new();
         lines.retain(|line| seen.insert(line.clone()));
-        Error::Mismatch { what: "the models cannot be merged".into(), problems: lines, hint }
+        let shapes = lines.iter().any(|line| line.contains(tensors::DIFFERS));
+        let hint = if shapes {
+            "where only vocabularies differ, `--truncate-embeddings` keeps the rows that all models have"
+        } else {
+            "docs/merge.md has the rules, and what is supported"
+        };
+        let what = "the models cannot be merged".to_owned();
+        Error::Mismatch { what, problems: lines, hint: hint.to_owned() }
     };
     let (Some(donor), true) = (models.first(), models.len() == named.len()) else {
         let mut problems = Problems::default();

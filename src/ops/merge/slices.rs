@@ -60,7 +60,7 @@ pub(super) fn bind<'a>(
             };
             let layers = model.layers();
             let (family, other) = (&model.anatomy().family, &donor.anatomy().family);
-            if family != other {
+            if family != other && model.config().is_some() && donor.config().is_some() {
                 let (name, donor) = (model.name(), donor.name());
                 let what = format!(
                     "`{name}` is of the family {family}, `{donor}` of {other}: mixing them is"

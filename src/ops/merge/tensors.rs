@@ -15,6 +15,9 @@ use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
 use crate::plan::{Blend, Part, Term};
 
+/// What is said of a tensor whose shapes differ.
+pub(super) const DIFFERS: &str = "differs in shape";
+
 /// Works through the output's tensors and collects every problem.
 pub(super) struct Tensors<'a> {
     config: &'a Config,
@@ -243,7 +246,7 @@ impl<'a> Tensors<'a> {
             let shapes = slice.inputs.iter().zip(&operands);
             let shapes: Vec<String> =
                 shapes.map(|(i, o)| format!("`{}` {}", i.model.name(), o.shape)).collect();
-            let problem = format!("tensor `{name}` differs in shape: {}", shapes.join(", "));
+            let problem = format!("tensor `{name}` {DIFFERS}: {}", shapes.join(", "));
             self.problems.add("", problem);
             return Ok(());
         }
