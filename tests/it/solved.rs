@@ -261,6 +261,7 @@ fn merges_are_what_mergekit_makes() {
         let merge = Merge::new(solve, base.as_deref(), &terms);
         let expected = read_raw(&golden(case["output"].as_str().unwrap()));
         let difference = compare(&made(&merge.plan()), &expected, &case["tolerance"]);
+        println!("{name}: {difference:?}");
         if !difference.problems.is_empty() {
             failed.push(format!("{name}: {difference:?}"));
         }
