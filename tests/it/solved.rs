@@ -13,8 +13,6 @@ use elo_surgery::ops::{Inject, inject};
 use elo_surgery::plan::{
     Blend, Numerics, Output, PLAN_VERSION, Part, Plan, Shard, Slice, Solve, Source, SourceId, Term,
 };
-use half::bf16;
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::checkpoint::{Model, Raw, Tensor, read_raw, shard_bytes};
@@ -116,169 +114,6 @@ fn try_made(plan: &Plan, change: impl FnOnce(&mut Execution)) -> Result<Raw, Err
 
 fn made(plan: &Plan) -> Raw {
     try_made(plan, |_| {}).unwrap_or_else(|e| panic!("{e}"))
-}
-
-fn golden(name: &str) -> PathBuf {
-    fixture("golden").join(name)
-}
-
-/// The cases, as their `config.yml` says.
-fn merge(name: &str) -> (Solve, Option<&str>, Vec<(&str, f64)>) {
-    let (stock, nuslerp) = (Solve::ModelStock, Solve::Nuslerp);
-    let raw = Solve::Multislerp { normalize: false, eps: 1e-8 };
-    match name {
-        "slerp-t0.3-f32" => {
-            (Solve::Slerp { t: 0.3 }, None, vec![("mrg32-a", 1.0), ("mrg32-b", 1.0)])
-        }
-        "slerp-bf16" => (Solve::Slerp { t: 0.6 }, None, vec![("mrg16-b", 1.0), ("mrg16-a", 1.0)]),
-        "slerp-mix" => (Solve::Slerp { t: 0.45 }, None, vec![("mrg16-a", 1.0), ("mrg16-b", 1.0)]),
-        "slerp-degenerate-f32" => {
-            (Solve::Slerp { t: 0.25 }, None, vec![("deg32-base", 1.0), ("deg32-a", 1.0)])
-        }
-        "nuslerp-flat-f32" => (nuslerp, None, vec![("mrg32-a", 0.6), ("mrg32-b", 0.2)]),
-        "nuslerp-base-f32" => {
-            (nuslerp, Some("mrg32-base"), vec![("mrg32-a", 0.5), ("mrg32-b", 0.5)])
-        }
-        "nuslerp-degenerate-f32" => {
-            (nuslerp, Some("deg32-base"), vec![("deg32-a", 0.5), ("deg32-b", 0.5)])
-        }
-        "multislerp-f32" => {
-            (MULTISLERP, None, vec![("mrg32-a", 0.5), ("mrg32-b", 0.2), ("mrg32-c", 0.3)])
-        }
-        "multislerp-base-nonorm-f32" => {
-            let terms = vec![("mrg32-a", 0.5), ("mrg32-b", 0.4), ("mrg32-c", 0.3)];
-            (raw, Some("mrg32-base"), terms)
-        }
-        "multislerp-degenerate-f32" => {
-            (MULTISLERP, Some("deg32-base"), vec![("deg32-a", 0.5), ("deg32-b", 0.5)])
-        }
-        "model_stock-f32" => {
-            let terms = vec![("mrg32-a", 1.0), ("mrg32-b", 1.0), ("mrg32-c", 1.0)];
-            (stock, Some("mrg32-base"), terms)
-        }
-        "model_stock-degenerate-f32" => {
-            (stock, Some("deg32-base"), vec![("deg32-a", 1.0), ("deg32-b", 1.0)])
-        }
-        "karcher-f32" => {
-            (KARCHER, None, vec![("mrg32-a", 1.0), ("mrg32-b", 1.0), ("mrg32-c", 1.0)])
-        }
-        "karcher-iter2-f32" => {
-            let solve = Solve::Karcher { max_iter: 2, tol: 1e-9 };
-            (solve, None, vec![("mrg32-a", 1.0), ("mrg32-c", 1.0)])
-        }
-        "karcher-degenerate-f32" => {
-            (KARCHER, None, vec![("deg32-base", 1.0), ("deg32-a", 1.0), ("deg32-b", 1.0)])
-        }
-        other => panic!("what is `{other}`?"),
-    }
-}
-
-/// Values, and the distance to the next.
-fn values(dtype: &str, bytes: &[u8]) -> Vec<(f64, i64)> {
-    // Bits in the order of the numbers they stand for.
-    let line = |bits: i64, sign: i64| if bits < sign { bits } else { sign - bits };
-    match dtype {
-        "F32" => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| {
-                let value = f32::from_le_bytes(*b);
-                (f64::from(value), line(value.to_bits().into(), 1 << 31))
-            })
-            .collect(),
-        "BF16" => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| {
-                let value = bf16::from_le_bytes(*b);
-                (value.to_f64(), line(value.to_bits().into(), 1 << 15))
-            })
-            .collect(),
-        other => panic!("{other}"),
-    }
-}
-
-/// What differs by more than a case allows.
-#[derive(Debug, Default)]
-struct Difference {
-    elements: u32,
-    differing: u32,
-    failing: u32,
-    largest: f64,
-    problems: Vec<String>,
-}
-
-fn compare(found: &Raw, expected: &Raw, tolerance: &Value) -> Difference {
-    let bound = |name: &str| tolerance[name].as_f64().unwrap_or(0.0);
-    let (atol, rtol, ulps) = (bound("atol"), bound("rtol"), tolerance["max_ulp"].as_i64());
-    let ignored: Vec<&str> =
-        tolerance["ignore"].as_array().into_iter().flatten().map(|n| n.as_str().unwrap()).collect();
-    let mut all = Difference::default();
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-    for (name, (dtype, shape, bytes, _)) in expected {
-        if ignored.contains(&name.as_str()) {
-            continue;
-        }
-        let (of, as_shape, got, _) = &found[name];
-        assert_eq!((of, as_shape), (dtype, shape), "{name}");
-        let before = all.failing;
-        for ((a, i), (b, j)) in values(of, got).into_iter().zip(values(dtype, bytes)) {
-            let distance = (a - b).abs();
-            all.elements += 1;
-            all.differing += u32::from(distance > 0.0);
-            let near = distance <= atol + rtol * b.abs() || (i - j).abs() <= ulps.unwrap_or(0);
-            all.failing += u32::from(!near);
-            all.largest = all.largest.max(distance);
-        }
-        if all.failing > before {
-            all.problems.push(format!("{name}: {}", all.failing - before));
-        }
-    }
-    let allowed = tolerance["allow_elems"].as_u64().unwrap_or(0);
-    let part = tolerance["max_diff_frac"].as_f64().unwrap_or(1.0);
-    if f64::from(all.differing) > part * f64::from(all.elements) {
-        all.problems.push(format!("{} of {} differ", all.differing, all.elements));
-    } else if u64::from(all.failing) <= allowed {
-        all.problems.clear();
-    }
-    all
-}
-
-#[test]
-fn merges_are_what_mergekit_makes() {
-    let text = fs::read(golden("solved.json")).unwrap();
-    let cases: Value = serde_json::from_slice(&text).unwrap();
-    let mut failed = Vec::new();
-    for case in cases["cases"].as_array().unwrap() {
-        let name = case["name"].as_str().unwrap();
-        let (solve, base, terms) = merge(name);
-        let path = |model: &str| golden("models").join(model);
-        let paths: Vec<_> = terms.iter().map(|(model, weight)| (path(model), *weight)).collect();
-        let base = base.map(path);
-        let terms: Vec<_> = paths.iter().map(|(path, weight)| (path.as_path(), *weight)).collect();
-        let merge = Merge::new(solve, base.as_deref(), &terms);
-        let expected = read_raw(&golden(case["output"].as_str().unwrap()));
-        let difference = compare(&made(&merge.plan()), &expected, &case["tolerance"]);
-        println!("{name}: {difference:?}");
-        if !difference.problems.is_empty() {
-            failed.push(format!("{name}: {difference:?}"));
-        }
-    }
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
-}
-
-#[test]
-fn the_comparison_has_teeth() {
-    let [a, b] = ["mrg32-a", "mrg32-b"].map(|name| golden("models").join(name));
-    let expected = read_raw(&golden("cases/slerp-t0.3-f32/expected"));
-    let tolerance = serde_json::json!({"atol": 4.8e-7, "rtol": 1e-6});
-    for (t, passes) in [(0.3, true), (0.31, false), (0.3001, false)] {
-        let merge = Merge::new(Solve::Slerp { t }, None, &[(&a, 1.0), (&b, 1.0)]);
-        let difference = compare(&made(&merge.plan()), &expected, &tolerance);
-        assert_eq!(difference.problems.is_empty(), passes, "{t}: {difference:?}");
-    }
 }
 
 /// Every method, with and without a base where it may have one.
@@ -556,10 +391,10 @@ fn in_place_it_is_the_same() {
         }
         to
     };
-    let into = copy(&golden("models/llama31-base"));
+    let into = copy(&fixture("golden/models/llama31-base"));
     let before = tree(&into);
     let open = |path: &Path| Checkpoint::open(path).unwrap();
-    let part = open(&golden("cases/elo-llama31-base/trained"));
+    let part = open(&fixture("golden/cases/elo-llama31-base/trained"));
     let request = Inject { layers: Some("1,6".parse().unwrap()), ..Inject::default() };
     let mut plan = inject(&part, &open(&into), &request).unwrap();
     // A with A halfway is A: what would be copied from the part.
