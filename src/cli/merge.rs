@@ -28,7 +28,8 @@ const MOST_BYTES: u64 = 1 << 20;
   elo-surgery merge config.yml --out merged --dry-run
   elo-surgery plan merge config.yml > plan.json
 
-Methods: linear, task_arithmetic, passthrough. docs/merge.md has the language and what is supported.")]
+Methods: linear, task_arithmetic, passthrough, slerp, nuslerp, multislerp, karcher, model_stock.
+docs/merge.md has the language and what is supported.")]
 pub(super) struct Merge {
     /// The configuration
     config: PathBuf,
