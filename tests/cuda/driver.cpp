@@ -819,10 +819,11 @@ API cuOccupancyMaxPotentialBlockSizeWithFlags(int* grid, int* block, void* handl
     return SUCCESS;
 }
 
-// A word of the parameters that is an address of another device would fault there.
+// A word of the parameters that is an address of another device would fault there. The last word of each struct has dtypes and
+// padding, which may hold anything.
 static void check_parameters(Call& call, const Function& function, const std::vector<std::vector<char>>& values) {
     for (auto& value : values) {
-        for (size_t at = 0; at + 8 <= value.size(); at += 8) {
+        for (size_t at = 0; at + 16 <= value.size(); at += 8) {
             Address word;
             memcpy(&word, &value[at], 8);
             for (auto& other : call.all.devices) {
