@@ -11,8 +11,8 @@
 //!                   Plan      what every output tensor is made of; every byte's place is known
 //!                    |
 //!           engine: Plan -> bytes                         streams tiles; never knows why
-//!       /            |            \
-//!     copy       reference        simd                    execution
+//!       /            |          |        \
+//!     copy       reference    simd     cuda              execution
 //! ```
 //!
 //! * [`format`](mod@format) turns bytes into named tensors and back.

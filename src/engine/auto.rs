@@ -145,6 +145,18 @@ impl Auto {
     fn current(&self) -> &dyn Device {
         self.pick().device
     }
+
+    fn decide(&self, gpu_rate: f64, cpu_rate: f64) {
+        let gpu = gpu_rate * GAIN > cpu_rate;
+        let name = self.shared.gpu.get().map_or_else(String::new, |gpu| gpu.name());
+        let reason = format!(
+            "of the result a second and thread, {name} makes {:.2} GB and {} {:.2} GB",
+            gpu_rate / 1e9,
+            self.cpu.name(),
+            cpu_rate / 1e9
+        );
+        self.shared.decide(gpu, reason, false);
+    }
 }
 
 impl Shared {
@@ -254,20 +266,6 @@ impl<'a> Pick<'a> {
         }
         auto.shared.give_up(error);
         Some(auto.pick())
-    }
-}
-
-impl Auto {
-    fn decide(&self, gpu_rate: f64, cpu_rate: f64) {
-        let gpu = gpu_rate * GAIN > cpu_rate;
-        let name = self.shared.gpu.get().map_or_else(String::new, |gpu| gpu.name());
-        let reason = format!(
-            "of the result a second and thread, {name} makes {:.2} GB and {} {:.2} GB",
-            gpu_rate / 1e9,
-            self.cpu.name(),
-            cpu_rate / 1e9
-        );
-        self.shared.decide(gpu, reason, false);
     }
 }
 

@@ -343,9 +343,14 @@ impl<'a> Checked<'a> {
         Ok(Self { base, terms, elements })
     }
 
+    /// Base first.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = &Values<'a>> {
+        self.base.iter().chain(&self.terms)
+    }
+
     /// Whether the subtraction is f64's.
     pub(super) fn is_double(&self) -> bool {
-        self.base.iter().chain(&self.terms).any(|values| values.float == Float::F64)
+        self.inputs().any(|values| values.float == Float::F64)
     }
 }
 

@@ -104,7 +104,7 @@ impl Lane {
         if tile.elements == 0 {
             return Ok(());
         }
-        let inputs: Vec<&Values<'_>> = tile.base.iter().chain(&tile.terms).collect();
+        let inputs: Vec<&Values<'_>> = tile.inputs().collect();
         let count = sums_of(tile.terms.len());
         let result = |elements: usize| padded(leaves_of(elements) * count * size_of::<f64>());
         let bytes = |elements: usize| room(&inputs, elements) + result(elements);
@@ -128,7 +128,7 @@ impl Lane {
         if tile.elements == 0 {
             return Ok(());
         }
-        let inputs: Vec<&Values<'_>> = tile.base.iter().chain(&tile.terms).collect();
+        let inputs: Vec<&Values<'_>> = tile.inputs().collect();
         let bins = padded(digit.bins() * size_of::<u64>());
         let bytes = |elements: usize| bins + room(&inputs, elements);
         let piece = self.piece(tile.elements, 1, SMALLEST_PIECE, bytes)?;
@@ -242,8 +242,8 @@ impl Lane {
         for start in (0..tile.elements).step_by(piece) {
             let count = piece.min(tile.elements - start);
             let mut free = self.start();
-            let mut places = self.upload(inputs, start, count, &mut free)?;
-            let base = tile.base.is_some().then(|| places.remove(0));
+            let (base, places) =
+                self.upload(inputs, tile.base.is_some(), start..start + count, &mut free)?;
             let weights = tile.terms.iter().map(|(_, weight)| *weight);
             let terms: Vec<(Place, f64)> = places.into_iter().zip(weights).collect();
             let blend = BlendAt {
@@ -272,8 +272,8 @@ impl Lane {
             let count = piece.min(tile.elements - start);
             let result = leaves_of(start) * of_leaf..leaves_of(start + count) * of_leaf;
             let mut free = self.start();
-            let mut places = self.upload(inputs, start, count, &mut free)?;
-            let base = tile.base.is_some().then(|| places.remove(0));
+            let (base, places) =
+                self.upload(inputs, tile.base.is_some(), start..start + count, &mut free)?;
             let parameters = SumsParameters::new(count as u64, base, &places, free);
             let blocks = leaves_of(count) as u64;
             self.gpu.start(&self.stream, entry, blocks, &parameters)?;
@@ -296,12 +296,9 @@ impl Lane {
         for start in (0..tile.elements).step_by(piece) {
             let count = piece.min(tile.elements - start);
             let mut free = counts + padded(bytes) as u64;
-            let places = self.upload(inputs, start, count, &mut free)?;
-            let (base, term) = match places.as_slice() {
-                [base, term] => (Some(*base), *term),
-                places => (None, places[0]),
-            };
-            let parameters = HistogramParameters::new(count as u64, base, term, digit, counts);
+            let (base, places) =
+                self.upload(inputs, tile.base.is_some(), start..start + count, &mut free)?;
+            let parameters = HistogramParameters::new(count as u64, base, places[0], digit, counts);
             let blocks = (count as u64).div_ceil(ELEMENTS_PER_HISTOGRAM);
             self.gpu.start(&self.stream, entry, blocks, &parameters)?;
         }
@@ -313,23 +310,25 @@ impl Lane {
         self.memory.as_ref().map_or(0, |memory| address(memory, &self.stream))
     }
 
-    /// Takes runs of the operands to the GPU, one behind the other from `free` on.
+    /// Takes runs of the operands to the GPU, one behind the other from `free` on. Gives the base's place, if the first operand is
+    /// one, and those of the terms.
     fn upload(
         &self,
         inputs: &[&Values<'_>],
-        start: usize,
-        count: usize,
+        has_base: bool,
+        run: Range<usize>,
         free: &mut u64,
-    ) -> Result<Vec<Place>, DriverError> {
+    ) -> Result<(Option<Place>, Vec<Place>), DriverError> {
         let mut places = Vec::with_capacity(inputs.len());
         for values in inputs {
-            let bytes = values.run(start, count).bytes;
+            let bytes = values.run(run.start, run.len()).bytes;
             // SAFETY: the lane's memory has room for all of them; the bytes live until `wait` has returned.
             unsafe { result::memcpy_htod_async(*free, bytes, self.stream.cu_stream())? };
             places.push(Place { float: values.float, address: *free });
             *free += padded(bytes.len()) as u64;
         }
-        Ok(places)
+        let base = has_base.then(|| places.remove(0));
+        Ok((base, places))
     }
 
     fn download(&self, to: &mut [u8], from: u64) -> Result<(), DriverError> {
