@@ -174,7 +174,7 @@ pub enum Keep {
 pub enum Vote {
     /// Of contributions as they are, weights included (mergekit).
     Weighted,
-    /// Of the values `v` of terms that are kept, without weights and gains (the paper).
+    /// Of the values `v` of terms that are kept, without weights and gains; it is these that have the sign or not (the paper).
     Plain,
 }
 
