@@ -28,8 +28,9 @@ const MOST_BYTES: u64 = 1 << 20;
   elo-surgery merge config.yml --out merged --dry-run
   elo-surgery plan merge config.yml > plan.json
 
-Methods: linear, task_arithmetic, passthrough, slerp, nuslerp, multislerp, karcher, model_stock.
-docs/merge.md has the language and what is supported.")]
+Methods: all of mergekit 0.1.5: linear, slerp, nuslerp, multislerp, karcher, task_arithmetic, ties,
+dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, sce, ram, ramplus_tl,
+model_stock, nearswap, arcee_fusion, passthrough. docs/merge.md has their formulas and the language.")]
 pub(super) struct Merge {
     /// The configuration
     config: PathBuf,
@@ -39,6 +40,9 @@ pub(super) struct Merge {
     /// Where vocabularies differ in size, keep the rows that all models have
     #[arg(long)]
     truncate_embeddings: bool,
+    /// Where the random numbers of dare_* and della* start; the same seed gives the same bytes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    random_seed: u64,
     #[command(flatten)]
     shard_size: ShardSize,
     #[command(flatten)]
@@ -81,6 +85,7 @@ impl Surgical for Merge {
         let request = ops::merge::Merge {
             shard_size: self.shard_size.shard_size,
             truncate_embeddings: self.truncate_embeddings,
+            random_seed: self.random_seed,
         };
         Ok((ops::merge::merge(&config, &models, &request)?, self.how.out.clone()))
     }

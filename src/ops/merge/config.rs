@@ -155,9 +155,6 @@ fn method(problems: &mut Problems, map: &Map<String, Value>) -> Option<&'static 
         problems.add(at, format!("`{name}` is not a known method{}", suggestion(name, &names)));
         return None;
     };
-    if !method.kind.is_supported() {
-        problems.unsupported(at, format!("`{name}` is"));
-    }
     Some(method)
 }
 

@@ -41,6 +41,8 @@ pub struct Merge {
     pub shard_size: Option<u64>,
     /// Where vocabularies differ in size, keep the rows that all models have instead of refusing.
     pub truncate_embeddings: bool,
+    /// Where random numbers of `dare_*` and `della*` start: the same seed gives the same bytes.
+    pub random_seed: u64,
 }
 
 /// Plans a merge of the models that [`Config::models`] names, in that order.
@@ -73,6 +75,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         "merge_method": config.method.name,
         "shard_size": request.shard_size,
         "truncate_embeddings": request.truncate_embeddings,
+        "random_seed": request.random_seed,
     });
     let mut draft = Draft::new("merge", &parameters);
     let bound: Vec<(&Path, &Checkpoint)> = named.into_iter().zip(models).collect();
@@ -89,7 +92,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     } else {
         slices::described(&mut problems, &slices, donor)
     };
-    let mut tensors = Tensors::new(config, &slices, donor, draft, request.truncate_embeddings);
+    let mut tensors = Tensors::new(config, &slices, donor, draft, request);
     tensors.problems = problems;
     if config.is_whole() {
         tensors.add_whole()?;
@@ -97,7 +100,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         tensors.add_slices(&described)?;
     }
     let problems = tensors.take_problems();
-    let Tensors { mut draft, dtypes, differs, rows, .. } = tensors;
+    let Tensors { mut draft, dtypes, differs, rows, rounded, .. } = tensors;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -127,6 +130,11 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     if models.len() > 1 && config.base.is_none() {
         let name = donor.name();
         draft.note(format!("config and tokenizer are those of `{name}`, the first model: `base_model` would say which"));
+    }
+    if let (true, Some(dtype)) = (rounded, &config.dtype) {
+        draft.note(format!(
+            "inputs are not rounded to `dtype` {dtype} first, as mergekit does: only the result is rounded"
+        ));
     }
     let content = SidecarContent::Text(config.text.clone());
     draft.plan().sidecars.push(Sidecar { file: CONFIG_FILE.to_owned(), content });

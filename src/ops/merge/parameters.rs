@@ -212,7 +212,14 @@ fn scalar(
             problems.add(at, "is a number, expected true or false");
             None
         }
-        other => Some(other),
+        Scalar::Number(number) => {
+            if let Some(misfit) = parameter.and_then(|parameter| parameter.misfit(number)) {
+                problems.add(at, misfit);
+                return None;
+            }
+            Some(scalar)
+        }
+        Scalar::Flag(_) => Some(scalar),
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::Merge;
 use super::config::Config;
 use super::dtypes::output_dtype;
-use super::methods::{Formula, Parameter, Values};
+use super::methods::{Formula, Parameter, Site, Values, Variant};
 use super::read::Problems;
 use super::slices::{Input, Slice};
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
@@ -13,7 +14,7 @@ use crate::format::{Dtype, Shape};
 use crate::ops::draft::{Draft, as_dtype};
 use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
-use crate::plan::{Blend, Part, Term};
+use crate::plan::Part;
 
 /// What is said of a tensor whose shapes differ.
 pub(super) const DIFFERS: &str = "differs in shape";
@@ -30,8 +31,12 @@ pub(super) struct Tensors<'a> {
     /// Float dtypes of the output, and whether one differs from the donor's.
     pub(super) dtypes: BTreeSet<Dtype>,
     pub(super) differs: bool,
+    /// Whether mergekit would have rounded some input before the arithmetic.
+    pub(super) rounded: bool,
     /// Cut embeddings and heads to the rows that all models have.
     truncates: bool,
+    /// Of all random numbers.
+    seed: u64,
     /// Problems that many tensors have: place, cause, the first of them, how many more.
     causes: Vec<(String, String, String, u64)>,
     /// The rows that were left of a vocabulary.
@@ -66,7 +71,7 @@ impl<'a> Tensors<'a> {
         slices: &'a [Slice<'a>],
         donor: &'a Checkpoint,
         draft: Draft,
-        truncates: bool,
+        request: &Merge,
     ) -> Self {
         let names = donor.names_in_file_order().enumerate();
         let places = names.map(|(at, (home, entry))| (entry.name.as_str(), (home, at)));
@@ -79,7 +84,9 @@ impl<'a> Tensors<'a> {
             places: places.collect(),
             dtypes: BTreeSet::new(),
             differs: false,
-            truncates,
+            rounded: false,
+            truncates: request.truncate_embeddings,
+            seed: request.random_seed,
             causes: Vec::new(),
             rows: None,
         }
@@ -253,14 +260,19 @@ impl<'a> Tensors<'a> {
         let Some(values) = self.values(slice, name, &operands, layer) else {
             return Ok(());
         };
-        let formula = match self.config.method.formula(&values, slice.base) {
-            Ok(formula) => formula,
+        let shape = operands[0].shape.clone();
+        let (seed, variant) = (self.seed, Variant::default());
+        let of_part = |part| {
+            let site = Site { name, shape: &shape, part, seed, variant };
+            self.config.method.formula(&values, slice.base, &site)
+        };
+        match of_part(0) {
+            Ok(formula) => self.place(name, home, slice, &operands, &formula, of_part),
             Err(problem) => {
                 self.blame("", problem, name);
-                return Ok(());
+                Ok(())
             }
-        };
-        self.place(name, home, slice, &operands, &formula)
+        }
     }
 
     /// Cuts tensors with one row a token to the rows that all models have.
@@ -344,6 +356,7 @@ impl<'a> Tensors<'a> {
         slice: &Slice<'_>,
         operands: &[Operand<'_>],
         formula: &Formula,
+        of_part: impl Fn(u32) -> Result<Formula, String>,
     ) -> Result<()> {
         let copied = formula.copied();
         let used: Vec<&Dtype> = match copied {
@@ -362,7 +375,10 @@ impl<'a> Tensors<'a> {
         }
         let (dtype, out) = (self.config.dtype.as_ref(), self.config.out_dtype.as_ref());
         let dtype = match output_dtype(&used, dtype, out, copied.is_none()) {
-            Ok(dtype) => dtype,
+            Ok((dtype, rounded)) => {
+                self.rounded |= rounded;
+                dtype
+            }
             Err(problem) => {
                 self.blame("", problem, name);
                 return Ok(());
@@ -383,17 +399,9 @@ impl<'a> Tensors<'a> {
         let parts: Vec<Part> = if let Some(input) = copied {
             operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
         } else {
-            let blend = |group: Vec<crate::plan::Slice>| {
-                let term =
-                    |(input, weight): &(usize, f64)| Term::new(group[*input].clone(), *weight);
-                let base = formula.base.map(|base| group[base].clone().into());
-                let terms = formula.terms.iter().map(term).collect();
-                let sum = Blend::sum(base, terms, formula.lambda);
-                Part::Blend(Box::new(Blend { solve: formula.solve, ..sum }))
-            };
-            // Where expert layouts differ, a tensor is several blends, but weights are solved for over one.
+            // Where expert layouts differ, a tensor is several blends, none of which sees it whole.
             let groups = line_up(&operands).unwrap_or_default();
-            if formula.solve.is_some() && groups.len() > 1 {
+            if formula.looks_around() && groups.len() > 1 {
                 let cause = format!(
                     "{} of models that lay out their experts differently is not supported yet",
                     self.config.method.name
@@ -401,7 +409,16 @@ impl<'a> Tensors<'a> {
                 self.blame("", cause, name);
                 return Ok(());
             }
-            groups.into_iter().map(blend).collect()
+            let blend = |(part, group): (u32, &Vec<crate::plan::Slice>)| {
+                Ok(Part::Blend(Box::new(of_part(part)?.blend(group))))
+            };
+            match (0..).zip(&groups).map(blend).collect() {
+                Ok(parts) => parts,
+                Err(problem) => {
+                    self.blame("", problem, name);
+                    return Ok(());
+                }
+            }
         };
         let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
         self.differs |= donors.is_some_and(|donors| *donors != dtype);
