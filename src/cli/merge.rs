@@ -43,6 +43,9 @@ pub(super) struct Merge {
     /// Where the random numbers of dare_* and della* start; the same seed gives the same bytes
     #[arg(long, value_name = "N", default_value_t = 0)]
     random_seed: u64,
+    /// Write no model card (`README.md`)
+    #[arg(long)]
+    no_model_card: bool,
     #[command(flatten)]
     shard_size: ShardSize,
     #[command(flatten)]
@@ -86,6 +89,7 @@ impl Surgical for Merge {
             shard_size: self.shard_size.shard_size,
             truncate_embeddings: self.truncate_embeddings,
             random_seed: self.random_seed,
+            no_model_card: self.no_model_card,
         };
         Ok((ops::merge::merge(&config, &models, &request)?, self.how.out.clone()))
     }
