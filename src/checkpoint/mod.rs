@@ -5,6 +5,7 @@
 
 mod adapter;
 mod architecture;
+mod card;
 mod config;
 mod experts;
 mod open;
@@ -20,6 +21,7 @@ use serde_json::{Map, Value};
 
 pub use adapter::{Adapter, AdapterSettings};
 pub use architecture::{Anatomy, Role};
+pub use card::{CARD_FILE, ModelCard, code_block, hub_id, inline};
 pub use config::{
     ConfigProblem, Kept, is_tied, keep_layers, quantization, set_dtype, set_tied, set_vocab_size,
     vocab_size,
