@@ -11,6 +11,7 @@ use super::draft::{Derived, Draft, as_dtype};
 use super::filter::TensorFilter;
 use super::operand::{effective, is_buffer, line_up, rows_of};
 use super::quantised::refuse_quantised;
+use super::values::{Seen, explained};
 use super::sums::{is_vocabulary, mismatch, missing_layers};
 use crate::checkpoint::{Checkpoint, Role, SidecarFile, Stretch, locate};
 use crate::error::{Error, Result};
@@ -143,6 +144,18 @@ pub fn save_vector(
     shard_size: Option<u64>,
 ) -> Result<Plan> {
     refuse_vectors(&[inst, base])?;
+    let all = |_: &Checkpoint, _: &str| true;
+    let (inst, base) = (Seen::new(inst, all), Seen::new(base, all));
+    let planned = saved(&inst.checkpoint, &base.checkpoint, filter, shard_size);
+    explained(planned, [inst, base].map(Seen::refusal))
+}
+
+fn saved(
+    inst: &Checkpoint,
+    base: &Checkpoint,
+    filter: &TensorFilter,
+    shard_size: Option<u64>,
+) -> Result<Plan> {
     filter.check(&[inst, base])?;
     let parameters = json!({ "filter": filter.describe(), "shard_size": shard_size });
     let mut draft = Draft::new("save-vector", &parameters);

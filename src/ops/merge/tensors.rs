@@ -6,6 +6,7 @@ use super::config::Config;
 use super::dtypes::output_dtype;
 use super::methods::{Formula, Parameter, Values};
 use super::read::Problems;
+use super::reference::Reference;
 use super::slices::{Input, Slice};
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
@@ -461,6 +462,6 @@ fn codes(name: &str, dtype: &Dtype, method: &str) -> Error {
 }
 
 /// What a model is to the merge, for sources and parents.
-pub(super) fn role(config: &Config, model: &std::path::Path) -> &'static str {
-    if config.base.as_deref() == Some(model) { "base" } else { "model" }
+pub(super) fn role(config: &Config, model: &Reference) -> &'static str {
+    if config.base.as_ref() == Some(model) { "base" } else { "model" }
 }
