@@ -18,6 +18,7 @@ mod init;
 mod inject;
 mod inspect;
 mod live;
+mod lora;
 mod man;
 mod merge;
 mod plan;
@@ -94,6 +95,7 @@ enum Command {
     Inject(Box<inject::Inject>),
     ChatVector(Box<chat_vector::ChatVector>),
     Merge(Box<merge::Merge>),
+    Lora(lora::Lora),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
@@ -151,6 +153,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Inject(verb) => inject::run(verb, session),
         Command::ChatVector(verb) => verb.run(session),
         Command::Merge(verb) => verb.run(session),
+        Command::Lora(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),

@@ -8,12 +8,14 @@ mod draft;
 mod extract;
 mod filter;
 mod inject;
+mod lora;
 #[cfg(feature = "merge")]
 pub mod merge;
 mod operand;
 mod quantised;
 mod relayout;
 mod sums;
+mod values;
 mod vector;
 mod vocabulary;
 
@@ -21,6 +23,7 @@ pub use chat_vector::{ChatVector, LayerScale, add_vector, chat_vector};
 pub use extract::{Extract, extract};
 pub use filter::TensorFilter;
 pub use inject::{Inject, inject};
+pub use lora::apply as apply_adapters;
 pub use relayout::{Cast, cast, reshard};
 pub use vector::save_vector;
 pub use vocabulary::VocabularyPolicy;

@@ -11,6 +11,7 @@
 mod blend;
 mod cost;
 mod digest;
+mod operand;
 mod path_text;
 mod solve;
 mod validate;
@@ -21,8 +22,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use blend::{Blend, Divide, Keep, Operand, Span, Term, Vote};
+pub use blend::{Blend, Divide, Keep, Span, Term, Vote};
 pub use cost::Cost;
+pub use operand::{Codes, LowRank, Operand};
 pub use solve::Solve;
 
 use crate::error::Result;
@@ -207,7 +209,7 @@ impl Output {
         match part {
             Part::Copy(slice) => slice.shape.elements(),
             Part::Fill { rows, .. } => self.shape.with_rows(*rows).elements(),
-            Part::Blend(blend) => blend.terms.first()?.operand.slice.shape.elements(),
+            Part::Blend(blend) => blend.terms.first()?.operand.elements(),
         }
     }
 

@@ -7,6 +7,7 @@ use super::config::Config;
 use super::dtypes::output_dtype;
 use super::methods::{Formula, Parameter, Site, Values, Variant};
 use super::read::Problems;
+use super::reference::Reference;
 use super::slices::{Input, Slice};
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
@@ -394,10 +395,10 @@ impl<'a> Tensors<'a> {
         let operands: Vec<Vec<_>> = operands
             .iter()
             .zip(&slice.inputs)
-            .map(|(operand, input)| self.draft.slices(self.role(input), &operand.stretches))
+            .map(|(operand, input)| self.draft.operands(self.role(input), &operand.stretches))
             .collect();
         let parts: Vec<Part> = if let Some(input) = copied {
-            operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
+            operands[input].iter().map(|values| as_dtype(values.clone(), &dtype)).collect()
         } else {
             // Where expert layouts differ, a tensor is several blends, none of which sees it whole.
             let groups = line_up(&operands).unwrap_or_default();
@@ -409,7 +410,7 @@ impl<'a> Tensors<'a> {
                 self.blame("", cause, name);
                 return Ok(());
             }
-            let blend = |(part, group): (u32, &Vec<crate::plan::Slice>)| {
+            let blend = |(part, group): (u32, &Vec<crate::plan::Operand>)| {
                 Ok(Part::Blend(Box::new(of_part(part)?.blend(group))))
             };
             match (0..).zip(&groups).map(blend).collect() {
@@ -478,6 +479,6 @@ fn codes(name: &str, dtype: &Dtype, method: &str) -> Error {
 }
 
 /// What a model is to the merge, for sources and parents.
-pub(super) fn role(config: &Config, model: &std::path::Path) -> &'static str {
-    if config.base.as_deref() == Some(model) { "base" } else { "model" }
+pub(super) fn role(config: &Config, model: &Reference) -> &'static str {
+    if config.base.as_ref() == Some(model) { "base" } else { "model" }
 }

@@ -1,7 +1,7 @@
 //! A tensor's formula: a [`Blend`] of inputs that are meant by their position.
 
 use crate::format::Shape;
-use crate::plan::{Blend, Divide, Keep, Slice, Solve, Span, Term, Vote};
+use crate::plan::{Blend, Divide, Keep, Operand, Solve, Span, Term, Vote};
 
 /// The tensor that a formula is for.
 #[derive(Clone, Copy, Debug)]
@@ -133,14 +133,14 @@ impl Formula {
     }
 
     /// The blend of these operands, one an input.
-    pub(in super::super) fn blend(&self, operands: &[Slice]) -> Blend {
+    pub(in super::super) fn blend(&self, operands: &[Operand]) -> Blend {
         let term = |term: &Weighted| Term {
             keep: term.keep,
             gain: term.gain,
             rescale: term.rescale,
             ..Term::new(operands[term.input].clone(), term.weight)
         };
-        let base = self.base.map(|base| operands[base].clone().into());
+        let base = self.base.map(|base| operands[base].clone());
         Blend {
             deltas: self.deltas,
             solve: self.solve,
