@@ -133,7 +133,14 @@ impl Draft {
         let codes = recipe.codes.as_ref().map(|codes| {
             let zeros = codes.zeros.as_ref().map(|zeros| self.placed(role, zeros));
             let (scales, whole) = (self.placed(role, &codes.scales), codes.whole.clone());
-            Box::new(Codes { coding: codes.coding, whole, scales, zeros, first, shape: shape.clone() })
+            Box::new(Codes {
+                coding: codes.coding,
+                whole,
+                scales,
+                zeros,
+                first,
+                shape: shape.clone(),
+            })
         });
         if codes.is_none() {
             let width = slice.dtype.bytes().unwrap_or(1);

@@ -45,7 +45,9 @@ pub fn cast(model: &Checkpoint, request: &Cast) -> Result<Plan> {
     if let Some((left, _)) = left {
         return Err(Error::Unsupported {
             what: format!("`{}`", model.name()),
-            reason: format!("it is quantised, and only some of its codes are selected (not `{left}`)"),
+            reason: format!(
+                "it is quantised, and only some of its codes are selected (not `{left}`)"
+            ),
             hint: "select all quantised tensors, or none".into(),
         });
     }

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
+use super::extension::{Extension, Origin};
 use super::methods::{Base, Kind, METHODS, Method};
 use super::parameters::{Level, Parameters};
 use super::read::{Problems, below, given, suggestion};
@@ -25,6 +26,8 @@ pub struct Config {
     /// What inputs are cast to before anything else.
     pub(super) dtype: Option<Dtype>,
     pub(super) out_dtype: Option<Dtype>,
+    /// What mergekit has not.
+    pub(super) extension: Extension,
     pub(super) text: String,
 }
 
@@ -63,6 +66,7 @@ const KEYS: &[&str] = &[
     "tokenizer_source",
     "tokenizer",
     "chat_template",
+    "elo_surgery",
 ];
 
 impl Config {
@@ -107,7 +111,8 @@ impl Config {
 
     /// Whether every tensor is the copy of one: then codes of quantised models may stay what they are.
     pub(super) fn copies(&self) -> bool {
-        let scaled = |parameters: &Parameters| parameters.has("scale") || parameters.has("normalize");
+        let scaled =
+            |parameters: &Parameters| parameters.has("scale") || parameters.has("normalize");
         matches!(self.method.kind, Kind::Passthrough | Kind::Linear)
             && self.dtype.is_none()
             && self.out_dtype.is_none()
@@ -115,7 +120,9 @@ impl Config {
             && self.slices.iter().all(|slice| {
                 let of_models = slice.sources.iter().map(|source| &source.parameters);
                 let alone = slice.sources.iter().all(|source| source.model.lora.is_none());
-                slice.sources.len() == 1 && alone && !of_models.chain([&slice.parameters]).any(scaled)
+                slice.sources.len() == 1
+                    && alone
+                    && !of_models.chain([&slice.parameters]).any(scaled)
             })
     }
 
@@ -134,6 +141,7 @@ fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config>
     let parameters = Parameters::read(problems, at, value, method, Level::Shared);
     let dtype = dtype(problems, map, "dtype");
     let out_dtype = self::dtype(problems, map, "out_dtype");
+    let extension = Extension::read(problems, map, method);
     let slices = match (given(map, "models"), given(map, "slices")) {
         (Some(_), Some(_)) => {
             problems.add("", "there are both `models` and `slices`: give one of them");
@@ -150,7 +158,8 @@ fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config>
     };
     let text = text.to_owned();
     let method = method?;
-    let config = Config { method, slices, base, parameters, dtype, out_dtype, text };
+    let config = Config { method, slices, base, parameters, dtype, out_dtype, extension, text };
+    check_rules(problems, &config);
     for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
         check_inputs(problems, &config, slice);
     }
@@ -311,7 +320,7 @@ fn source(
     Some(SourceOf { model, layers, parameters, at: at.to_owned() })
 }
 
-fn layer_range(problems: &mut Problems, at: &str, value: &Value) -> Option<(u64, u64)> {
+pub(super) fn layer_range(problems: &mut Problems, at: &str, value: &Value) -> Option<(u64, u64)> {
     let ends = value.as_array().map(|ends| ends.iter().map(Value::as_u64).collect::<Vec<_>>());
     match ends.as_deref() {
         Some([Some(from), Some(to)]) if from < to => Some((*from, *to)),
@@ -322,6 +331,19 @@ fn layer_range(problems: &mut Problems, at: &str, value: &Value) -> Option<(u64,
         _ => {
             problems.add(at, "is not a pair of layer numbers: `[0, 16]` is layers 0 to 15");
             None
+        }
+    }
+}
+
+/// Rules about tensors name models that are there.
+fn check_rules(problems: &mut Problems, config: &Config) {
+    let models = config.models();
+    for rule in &config.extension.rules {
+        if let Some(model) = rule.named().filter(|model| !models.contains(model)) {
+            problems.add(&rule.at, format!("`{model}` is none of the models"));
+        }
+        if rule.copy == Some(Origin::Base) && config.base.is_none() {
+            problems.add(&rule.at, "copies from the base, and there is no `base_model`");
         }
     }
 }
@@ -351,7 +373,7 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
     match (method.base, base) {
         (Base::Required, None) => problems.add("", format!("{} needs a `base_model`", method.name)),
         (Base::Required, Some(base)) if !slice.sources.iter().any(|s| s.model == *base) => {
-                        problems.add(&at, format!("the base model `{base}` must be one of them: with `slices` it has no layers of its own"));
+            problems.add(&at, format!("the base model `{base}` must be one of them: with `slices` it has no layers of its own"));
         }
         (Base::Donor, Some(base))
             if slice.at.is_empty() && slice.sources.iter().any(|s| s.model != *base) =>
@@ -361,7 +383,9 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
         }
         _ => {}
     }
-    let shared = |name: &str| config.parameters.has(name) || slice.parameters.has(name);
+    let shared = |name: &str| {
+        config.parameters.has(name) || slice.parameters.has(name) || config.extension.sets(name)
+    };
     for parameter in method.own.iter().filter(|parameter| parameter.required) {
         let lacks = |s: &&SourceOf| !is_base(s) && !s.parameters.has(parameter.name);
         for source in slice.sources.iter().filter(lacks).filter(|_| !shared(parameter.name)) {

@@ -10,6 +10,8 @@
 mod card;
 mod config;
 mod dtypes;
+mod exceptions;
+mod extension;
 mod methods;
 mod parameters;
 mod read;
@@ -63,8 +65,11 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         let mut seen = HashSet::new();
         lines.retain(|line| seen.insert(line.clone()));
         let shapes = lines.iter().any(|line| line.contains(tensors::DIFFERS));
+        let missing = lines.iter().any(|line| line.contains(exceptions::MISSING));
         let hint = if shapes {
             "where only vocabularies differ, `--truncate-embeddings` keeps the rows that all models have"
+        } else if missing {
+            "`elo_surgery: {missing_tensors: base}` (or `present`) says what becomes of tensors that some models lack"
         } else {
             "docs/merge.md has the rules, and what is supported"
         };

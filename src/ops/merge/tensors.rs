@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::Merge;
 use super::config::Config;
 use super::dtypes::output_dtype;
-use super::methods::{Formula, Parameter, Site, Values, Variant};
+use super::extension::Rule;
+use super::methods::{Formula, Parameter, Site, Values};
 use super::read::Problems;
 use super::reference::Reference;
 use super::slices::{Input, Slice};
@@ -22,9 +23,9 @@ pub(super) const DIFFERS: &str = "differs in shape";
 
 /// Works through the output's tensors and collects every problem.
 pub(super) struct Tensors<'a> {
-    config: &'a Config,
+    pub(super) config: &'a Config,
     slices: &'a [Slice<'a>],
-    donor: &'a Checkpoint,
+    pub(super) donor: &'a Checkpoint,
     pub(super) draft: Draft,
     pub(super) problems: Problems,
     /// Shard and place of each tensor of the donor.
@@ -38,6 +39,10 @@ pub(super) struct Tensors<'a> {
     truncates: bool,
     /// Of all random numbers.
     seed: u64,
+    /// Which rules of the extension fit some tensor.
+    pub(super) used: Vec<bool>,
+    /// Tensors that were left out: of a model the first, and how many.
+    dropped: BTreeMap<String, (String, u64)>,
     /// Problems that many tensors have: place, cause, the first of them, how many more.
     causes: Vec<(String, String, String, u64)>,
     /// The rows that were left of a vocabulary.
@@ -45,25 +50,42 @@ pub(super) struct Tensors<'a> {
 }
 
 /// An output tensor and where its counterparts are.
-struct Wanted<'a> {
+pub(super) struct Wanted<'a> {
     /// Its name in the output.
-    name: String,
+    pub(super) name: String,
     /// The model that names it, and the name there.
-    template: &'a Checkpoint,
-    own: String,
-    slice: &'a Slice<'a>,
+    pub(super) template: &'a Checkpoint,
+    pub(super) own: String,
+    pub(super) slice: &'a Slice<'a>,
     /// The layer within the slice; none for tensors outside the layers.
-    layer: Option<u64>,
+    pub(super) layer: Option<u64>,
     /// The donor's shard that it belongs to, and its place in file order.
-    place: (usize, usize),
+    pub(super) place: (usize, usize),
 }
 
 /// An input's tensor.
-struct Operand<'a> {
+pub(super) struct Operand<'a> {
     /// Its name in that model.
     name: String,
     shape: Shape,
     stretches: Vec<Stretch<'a>>,
+}
+
+impl Wanted<'_> {
+    /// The tensor that an input has for it.
+    pub(super) fn operand<'m>(&self, input: &Input<'m>) -> Option<Operand<'m>> {
+        let name = self.name_in(input);
+        let (shape, stretches) = effective(self.template, &name, input.model)?;
+        Some(Operand { name, shape, stretches })
+    }
+
+    /// What an input calls it.
+    pub(super) fn name_in(&self, input: &Input<'_>) -> String {
+        match self.layer {
+            Some(layer) => self.template.anatomy().renumbered(&self.own, input.first + layer),
+            None => self.own.clone(),
+        }
+    }
 }
 
 impl<'a> Tensors<'a> {
@@ -88,6 +110,8 @@ impl<'a> Tensors<'a> {
             rounded: false,
             truncates: request.truncate_embeddings,
             seed: request.random_seed,
+            used: vec![false; config.extension.rules.len()],
+            dropped: BTreeMap::new(),
             causes: Vec::new(),
             rows: None,
         }
@@ -107,6 +131,14 @@ impl<'a> Tensors<'a> {
         for (at, cause, tensor, more) in self.causes.drain(..) {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             problems.add(&at, format!("{cause} (`{tensor}`{more})"));
+        }
+        let rules = self.config.extension.rules.iter().zip(&self.used);
+        for (rule, _) in rules.filter(|(_, used)| !**used) {
+            problems.add(&rule.at, "fits no tensor of the result");
+        }
+        for (model, (first, count)) in std::mem::take(&mut self.dropped) {
+            let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+            self.draft.note(format!("`{first}`{more} of `{model}` were left out"));
         }
         problems
     }
@@ -214,6 +246,11 @@ impl<'a> Tensors<'a> {
 
     /// A tensor that would be left out in silence.
     fn lost(&mut self, input: Input<'_>, name: &str) {
+        if self.config.extension.drops_extra {
+            let model = input.model.name().to_owned();
+            self.dropped.entry(model).or_insert_with(|| (name.to_owned(), 0)).1 += 1;
+            return;
+        }
         let (model, donor) = (input.model, self.donor.name());
         let head = model.anatomy().role(name) == Role::Head && self.donor.is_tied();
         let why = if head { "ties its head to the embedding" } else { "has none like it" };
@@ -221,31 +258,27 @@ impl<'a> Tensors<'a> {
         self.problems.add(&input.of.at, what);
     }
 
-    fn add(&mut self, wanted: &Wanted<'a>) -> Result<()> {
+    pub(super) fn add(&mut self, wanted: &Wanted<'_>) -> Result<()> {
         let Wanted { name, template, own, slice, layer, place } = wanted;
         let (layer, home) = (*layer, place.0);
         if is_buffer(name) && slice.inputs.len() > 1 {
             self.keep(wanted);
             return Ok(());
         }
+        let rules = self.rules(name);
+        if let Some(origin) = rules.iter().find_map(|rule| rule.copy.as_ref()) {
+            return self.copy(wanted, origin);
+        }
         let mut operands = Vec::new();
-        for input in &slice.inputs {
-            let theirs = match layer {
-                Some(layer) => template.anatomy().renumbered(own, input.first + layer),
-                None => own.clone(),
-            };
-            match effective(template, &theirs, input.model) {
-                Some((shape, stretches)) => {
-                    operands.push(Operand { name: theirs, shape, stretches });
-                }
-                None => self.problems.add(
-                    &input.of.at,
-                    format!("tensor `{theirs}` is missing in `{}`", input.model.name()),
-                ),
+        let mut missing = Vec::new();
+        for (i, input) in slice.inputs.iter().enumerate() {
+            match wanted.operand(input) {
+                Some(operand) => operands.push(operand),
+                None => missing.push(i),
             }
         }
-        if operands.len() < slice.inputs.len() {
-            return Ok(());
+        if !missing.is_empty() {
+            return self.incomplete(wanted, &missing);
         }
         if self.truncates && template.anatomy().role(own).is_vocabulary() {
             self.truncate(name, &mut operands);
@@ -258,11 +291,11 @@ impl<'a> Tensors<'a> {
             self.problems.add("", problem);
             return Ok(());
         }
-        let Some(values) = self.values(slice, name, &operands, layer) else {
+        let Some(values) = self.values(slice, name, &operands, layer, &rules) else {
             return Ok(());
         };
         let shape = operands[0].shape.clone();
-        let (seed, variant) = (self.seed, Variant::default());
+        let (seed, variant) = (self.seed, self.config.extension.variant);
         let of_part = |part| {
             let site = Site { name, shape: &shape, part, seed, variant };
             self.config.method.formula(&values, slice.base, &site)
@@ -298,7 +331,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// A buffer that models compute anew stays as it is: sums would only add noise.
-    fn keep(&mut self, wanted: &Wanted<'a>) {
+    fn keep(&mut self, wanted: &Wanted<'_>) {
         let Some((shape, stretches)) = locate(wanted.template, &wanted.own) else { return };
         let slices = self.draft.slices("model", &stretches);
         let Some(dtype) = slices.first().map(|slice| slice.dtype.clone()) else { return };
@@ -313,6 +346,7 @@ impl<'a> Tensors<'a> {
         name: &str,
         operands: &[Operand<'_>],
         layer: Option<u64>,
+        rules: &[&Rule],
     ) -> Option<Values> {
         let config = self.config;
         let t = layer.map_or(0.0, |layer| slice.progress(layer));
@@ -323,7 +357,8 @@ impl<'a> Tensors<'a> {
         let mut values = Values::default();
         let mut complete = true;
         for parameter in config.method.shared {
-            if let Some(value) = everywhere(parameter, name) {
+            let rule = rules.iter().find_map(|rule| rule.parameter(parameter.name, name, t, None));
+            if let Some(value) = rule.or_else(|| everywhere(parameter, name)) {
                 values.shared.insert(parameter.name, value);
             } else if parameter.required {
                 complete = false;
@@ -335,7 +370,10 @@ impl<'a> Tensors<'a> {
             let mut own = BTreeMap::new();
             let apart = config.method.sets_base_apart() && slice.base == Some(i);
             for parameter in config.method.own {
-                let value = input.of.parameters.at(parameter.name, theirs, t);
+                let model = Some(&input.of.model);
+                let mut found = rules.iter();
+                let rule = found.find_map(|rule| rule.parameter(parameter.name, name, t, model));
+                let value = rule.or_else(|| input.of.parameters.at(parameter.name, theirs, t));
                 if let Some(value) = value.or_else(|| everywhere(parameter, theirs)) {
                     own.insert(parameter.name, value);
                 } else if parameter.required && !apart {
@@ -350,7 +388,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// Writes a tensor's formula down, or its problem.
-    fn place(
+    pub(super) fn place(
         &mut self,
         name: &str,
         home: usize,
