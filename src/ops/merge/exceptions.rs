@@ -3,9 +3,10 @@
 use super::extension::{Missing, Origin, Rule};
 use super::methods::Formula;
 use super::slices::Slice;
-use super::tensors::{Tensors, Wanted};
+use super::tensors::{Operand, Tensors, Wanted};
 use crate::checkpoint::Role;
 use crate::error::Result;
+use crate::ops::vector::vocabulary_of;
 
 /// What is said of a tensor that some model lacks.
 pub(super) const MISSING: &str = "is missing in";
@@ -59,6 +60,13 @@ impl<'a> Tensors<'a> {
     pub(super) fn incomplete(&mut self, wanted: &Wanted<'_>, missing: &[usize]) -> Result<()> {
         let slice = wanted.slice;
         let lacks = |input: usize| missing.contains(&input);
+        if let (true, Some(base)) = (self.vectors, slice.base.filter(|base| !lacks(*base))) {
+            // A vector that lacks a tensor changes nothing there.
+            if missing.len() + 1 == slice.inputs.len() {
+                return self.copy_of(wanted, base);
+            }
+            return self.without(wanted, missing);
+        }
         match self.config.extension.missing {
             Missing::Refuse => {
                 self.refuse_missing(wanted, missing, "");
@@ -81,13 +89,40 @@ impl<'a> Tensors<'a> {
                     self.refuse_missing(wanted, missing, &why);
                     return Ok(());
                 }
-                let base = slice.base.and_then(|base| present().position(|input| input == base));
-                let inputs = present().map(|input| slice.inputs[input]).collect();
-                let slice = Slice { of: slice.of, inputs, base, ..*slice };
-                let (name, own) = (wanted.name.clone(), wanted.own.clone());
-                self.add(&Wanted { name, own, slice: &slice, ..*wanted })
+                self.without(wanted, missing)
             }
         }
+    }
+
+    /// A tensor made of the other inputs.
+    fn without(&mut self, wanted: &Wanted<'_>, missing: &[usize]) -> Result<()> {
+        let slice = wanted.slice;
+        let present = || (0..slice.inputs.len()).filter(|input| !missing.contains(input));
+        let base = slice.base.and_then(|base| present().position(|input| input == base));
+        let inputs = present().map(|input| slice.inputs[input]).collect();
+        let slice = Slice { of: slice.of, inputs, base, ..*slice };
+        let (name, own) = (wanted.name.clone(), wanted.own.clone());
+        self.add(&Wanted { name, own, slice: &slice, ..*wanted })
+    }
+
+    /// Whether saved vectors have differences for every row of a vocabulary; a problem if not.
+    pub(super) fn knows_rows(&mut self, wanted: &Wanted<'_>, operands: &[Operand<'_>]) -> bool {
+        if !self.vectors {
+            return true;
+        }
+        let mut known = true;
+        for (input, operand) in wanted.slice.inputs.iter().zip(operands) {
+            let rows = vocabulary_of(input.model).filter(|rows| *rows < operand.shape.rows());
+            if let Some(rows) = rows {
+                known = false;
+                let (name, model, all) = (&wanted.name, input.model.name(), operand.shape.rows());
+                let what = format!(
+                    "`{name}`: the vector `{model}` has differences for {rows} of {all} rows: add it with `chat-vector --vector`, which has rules for the others"
+                );
+                self.problems.add(&input.of.at, what);
+            }
+        }
+        known
     }
 
     fn refuse_missing(&mut self, wanted: &Wanted<'_>, missing: &[usize], why: &str) {

@@ -18,6 +18,7 @@ mod read;
 mod reference;
 mod slices;
 mod tensors;
+mod vectors;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -31,7 +32,6 @@ use self::read::Problems;
 use self::tensors::{Tensors, role};
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
-use super::vector::refuse_vectors;
 use crate::checkpoint::{
     CARD_FILE, Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size,
 };
@@ -81,7 +81,6 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         problems.add("", format!("{} models are named, {} given", named.len(), models.len()));
         return Err(refuse(problems));
     }
-    refuse_vectors(&models.iter().collect::<Vec<_>>())?;
     models.iter().try_for_each(check_layer_count)?;
     let parameters = json!({
         "merge_method": config.method.name,
@@ -102,6 +101,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         draft.parent(role(config, reference), model);
     }
     let mut problems = Problems::default();
+    let vectors = vectors::are_vectors(&mut problems, config, &bound);
     let slices = slices::bind(&mut problems, config, &bound, donor);
     if !problems.0.is_empty() {
         return Err(refuse(problems));
@@ -113,6 +113,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     };
     let mut tensors = Tensors::new(config, &slices, donor, draft, request);
     tensors.problems = problems;
+    tensors.vectors = vectors;
     if config.is_whole() {
         tensors.add_whole()?;
     } else {

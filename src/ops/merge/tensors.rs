@@ -16,6 +16,7 @@ use crate::format::{Dtype, Shape};
 use crate::ops::draft::{Draft, as_dtype};
 use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
+use crate::ops::vector::is_saved_rows;
 use crate::plan::Part;
 
 /// What is said of a tensor whose shapes differ.
@@ -39,6 +40,8 @@ pub(super) struct Tensors<'a> {
     truncates: bool,
     /// Of all random numbers.
     seed: u64,
+    /// Inputs besides the base are saved vectors.
+    pub(super) vectors: bool,
     /// Which rules of the extension fit some tensor.
     pub(super) used: Vec<bool>,
     /// Tensors that were left out: of a model the first, and how many.
@@ -67,7 +70,7 @@ pub(super) struct Wanted<'a> {
 pub(super) struct Operand<'a> {
     /// Its name in that model.
     name: String,
-    shape: Shape,
+    pub(super) shape: Shape,
     stretches: Vec<Stretch<'a>>,
 }
 
@@ -110,6 +113,7 @@ impl<'a> Tensors<'a> {
             rounded: false,
             truncates: request.truncate_embeddings,
             seed: request.random_seed,
+            vectors: false,
             used: vec![false; config.extension.rules.len()],
             dropped: BTreeMap::new(),
             causes: Vec::new(),
@@ -246,6 +250,9 @@ impl<'a> Tensors<'a> {
 
     /// A tensor that would be left out in silence.
     fn lost(&mut self, input: Input<'_>, name: &str) {
+        if self.vectors && is_saved_rows(name) {
+            return;
+        }
         if self.config.extension.drops_extra {
             let model = input.model.name().to_owned();
             self.dropped.entry(model).or_insert_with(|| (name.to_owned(), 0)).1 += 1;
@@ -283,6 +290,9 @@ impl<'a> Tensors<'a> {
         if self.truncates && template.anatomy().role(own).is_vocabulary() {
             self.truncate(name, &mut operands);
         }
+        if template.anatomy().role(own).is_vocabulary() && !self.knows_rows(wanted, &operands) {
+            return Ok(());
+        }
         if operands.iter().any(|operand| operand.shape != operands[0].shape) {
             let shapes = slice.inputs.iter().zip(&operands);
             let shapes: Vec<String> =
@@ -295,10 +305,11 @@ impl<'a> Tensors<'a> {
             return Ok(());
         };
         let shape = operands[0].shape.clone();
-        let (seed, variant) = (self.seed, self.config.extension.variant);
+        let (seed, variant, vectors) = (self.seed, self.config.extension.variant, self.vectors);
         let of_part = |part| {
             let site = Site { name, shape: &shape, part, seed, variant };
-            self.config.method.formula(&values, slice.base, &site)
+            let formula = self.config.method.formula(&values, slice.base, &site);
+            formula.map(|formula| if vectors { formula.of_differences() } else { formula })
         };
         match of_part(0) {
             Ok(formula) => self.place(name, home, slice, &operands, &formula, of_part),
@@ -398,10 +409,14 @@ impl<'a> Tensors<'a> {
         of_part: impl Fn(u32) -> Result<Formula, String>,
     ) -> Result<()> {
         let copied = formula.copied();
-        let used: Vec<&Dtype> = match copied {
-            Some(input) => operands[input].stretches.iter().map(|s| s.dtype).collect(),
-            None => operands.iter().flat_map(|o| o.stretches.iter().map(|s| s.dtype)).collect(),
+        // Vectors are saved wider than the models they are of.
+        let counts = |input: usize| match copied {
+            Some(copied) => input == copied,
+            None => !self.vectors || slice.base == Some(input),
         };
+        let counting = operands.iter().enumerate().filter(|(input, _)| counts(*input));
+        let used: Vec<&Dtype> =
+            counting.flat_map(|(_, o)| o.stretches.iter().map(|s| s.dtype)).collect();
         let shape = operands[0].shape.clone();
         let floats = used.iter().filter(|dtype| dtype.is_float()).count();
         if floats == 0 {

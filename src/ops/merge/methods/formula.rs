@@ -112,6 +112,11 @@ impl Formula {
         Self::sum(None, vec![Weighted::new(input, 1.0)])
     }
 
+    /// The same where inputs besides the base are differences from it already.
+    pub(in super::super) fn of_differences(self) -> Self {
+        Self { deltas: false, ..self }
+    }
+
     /// The one input that the result is equal to.
     pub(in super::super) fn copied(&self) -> Option<usize> {
         match self.terms.as_slice() {

@@ -44,6 +44,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Whether it adds task vectors to a base.
+    pub(super) fn adds_vectors(self) -> bool {
+        use Kind as K;
+        matches!(self, K::TaskArithmetic | K::Ties | K::DareLinear | K::DareTies)
+            || matches!(self, K::Breadcrumbs | K::BreadcrumbsTies | K::Della | K::DellaLinear)
+    }
+
     /// Whether terms vote on a sign.
     pub(super) fn votes(self) -> bool {
         matches!(self, Self::Ties | Self::DareTies | Self::BreadcrumbsTies | Self::Della)
