@@ -18,6 +18,8 @@ use crate::format::Dtype;
 /// A merge configuration that can be carried out, as far as the document alone tells.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// What later documents of the file call its result.
+    pub name: Option<String>,
     pub(super) method: &'static Method,
     /// Whole models are one slice without layer ranges.
     pub(super) slices: Vec<SliceOf>,
@@ -55,6 +57,7 @@ pub(super) struct SourceOf {
 }
 
 const KEYS: &[&str] = &[
+    "name",
     "merge_method",
     "models",
     "slices",
@@ -70,27 +73,28 @@ const KEYS: &[&str] = &[
 ];
 
 impl Config {
-    /// Reads a configuration. `name` is what messages call it.
+    /// Reads a configuration of one document. `name` is what messages call it.
     ///
     /// # Errors
     /// Everything that is wrong with it or not supported yet, all at once.
     pub fn parse(text: &str, name: &str) -> Result<Self> {
-        let refuse = |mut problems: Vec<String>| {
-            // Several slices may have one cause.
-            let mut seen = HashSet::new();
-            problems.retain(|problem| seen.insert(problem.clone()));
-            let hint = "docs/merge.md has the language, and what is supported".into();
-            Error::Mismatch { what: format!("`{name}` cannot be carried out"), problems, hint }
-        };
-        let document: Value = serde_saphyr::from_str(text).map_err(|e| {
-            let problem = e.without_snippet();
-            refuse(vec![problem.render_with_formatter(&serde_saphyr::UserMessageFormatter)])
-        })?;
+        let mut configs = Self::parse_all(text, name)?;
+        match (configs.pop(), configs.len()) {
+            (Some(config), 0) => Ok(config),
+            (_, more) => {
+                let what = format!("has {} documents, expected one", more + 1);
+                Err(refuse(name, vec![what]))
+            }
+        }
+    }
+
+    pub(super) fn parse_one(text: &str, name: &str) -> Result<Self> {
+        let document: Value =
+            serde_saphyr::from_str(text).map_err(|e| refuse(name, vec![syntax(&e)]))?;
         let mut problems = Problems::default();
-        let config = read(&mut problems, &document, text);
-        match config {
+        match read(&mut problems, &document, text) {
             Some(config) if problems.0.is_empty() => Ok(config),
-            _ => Err(refuse(problems.0)),
+            _ => Err(refuse(name, problems.0)),
         }
     }
 
@@ -132,9 +136,24 @@ impl Config {
     }
 }
 
-fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config> {
+/// What is wrong with a configuration.
+pub(super) fn refuse(name: &str, mut problems: Vec<String>) -> Error {
+    // Several slices may have one cause.
+    let mut seen = HashSet::new();
+    problems.retain(|problem| seen.insert(problem.clone()));
+    let hint = "docs/merge.md has the language, and what is supported".into();
+    Error::Mismatch { what: format!("`{name}` cannot be carried out"), problems, hint }
+}
+
+/// What is wrong with a text that is no YAML.
+pub(super) fn syntax(error: &serde_saphyr::Error) -> String {
+    error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter)
+}
+
+pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config> {
     let map = problems.map("", document, KEYS)?;
     let method = method(problems, map);
+    let name = given(map, "name").and_then(|value| problems.text("name", value).map(str::to_owned));
     unsupported(problems, map);
     let base = given(map, "base_model").and_then(|value| model(problems, "base_model", value));
     let (at, value) = ("parameters", map.get("parameters"));
@@ -158,7 +177,8 @@ fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config>
     };
     let text = text.to_owned();
     let method = method?;
-    let config = Config { method, slices, base, parameters, dtype, out_dtype, extension, text };
+    let config =
+        Config { name, method, slices, base, parameters, dtype, out_dtype, extension, text };
     check_rules(problems, &config);
     for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
         check_inputs(problems, &config, slice);

@@ -9,6 +9,7 @@
 
 mod card;
 mod config;
+mod documents;
 mod dtypes;
 mod exceptions;
 mod extension;
