@@ -161,19 +161,9 @@ pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Opt
     let dtype = dtype(problems, map, "dtype");
     let out_dtype = self::dtype(problems, map, "out_dtype");
     let extension = Extension::read(problems, map, method);
-    let slices = match (given(map, "models"), given(map, "slices")) {
-        (Some(_), Some(_)) => {
-            problems.add("", "there are both `models` and `slices`: give one of them");
-            return None;
-        }
-        (Some(value), None) => vec![whole(problems, value, method, base.as_ref())],
-        (None, Some(value)) => slices(problems, value, method),
-        (None, None) => {
-            if given(map, "modules").is_none() {
-                problems.add("", "there are neither `models` nor `slices`");
-            }
-            return None;
-        }
+    let slices = match given(map, "modules") {
+        Some(value) => module(problems, map, value, method, base.as_ref())?,
+        None => sources(problems, map, method, base.as_ref())?,
     };
     let text = text.to_owned();
     let method = method?;
@@ -203,9 +193,6 @@ fn method(problems: &mut Problems, map: &Map<String, Value>) -> Option<&'static 
 
 /// What mergekit has and this program has not: read as strictly, then refused.
 fn unsupported(problems: &mut Problems, map: &Map<String, Value>) {
-    if given(map, "modules").is_some() {
-        problems.unsupported("modules", "merging models of several modules is");
-    }
     if let Some(value) = given(map, "tokenizer_source") {
         problems.text("tokenizer_source", value);
         problems.unsupported("tokenizer_source", "aligning vocabularies is");
@@ -241,6 +228,59 @@ fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option
             None
         }
     }
+}
+
+/// `models` or `slices`.
+fn sources(
+    problems: &mut Problems,
+    map: &Map<String, Value>,
+    method: Option<&'static Method>,
+    base: Option<&Reference>,
+) -> Option<Vec<SliceOf>> {
+    match (given(map, "models"), given(map, "slices")) {
+        (Some(_), Some(_)) => {
+            problems.add("", "there are both `models` and `slices`: give one of them");
+            None
+        }
+        (Some(value), None) => Some(vec![whole(problems, value, method, base)]),
+        (None, Some(value)) => Some(slices(problems, value, method)),
+        (None, None) => {
+            problems.add("", "there are neither `models` nor `slices`");
+            None
+        }
+    }
+}
+
+/// `modules`, of which there may be one: its parameters go before those of the whole merge.
+fn module(
+    problems: &mut Problems,
+    map: &Map<String, Value>,
+    value: &Value,
+    method: Option<&'static Method>,
+    base: Option<&Reference>,
+) -> Option<Vec<SliceOf>> {
+    let at = "modules";
+    for other in ["models", "slices"].into_iter().filter(|key| given(map, key).is_some()) {
+        problems.add(other, "`modules` is there too: give one of them");
+    }
+    let Value::Object(modules) = value else {
+        problems.wrong(at, value, "a group of keys");
+        return None;
+    };
+    let mut entries = modules.iter();
+    let (Some((name, value)), None) = (entries.next(), entries.next()) else {
+        problems.unsupported(at, "merging models of several modules is");
+        return None;
+    };
+    let at = below(at, name);
+    let map = problems.map(&at, value, &["models", "slices", "parameters"])?;
+    let own = below(&at, "parameters");
+    let own = Parameters::read(problems, &own, map.get("parameters"), method, Level::Shared);
+    let mut inner = Problems::default();
+    let slices = sources(&mut inner, map, method, base);
+    problems.0.extend(inner.0.into_iter().map(|what| below(&at, &what)));
+    let with_own = |slice: SliceOf| SliceOf { parameters: slice.parameters.before(&own), ..slice };
+    Some(slices?.into_iter().map(with_own).collect())
 }
 
 /// `models:`, as one slice. A base model that is not among them joins them.
