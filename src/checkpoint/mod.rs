@@ -7,6 +7,7 @@ mod architecture;
 mod config;
 mod experts;
 mod open;
+mod residual;
 mod selector;
 
 use std::collections::BTreeMap;

@@ -12,11 +12,13 @@ mod clean;
 mod completions;
 mod device;
 mod diff;
+mod expand;
 mod extract;
 mod failure;
 mod init;
 mod inject;
 mod inspect;
+mod layers;
 mod live;
 mod man;
 mod merge;
@@ -94,6 +96,8 @@ enum Command {
     Inject(Box<inject::Inject>),
     ChatVector(Box<chat_vector::ChatVector>),
     Merge(Box<merge::Merge>),
+    Layers(Box<layers::Layers>),
+    Expand(Box<expand::Expand>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
@@ -151,6 +155,8 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Inject(verb) => inject::run(verb, session),
         Command::ChatVector(verb) => verb.run(session),
         Command::Merge(verb) => verb.run(session),
+        Command::Layers(verb) => verb.run(session),
+        Command::Expand(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),

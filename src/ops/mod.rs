@@ -5,22 +5,27 @@
 
 mod chat_vector;
 mod draft;
+mod expand;
 mod extract;
 mod filter;
 mod inject;
+mod layers;
 #[cfg(feature = "merge")]
 pub mod merge;
 mod operand;
 mod quantised;
 mod relayout;
+mod stack;
 mod sums;
 mod vector;
 mod vocabulary;
 
 pub use chat_vector::{ChatVector, LayerScale, add_vector, chat_vector};
+pub use expand::{Blocks, Expand, expand};
 pub use extract::{Extract, extract};
 pub use filter::TensorFilter;
 pub use inject::{Inject, inject};
+pub use layers::{Layers, Stack, layers};
 pub use relayout::{Cast, cast, reshard};
 pub use vector::save_vector;
 pub use vocabulary::VocabularyPolicy;
