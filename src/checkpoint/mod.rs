@@ -6,6 +6,7 @@
 mod architecture;
 mod config;
 mod experts;
+mod moe;
 mod open;
 mod residual;
 mod selector;
@@ -18,10 +19,11 @@ use serde_json::{Map, Value};
 
 pub use architecture::{Anatomy, Role};
 pub use config::{
-    ConfigProblem, Kept, is_tied, keep_layers, quantization, set_dtype, set_tied, set_vocab_size,
-    vocab_size,
+    ConfigProblem, Kept, densified, is_tied, keep_layers, quantization, set_dtype, set_experts, set_tied,
+    set_vocab_size, vocab_size,
 };
 pub use experts::{Stretch, locate};
+pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
 pub use open::OpenOptions;
 pub use selector::{LayerSelector, SelectorProblem};
 

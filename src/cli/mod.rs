@@ -13,6 +13,7 @@ mod completions;
 mod device;
 mod diff;
 mod expand;
+mod experts;
 mod extract;
 mod failure;
 mod init;
@@ -98,6 +99,7 @@ enum Command {
     Merge(Box<merge::Merge>),
     Layers(Box<layers::Layers>),
     Expand(Box<expand::Expand>),
+    Experts(Box<experts::Experts>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
@@ -157,6 +159,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Merge(verb) => verb.run(session),
         Command::Layers(verb) => verb.run(session),
         Command::Expand(verb) => verb.run(session),
+        Command::Experts(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),

@@ -16,6 +16,7 @@ mod journal;
 mod observer;
 mod options;
 mod output;
+mod random;
 mod reference;
 mod run;
 mod sidecar;

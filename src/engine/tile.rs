@@ -9,6 +9,7 @@ use super::auto::Pick;
 use super::device::{BlendTile, Device, Health, HostMemory, Operand};
 use super::extents::{Extents, What};
 use super::observer::Observer;
+use super::random;
 use super::solve::Sweeps;
 use crate::error::{Error, Result};
 use crate::format::{SourceFile, Tile};
@@ -211,6 +212,10 @@ impl Filler<'_> {
                 for (byte, at) in piece.iter_mut().zip(within.start..) {
                     *byte = pattern[index(at % width)];
                 }
+                Ok(Health::default())
+            }
+            Part::Random(random) => {
+                random::fill(random, &output.dtype, within.start, piece);
                 Ok(Health::default())
             }
             Part::Blend(blend) => self.fill_blend(output, blend, &within, piece, device, scratch),

@@ -6,6 +6,7 @@
 mod chat_vector;
 mod draft;
 mod expand;
+mod experts;
 mod extract;
 mod filter;
 mod inject;
@@ -22,6 +23,7 @@ mod vocabulary;
 
 pub use chat_vector::{ChatVector, LayerScale, add_vector, chat_vector};
 pub use expand::{Blocks, Expand, expand};
+pub use experts::{Choice, OfLayers, SelectExperts, experts};
 pub use extract::{Extract, extract};
 pub use filter::TensorFilter;
 pub use inject::{Inject, inject};

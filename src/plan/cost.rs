@@ -36,7 +36,7 @@ pub(super) fn cost(plan: &Plan) -> Cost {
                     cost.copied += len;
                     cost.read += len;
                 }
-                Part::Fill { .. } => cost.computed += len,
+                Part::Fill { .. } | Part::Random(_) => cost.computed += len,
                 Part::Blend(blend) => {
                     cost.computed += len;
                     let operands: u64 = blend.slices().map(|s| s.bytes.end - s.bytes.start).sum();

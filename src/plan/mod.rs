@@ -11,6 +11,7 @@
 mod cost;
 mod digest;
 mod path_text;
+mod random;
 mod solve;
 mod validate;
 
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use cost::Cost;
+pub use random::{Distribution, Random};
 pub use solve::Solve;
 
 use crate::error::Result;
@@ -104,6 +106,8 @@ pub enum Part {
         /// The pattern, in the low bits.
         bits: u64,
     },
+    /// Random elements.
+    Random(Random),
     /// Computed elements.
     Blend(Box<Blend>),
 }
@@ -217,7 +221,7 @@ impl Part {
     pub fn slices(&self) -> Vec<&Slice> {
         match self {
             Self::Copy(slice) => vec![slice],
-            Self::Fill { .. } => Vec::new(),
+            Self::Fill { .. } | Self::Random(_) => Vec::new(),
             Self::Blend(blend) => blend.slices().collect(),
         }
     }
@@ -250,7 +254,9 @@ impl Output {
     pub fn part_elements(&self, part: &Part) -> Option<u64> {
         match part {
             Part::Copy(slice) => slice.shape.elements(),
-            Part::Fill { rows, .. } => self.shape.with_rows(*rows).elements(),
+            Part::Fill { rows, .. } | Part::Random(Random { rows, .. }) => {
+                self.shape.with_rows(*rows).elements()
+            }
             Part::Blend(blend) => blend.terms.first()?.slice.shape.elements(),
         }
     }

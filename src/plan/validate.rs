@@ -119,6 +119,7 @@ fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
             }
             blend.solve.map_or(Ok(()), |solve| solve.check(blend))
         }
+        Part::Random(random) => random.check(tensor),
         _ => Ok(()),
     }
 }

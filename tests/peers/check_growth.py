@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from check_configs import CASES, TINY, build, randomise, run, stack
+from check_configs import CASES, MOE, TINY, build, randomise, run
 from transformers import AutoModelForCausalLM
 
 IDS = torch.randint(2, 60, (2, 24), generator=torch.Generator().manual_seed(2))
@@ -65,6 +65,12 @@ def elo(program, *arguments):
     done = subprocess.run([program, *map(str, arguments), "--no-sync", "--json"], capture_output=True, text=True)
     if done.returncode:
         raise Refused(done.stderr.strip().splitlines()[-1][:220])
+
+
+def stack(model):
+    """The decoder's ModuleList and its name."""
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)]
+    return next((n, m) for n, m in lists if n.split(".")[-1] in ("layers", "h", "blocks"))
 
 
 def load(path, dtype=torch.float32):
@@ -171,7 +177,7 @@ def main():
                 try:
                     result = check(program, case, Path(home))
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is not equality
-                    result = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+                    result = f"{type(error).__name__}: {str(error)[:160]}"
             bound = 0.0 if name == "expand" else 1e-5
             good = isinstance(result, float) and result <= bound
             refused = isinstance(result, str) and result.startswith("refused")
