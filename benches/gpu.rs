@@ -224,6 +224,7 @@ fn way(device: &dyn Device, source: &[u8], tile: usize, threads: usize, time: Du
                 terms: &[(operand(1), 1.0), (operand(2), -1.0)],
                 lambda: 1.0,
                 dtype: &BF16,
+                rules: None,
             };
             device.blend(&blend, &mut out[..tile]).unwrap();
         };

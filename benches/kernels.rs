@@ -110,6 +110,7 @@ fn damaged(filter: &str) {
         terms: &[(operand(&term), 1.0), (operand(&term), -0.5)],
         lambda: 1.0,
         dtype,
+        rules: None,
     };
     let mut out = vec![0; TILE];
     for device in Simd::levels() {
@@ -162,6 +163,7 @@ fn blend(device: Simd, base: Option<&Dtype>, terms: &[&Dtype], to: &Dtype) -> f6
         terms: &operands,
         lambda: 0.3,
         dtype: to,
+        rules: None,
     };
     let mut out = vec![0; elements * size(to)];
     let read: usize = terms.iter().map(|(_, b)| b.len()).sum();
@@ -197,7 +199,7 @@ fn weights(dtype: &Dtype, elements: usize, seed: u32) -> Vec<u8> {
     let size = usize::try_from(dtype.bytes().unwrap()).unwrap();
     let mut out = vec![0; elements * size];
     let operand = Operand { dtype: &Dtype::F32, bytes: &bytes };
-    let tile = BlendTile { base: None, terms: &[(operand, 1.0)], lambda: 1.0, dtype };
+    let tile = BlendTile { base: None, terms: &[(operand, 1.0)], lambda: 1.0, dtype, rules: None };
     Simd::new().blend(&tile, &mut out).unwrap();
     out
 }

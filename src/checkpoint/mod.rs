@@ -4,6 +4,7 @@
 //! Reads headers and small files only; never tensor data.
 
 mod architecture;
+mod card;
 mod config;
 mod experts;
 mod moe;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub use architecture::{Anatomy, Role};
+pub use card::{CARD_FILE, ModelCard, code_block, hub_id, inline};
 pub use config::{
     ConfigProblem, Kept, densified, is_tied, keep_layers, quantization, set_dtype, set_experts, set_tied,
     set_vocab_size, vocab_size,

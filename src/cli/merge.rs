@@ -39,6 +39,9 @@ pub(super) struct Merge {
     /// Where vocabularies differ in size, keep the rows that all models have
     #[arg(long)]
     truncate_embeddings: bool,
+    /// Write no model card (`README.md`)
+    #[arg(long)]
+    no_model_card: bool,
     #[command(flatten)]
     shard_size: ShardSize,
     #[command(flatten)]
@@ -81,6 +84,7 @@ impl Surgical for Merge {
         let request = ops::merge::Merge {
             shard_size: self.shard_size.shard_size,
             truncate_embeddings: self.truncate_embeddings,
+            no_model_card: self.no_model_card,
         };
         Ok((ops::merge::merge(&config, &models, &request)?, self.how.out.clone()))
     }

@@ -10,6 +10,7 @@ use super::float::Float;
 use super::sweep::{Digit, SweepTile};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
+use crate::plan::{Divide, Vote};
 
 /// Elements in memory: little endian, at any alignment.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,77 @@ pub struct BlendTile<'a> {
     pub lambda: f64,
     /// Element type of the result.
     pub dtype: &'a Dtype,
+    /// Which terms count where, unless all do everywhere as they are.
+    pub rules: Option<&'a Rules<'a>>,
+}
+
+/// What a tile is of a [`Blend`](crate::plan::Blend) that is not plain, with thresholds and factors known. That says
+/// what is computed; a tile's weights are products of weight and gain.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    /// Number of the tile's first element within the part.
+    pub first: u64,
+    /// Values are differences from the base.
+    pub deltas: bool,
+    /// One for each term.
+    pub terms: &'a [TermRule<'a>],
+    /// Whether terms must agree on a sign.
+    pub vote: Option<Vote>,
+    /// Whether the sum becomes a mean.
+    pub divide: Option<Divide>,
+}
+
+/// Where a term counts, and as what.
+#[derive(Clone, Copy, Debug)]
+pub struct TermRule<'a> {
+    /// Where.
+    pub mask: Mask<'a>,
+    /// What it adds to the divisor: its weight without gain.
+    pub share: f64,
+    /// Factor of the sum where no other term counts.
+    pub alone: f64,
+}
+
+/// Where a term counts: a [`Keep`](crate::plan::Keep) with its thresholds.
+#[derive(Clone, Copy, Debug)]
+pub enum Mask<'a> {
+    /// Everywhere.
+    All,
+    /// Where a value lies inside `low` and not inside `high`.
+    Band {
+        /// What is large enough.
+        low: Edge,
+        /// What is too large: inside of it nothing is kept.
+        high: Edge,
+    },
+    /// Where the number of [`Keep::Random`](crate::plan::Keep::Random) is less than this; 2^32 is everywhere.
+    Random {
+        /// Key of the stream.
+        seed: u64,
+        /// At most 2^32.
+        below: u64,
+    },
+    /// Where the bit of the element is set: bit `i % 8` of byte `i / 8` for element `i` of the tile.
+    Bits(&'a [u8]),
+    /// Everywhere, with values limited as [`Keep::Near`](crate::plan::Keep::Near) says.
+    Near(f32),
+}
+
+/// A place in the order of magnitudes: inside are all larger ones, and of equal ones those of the first elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edge {
+    /// Bits of the f32, without sign; NaNs are `0x7fc0_0000`.
+    pub magnitude: u32,
+    /// Of elements of exactly this magnitude those are inside whose number within the part is less.
+    pub end: u64,
+}
+
+impl Edge {
+    /// Everything is inside.
+    pub const ALL: Self = Self { magnitude: 0, end: u64::MAX };
+
+    /// Nothing is inside.
+    pub const NONE: Self = Self { magnitude: u32::MAX, end: 0 };
 }
 
 /// Counts of result elements that are not finite.
@@ -163,6 +235,10 @@ impl<'a> Checked<'a> {
             .collect::<Result<_>>()?;
         if terms.is_empty() {
             let problem = "a blend has no terms".into();
+            return Err(Error::Plan { problem });
+        }
+        if tile.rules.is_some() {
+            let problem = "rules are not carried out yet".into();
             return Err(Error::Plan { problem });
         }
         let output = Values { float, bytes: out };

@@ -29,7 +29,7 @@ mod tile;
 mod weights;
 
 pub use auto::{Auto, Verdict};
-pub use device::{BlendTile, Device, Health, HostMemory, Operand};
+pub use device::{BlendTile, Device, Edge, Health, HostMemory, Mask, Operand, Rules, TermRule};
 pub use digest::{TreeDigest, digest_file};
 pub use execute::{execute, execute_on};
 pub use in_place::{inject_in_place, undo};

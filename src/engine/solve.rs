@@ -65,7 +65,8 @@ impl Sweeps {
 
 impl Sweep {
     fn new(blend: &Blend, tile: u64) -> Self {
-        let elements = blend.terms.first().and_then(|t| t.slice.shape.elements()).unwrap_or(0);
+        let elements =
+            blend.terms.first().and_then(|t| t.operand.slice.shape.elements()).unwrap_or(0);
         let width = blend.slices().filter_map(|s| s.dtype.bytes()).max().unwrap_or(1);
         let leaf = LEAF as u64;
         let state =
@@ -228,7 +229,8 @@ fn with_weights(blend: &Blend, weights: &[f64]) -> Blend {
         return Blend { terms, solve: None, ..blend.clone() };
     };
     let taken = blend.lambda * weights.iter().sum::<f64>();
-    let mut terms = vec![Term { slice: base.clone(), weight: 1.0 - taken }];
+    let mut terms =
+        vec![Term { operand: base.clone(), ..Term::new(base.slice.clone(), 1.0 - taken) }];
     terms.extend(
         blend
             .terms
@@ -236,5 +238,5 @@ fn with_weights(blend: &Blend, weights: &[f64]) -> Blend {
             .zip(weights)
             .map(|(term, weight)| Term { weight: blend.lambda * weight, ..term.clone() }),
     );
-    Blend { base: None, terms, lambda: 1.0, solve: None }
+    Blend::sum(None, terms, 1.0)
 }

@@ -274,7 +274,13 @@ impl Filler<'_> {
         let base = if blend.base.is_some() { operands.next() } else { None };
         let terms: Vec<(Operand<'_>, f64)> =
             operands.zip(&blend.terms).map(|(operand, term)| (operand, term.weight)).collect();
-        let tile = BlendTile { base, terms: &terms, lambda: blend.lambda, dtype: &output.dtype };
+        let tile = BlendTile {
+            base,
+            terms: &terms,
+            lambda: blend.lambda,
+            dtype: &output.dtype,
+            rules: None,
+        };
         device.blend(&tile, out)
     }
 

@@ -251,6 +251,6 @@ pub(super) fn as_dtype(slice: Slice, dtype: &Dtype) -> Part {
     if slice.dtype == *dtype {
         return Part::Copy(slice);
     }
-    let terms = vec![Term { slice, weight: 1.0 }];
-    Part::Blend(Box::new(Blend { base: None, terms, lambda: 1.0, solve: None }))
+    let terms = vec![Term::new(slice, 1.0)];
+    Part::Blend(Box::new(Blend::sum(None, terms, 1.0)))
 }

@@ -355,8 +355,8 @@ fn sum(draft: &mut Draft, own: &[Slice], found: &Found<'_>, scale: f64) -> Vec<P
         let mut group = group.into_iter();
         let base = group.next();
         let weights = [1.0, -1.0];
-        let terms = group.zip(weights).map(|(slice, weight)| Term { slice, weight }).collect();
-        Part::Blend(Box::new(Blend { base, terms, lambda: scale, solve: None }))
+        let terms = group.zip(weights).map(|(slice, weight)| Term::new(slice, weight)).collect();
+        Part::Blend(Box::new(Blend::sum(base.map(Into::into), terms, scale)))
     };
     line_up(&operands).unwrap_or_default().into_iter().map(blend).collect()
 }

@@ -199,8 +199,8 @@ pub fn save_vector(
 /// Rows both have as differences, further rows of the instruct model as they are.
 fn difference(a: &[Slice], b: &[Slice], dtype: &Dtype) -> Vec<Part> {
     let subtract = |a: Slice, b: Slice| {
-        let terms = vec![Term { slice: a, weight: 1.0 }, Term { slice: b, weight: -1.0 }];
-        Part::Blend(Box::new(Blend { base: None, terms, lambda: 1.0, solve: None }))
+        let terms = vec![Term::new(a, 1.0), Term::new(b, -1.0)];
+        Part::Blend(Box::new(Blend::sum(None, terms, 1.0)))
     };
     if let Some(groups) = line_up(&[a.to_vec(), b.to_vec()]) {
         let pair = |group: Vec<_>| {

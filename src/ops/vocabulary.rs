@@ -65,17 +65,12 @@ impl Rows {
         let total = if policy == VocabularyPolicy::Extend { c.max(a) } else { c };
         let mut parts = Vec::new();
         if shared > 0 {
-            let mut terms = vec![Term { slice: rows_of(&self.inst, 0, shared), weight: 1.0 }];
+            let mut terms = vec![Term::new(rows_of(&self.inst, 0, shared), 1.0)];
             if let Some(base) = &self.base {
-                terms.push(Term { slice: rows_of(base, 0, shared), weight: -1.0 });
+                terms.push(Term::new(rows_of(base, 0, shared), -1.0));
             }
-            let base = Some(rows_of(&self.into, 0, shared));
-            parts.push(Part::Blend(Box::new(Blend {
-                base,
-                terms,
-                lambda: self.scale,
-                solve: None,
-            })));
+            let base = Some(rows_of(&self.into, 0, shared).into());
+            parts.push(Part::Blend(Box::new(Blend::sum(base, terms, self.scale))));
         }
         if shared < c {
             parts.push(as_dtype(rows_of(&self.into, shared, c), dtype));

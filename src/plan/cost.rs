@@ -9,6 +9,8 @@ use super::{Part, Plan};
 pub struct Cost {
     /// Bytes read from sources: copied ones once, operands of blends once a sweep.
     pub read: u64,
+    /// How often the inputs of a blend are read at most: more than once if weights or thresholds depend on whole tensors.
+    pub sweeps: u32,
     /// Bytes of all output shards, headers included.
     pub written: u64,
     /// Of those, bytes copied as they are (shareable on a filesystem with reflinks).
@@ -39,6 +41,7 @@ pub(super) fn cost(plan: &Plan) -> Cost {
                 Part::Fill { .. } | Part::Random(_) => cost.computed += len,
                 Part::Blend(blend) => {
                     cost.computed += len;
+                    cost.sweeps = cost.sweeps.max(blend.sweeps());
                     let operands: u64 = blend.slices().map(|s| s.bytes.end - s.bytes.start).sum();
                     cost.read += operands * u64::from(blend.sweeps());
                 }

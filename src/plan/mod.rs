@@ -4,10 +4,11 @@
 //! printed, costed, compared, saved as JSON and carried out later or elsewhere by any engine.
 //!
 //! * [`Part::Copy`] never decodes: any dtype passes through untouched.
-//! * [`Part::Blend`] is a normal form, not an expression tree: a weighted sum of slices, times `lambda`, added to a
+//! * [`Part::Blend`] is a normal form, not an expression tree: a weighted sum of operands, times `lambda`, added to a
 //!   base. A chat vector is `base = C`, terms `+1 A`, `-1 B`, `lambda` the scale. Where the weights depend on the
-//!   tensors themselves (angles, norms), [`Solve`] says how.
+//!   tensors themselves (angles, norms), [`Solve`] says how; [`Keep`], [`Vote`] and [`Divide`] say which elements count.
 
+mod blend;
 mod cost;
 mod digest;
 mod path_text;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use blend::{Blend, Divide, Keep, Operand, Span, Term, Vote};
 pub use cost::Cost;
 pub use random::{Distribution, Random};
 pub use solve::Solve;
@@ -126,40 +128,6 @@ pub struct Slice {
     pub shape: Shape,
 }
 
-/// `base + lambda * (w0*x0 + w1*x1 + ...)`, element by element.
-///
-/// Inputs widen exactly to f32 (f64 if any operand or the output is `F64`); the sum runs over the terms in order, starting
-/// from `w0*x0`; every product and sum is rounded once, without fused multiply-add; the result is rounded once, to
-/// nearest even, into the output dtype. NaNs are canonical. Without a base the result is `lambda * (...)`.
-///
-/// With [`Blend::solve`] it is `base + lambda * (c0*(x0 - base) + c1*(x1 - base) + ...)`, or `lambda * (c0*x0 + ...)`
-/// without a base, and the `c` come from a look at the whole part. With a base it is computed as a blend without one whose first
-/// term is the base: weight `1 - lambda * (c0 + c1 + ...)`, then `lambda * c0`, ..; the arithmetic is the same.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Blend {
-    /// What the weighted sum is added to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base: Option<Slice>,
-    /// The weighted terms; at least one.
-    pub terms: Vec<Term>,
-    /// Factor of the weighted sum.
-    pub lambda: f64,
-    /// How the weights are found, if they are not those of the terms.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub solve: Option<Solve>,
-}
-
-/// One weighted operand.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Term {
-    /// The operand.
-    pub slice: Slice,
-    /// Its weight; with a [`Solve`], what that makes of it.
-    pub weight: f64,
-}
-
 /// Which tensors one output file holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -227,18 +195,6 @@ impl Part {
     }
 }
 
-impl Blend {
-    /// How often its inputs are read: once more if the weights depend on them.
-    pub fn sweeps(&self) -> u32 {
-        if self.terms.is_empty() { 0 } else { 1 + u32::from(self.solve.is_some()) }
-    }
-
-    /// Base and operands.
-    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
-        self.base.iter().chain(self.terms.iter().map(|t| &t.slice))
-    }
-}
-
 impl Output {
     /// Its size in bytes; parts agree with it in a valid plan.
     pub fn byte_len(&self) -> u64 {
@@ -257,7 +213,7 @@ impl Output {
             Part::Fill { rows, .. } | Part::Random(Random { rows, .. }) => {
                 self.shape.with_rows(*rows).elements()
             }
-            Part::Blend(blend) => blend.terms.first()?.slice.shape.elements(),
+            Part::Blend(blend) => blend.terms.first()?.operand.slice.shape.elements(),
         }
     }
 

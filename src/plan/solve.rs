@@ -46,6 +46,20 @@ pub enum Solve {
     /// `n c / (1 + (n-1) c)`, 0 if the divisor is less than 1e-6. Products of two norms count as 1e-6 at least. Two terms or more of
     /// weight 1, and a base.
     ModelStock,
+    /// Weights are the mean squares of the kept values (0 where they are not kept), divided by their sum; all alike if that is less than
+    /// `least` (SCE, arXiv 2408.07990). Terms of weight 1, and a base.
+    Energy {
+        /// Too little to tell terms apart.
+        least: f64,
+    },
+    /// Not the weight, but `alone` of each term is found: `1 + r * min(shared / own, alpha)`, of the numbers of elements where it is
+    /// kept beside another term, and where it is kept alone (mergekit's `ramplus_tl`). Terms of weight 1, and a base.
+    Overlap {
+        /// How much.
+        r: f64,
+        /// At most.
+        alpha: f64,
+    },
 }
 
 impl Solve {
@@ -65,6 +79,7 @@ impl Solve {
             Self::Multislerp { .. } => (2..=Self::MAX_TERMS, None, true),
             Self::Karcher { .. } => (1..=Self::MAX_TERMS, Some(false), false),
             Self::ModelStock => (2..=Self::MAX_TERMS, Some(true), false),
+            Self::Energy { .. } | Self::Overlap { .. } => (1..=Self::MAX_TERMS, Some(true), false),
         };
         let name = self.name();
         if !terms.contains(&count) {
@@ -90,6 +105,8 @@ impl Solve {
                 max_iter <= Self::MAX_ITER && tol.is_finite() && tol > 0.0
             }
             Self::Nuslerp | Self::ModelStock => true,
+            Self::Energy { least } => least.is_finite() && least >= 0.0,
+            Self::Overlap { r, alpha } => r.is_finite() && alpha.is_finite(),
         };
         if fits { Ok(()) } else { Err(format!("{name} cannot work with {self:?}")) }
     }
@@ -101,6 +118,8 @@ impl Solve {
             Self::Multislerp { .. } => "multislerp",
             Self::Karcher { .. } => "karcher",
             Self::ModelStock => "model_stock",
+            Self::Energy { .. } => "energy",
+            Self::Overlap { .. } => "overlap",
         }
     }
 }

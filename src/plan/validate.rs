@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Component, Path};
 
-use super::{Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice};
+use super::{Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, Span};
 use crate::error::{Error, Result, printable};
 use crate::format::Dtype;
 
@@ -108,14 +108,20 @@ fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
             Err(format!("{} bytes copied into a {} tensor", slice.dtype, tensor.dtype))
         }
         Part::Blend(blend) => {
-            let shape =
-                blend.terms.first().map(|t| &t.slice.shape).ok_or("a blend without terms")?;
+            let shape = blend
+                .terms
+                .first()
+                .map(|t| &t.operand.slice.shape)
+                .ok_or("a blend without terms")?;
             if let Some(odd) = blend.slices().find(|s| s.shape.elements() != shape.elements()) {
                 return Err(format!("a blend of shapes {shape} and {}", odd.shape));
             }
             let mut dtypes = blend.slices().map(|s| &s.dtype).chain([&tensor.dtype]);
             if let Some(odd) = dtypes.find(|d| !d.is_float()) {
                 return Err(format!("{odd} cannot be computed on"));
+            }
+            if !blend.is_plain() || blend.span != Span::Part {
+                return Err("a blend that is not plain is not carried out yet".into());
             }
             blend.solve.map_or(Ok(()), |solve| solve.check(blend))
         }

@@ -193,6 +193,7 @@ fn run(device: &dyn Device, case: &Case, offset: usize) -> (Vec<u8>, Health) {
         terms: &terms,
         lambda: case.lambda,
         dtype: &case.dtype,
+        rules: None,
     };
     let mut out = vec![0x5a; offset + case.elements * size(&case.dtype) + 1];
     let end = out.len() - 1;
@@ -311,7 +312,7 @@ fn sums_round_like_the_reference(device: &dyn Device) {
 
 fn wrong_tiles_are_refused(device: &dyn Device) {
     let operand = |dtype, bytes| Operand { dtype, bytes };
-    let tile = |base, terms, dtype| BlendTile { base, terms, lambda: 1.0, dtype };
+    let tile = |base, terms, dtype| BlendTile { base, terms, lambda: 1.0, dtype, rules: None };
     let four = [(operand(&Dtype::BF16, &[0; 8]), 1.0)];
     let integers = [(operand(&Dtype::I16, &[0; 8]), 1.0)];
     let mut out = [0; 8];

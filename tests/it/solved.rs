@@ -64,15 +64,14 @@ impl<'a> Merge<'a> {
         let mut sources = Sources::default();
         let mut tensors = Vec::new();
         for (name, _) in terms[0].0.tensors() {
-            let base = base.as_ref().map(|base| sources.slice(base, name));
-            let term = |(model, weight): &(Checkpoint, f64)| Term {
-                slice: sources.slice(model, name),
-                weight: *weight,
+            let base = base.as_ref().map(|base| sources.slice(base, name).into());
+            let term = |(model, weight): &(Checkpoint, f64)| {
+                Term::new(sources.slice(model, name), *weight)
             };
             let terms: Vec<Term> = terms.iter().map(term).collect();
-            let dtype = self.dtype.clone().unwrap_or_else(|| terms[0].slice.dtype.clone());
-            let shape = terms[0].slice.shape.clone();
-            let blend = Blend { base, terms, lambda: 1.0, solve: Some(self.solve) };
+            let dtype = self.dtype.clone().unwrap_or_else(|| terms[0].operand.slice.dtype.clone());
+            let shape = terms[0].operand.slice.shape.clone();
+            let blend = Blend { solve: Some(self.solve), ..Blend::sum(base, terms, 1.0) };
             let parts = vec![Part::Blend(Box::new(blend))];
             tensors.push(Output { name: name.to_owned(), dtype, shape, parts });
         }
@@ -362,7 +361,7 @@ fn parts_are_solved_on_their_own() {
             let bytes = start + rows.start * row..start + rows.end * row;
             Slice { bytes, shape: slice.shape.with_rows(rows.end - rows.start), ..slice.clone() }
         };
-        let terms = both.terms.iter().map(|t| Term { slice: slice(&t.slice), weight: t.weight });
+        let terms = both.terms.iter().map(|t| Term::new(slice(&t.operand.slice), t.weight));
         Part::Blend(Box::new(Blend { terms: terms.collect(), ..Blend::clone(both) }))
     };
     let parts = vec![rows(0..101), rows(101..303)];
@@ -404,9 +403,9 @@ fn in_place_it_is_the_same() {
         if let Part::Copy(slice) = part
             && !own.contains(&slice.source)
         {
-            let terms = vec![Term { slice: slice.clone(), weight: 1.0 }; 2];
+            let terms = vec![Term::new(slice.clone(), 1.0); 2];
             let solve = Some(Solve::Slerp { t: 0.5 });
-            *part = Part::Blend(Box::new(Blend { base: None, terms, lambda: 1.0, solve }));
+            *part = Part::Blend(Box::new(Blend { solve, ..Blend::sum(None, terms, 1.0) }));
             solved += 1;
         }
     }

@@ -92,6 +92,8 @@ def restacked(model, order):
     lists = {key: list(value) for key, value in vars(model.config).items() if isinstance(value, list) and len(value) == len(originals)}
     for key, value in lists.items():
         setattr(model.config, key, [value[i] for i in order])
+    if getattr(model.config, "attn_layer_indices", None):
+        model.config.attn_layer_indices = [place for place, i in enumerate(order) if i in model.config.attn_layer_indices]
     for key in counts:
         setattr(model.config, key, len(order))
     return run(model, IDS)

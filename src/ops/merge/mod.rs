@@ -7,6 +7,7 @@
 //! Arithmetic is that of [`Blend`](crate::plan::Blend): exact inputs, f32 sums, one rounding. Whatever mergekit would
 //! do and this program does not is refused with its place in the document; nothing is approximated or ignored.
 
+mod card;
 mod config;
 mod dtypes;
 mod methods;
@@ -27,7 +28,9 @@ use self::tensors::{Tensors, role};
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
 use super::vector::refuse_vectors;
-use crate::checkpoint::{Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size};
+use crate::checkpoint::{
+    CARD_FILE, Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size,
+};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Sidecar, SidecarContent};
 
@@ -41,6 +44,8 @@ pub struct Merge {
     pub shard_size: Option<u64>,
     /// Where vocabularies differ in size, keep the rows that all models have instead of refusing.
     pub truncate_embeddings: bool,
+    /// Leave out the model card.
+    pub no_model_card: bool,
 }
 
 /// Plans a merge of the models that [`Config::models`] names, in that order.
@@ -130,5 +135,9 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     }
     let content = SidecarContent::Text(config.text.clone());
     draft.plan().sidecars.push(Sidecar { file: CONFIG_FILE.to_owned(), content });
+    if !request.no_model_card {
+        let content = SidecarContent::Text(card::card(config, &bound));
+        draft.plan().sidecars.push(Sidecar { file: CARD_FILE.to_owned(), content });
+    }
     draft.finish(&Derived { sidecars: &sidecars, ..derived })
 }

@@ -384,16 +384,12 @@ impl<'a> Tensors<'a> {
             operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
         } else {
             let blend = |group: Vec<crate::plan::Slice>| {
-                let term = |(input, weight): &(usize, f64)| Term {
-                    slice: group[*input].clone(),
-                    weight: *weight,
-                };
-                Part::Blend(Box::new(Blend {
-                    base: formula.base.map(|base| group[base].clone()),
-                    terms: formula.terms.iter().map(term).collect(),
-                    lambda: formula.lambda,
-                    solve: formula.solve,
-                }))
+                let term =
+                    |(input, weight): &(usize, f64)| Term::new(group[*input].clone(), *weight);
+                let base = formula.base.map(|base| group[base].clone().into());
+                let terms = formula.terms.iter().map(term).collect();
+                let sum = Blend::sum(base, terms, formula.lambda);
+                Part::Blend(Box::new(Blend { solve: formula.solve, ..sum }))
             };
             // Where expert layouts differ, a tensor is several blends, but weights are solved for over one.
             let groups = line_up(&operands).unwrap_or_default();

@@ -104,7 +104,7 @@ fn resident_blends() {
         assert_eq!(health, Health::default());
         let [plus, minus, base] = operands.each_ref().map(|bytes| Operand { dtype, bytes });
         let terms = [(plus, 1.0), (minus, -1.0)];
-        let tile = BlendTile { base: Some(base), terms: &terms, lambda: 0.7, dtype };
+        let tile = BlendTile { base: Some(base), terms: &terms, lambda: 0.7, dtype, rules: None };
         let mut expected = vec![0; base.bytes.len()];
         Reference.blend(&tile, &mut expected).unwrap();
         assert!(stream.clone_dtoh(&places[2]).unwrap() == expected, "{elements} elements");

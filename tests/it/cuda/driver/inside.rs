@@ -129,7 +129,8 @@ fn expected(base: &[u8], x: [&[u8]; 2]) -> Vec<u8> {
     let operand = |bytes| Operand { dtype: &Dtype::BF16, bytes };
     let terms = [(operand(x[0]), 1.0), (operand(x[1]), -1.0)];
     let dtype = &Dtype::BF16;
-    let tile = BlendTile { base: Some(operand(base)), terms: &terms, lambda: 1.0, dtype };
+    let tile =
+        BlendTile { base: Some(operand(base)), terms: &terms, lambda: 1.0, dtype, rules: None };
     let mut out = vec![0; base.len()];
     Reference.blend(&tile, &mut out).unwrap();
     out
