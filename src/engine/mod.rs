@@ -16,7 +16,7 @@ mod journal;
 mod observer;
 mod options;
 mod output;
-mod random;
+mod noise;
 mod reference;
 mod run;
 mod sidecar;

@@ -9,7 +9,7 @@ use super::auto::Pick;
 use super::device::{BlendTile, Device, Health, HostMemory, Operand};
 use super::extents::{Extents, What};
 use super::observer::Observer;
-use super::random;
+use super::noise;
 use super::solve::Sweeps;
 use crate::error::{Error, Result};
 use crate::format::{SourceFile, Tile};
@@ -215,7 +215,7 @@ impl Filler<'_> {
                 Ok(Health::default())
             }
             Part::Random(random) => {
-                random::fill(random, &output.dtype, within.start, piece);
+                noise::fill(random, &output.dtype, within.start, piece);
                 Ok(Health::default())
             }
             Part::Blend(blend) => self.fill_blend(output, blend, &within, piece, device, scratch),
