@@ -11,7 +11,7 @@ use super::session::Session;
 use super::surgery::{How, Surgical, origin_of};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, IoContext as _};
-use crate::ops;
+use crate::ops::{self, merge::Reference};
 use crate::plan::Plan;
 
 /// Much more than any configuration has.
@@ -78,7 +78,7 @@ impl Surgical for Merge {
         origin_of(origins, "--out", self.how.out.as_ref());
         let config =
             ops::merge::Config::parse(&read(&self.config)?, &self.config.to_string_lossy())?;
-        let open = |path: &Path| session.open(path, &self.opening);
+        let open = |named: &Reference| session.open_adapted(named, &self.opening);
         let models = config.models().into_iter().map(open);
         let models = models.collect::<Result<Vec<Checkpoint>, Failure>>()?;
         let request = ops::merge::Merge {

@@ -4,6 +4,7 @@
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
 mod auto;
+mod codes;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
@@ -13,10 +14,11 @@ mod extents;
 mod float;
 mod in_place;
 mod journal;
+mod made;
+mod noise;
 mod observer;
 mod options;
 mod output;
-mod noise;
 mod reference;
 mod run;
 mod sidecar;

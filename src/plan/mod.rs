@@ -11,6 +11,7 @@
 mod blend;
 mod cost;
 mod digest;
+mod operand;
 mod path_text;
 mod random;
 mod solve;
@@ -22,8 +23,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use blend::{Blend, Divide, Keep, Operand, Span, Term, Vote};
+pub use blend::{Blend, Divide, Keep, Span, Term, Vote};
 pub use cost::Cost;
+pub use operand::{Codes, LowRank, Operand};
 pub use random::{Distribution, Random};
 pub use solve::Solve;
 
@@ -213,7 +215,7 @@ impl Output {
             Part::Fill { rows, .. } | Part::Random(Random { rows, .. }) => {
                 self.shape.with_rows(*rows).elements()
             }
-            Part::Blend(blend) => blend.terms.first()?.operand.slice.shape.elements(),
+            Part::Blend(blend) => blend.terms.first()?.operand.elements(),
         }
     }
 

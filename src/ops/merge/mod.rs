@@ -13,15 +13,17 @@ mod dtypes;
 mod methods;
 mod parameters;
 mod read;
+mod reference;
 mod slices;
 mod tensors;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
-use std::path::Path;
 
 use serde_json::json;
 
 pub use config::Config;
+pub use reference::Reference;
 
 use self::read::Problems;
 use self::tensors::{Tensors, role};
@@ -67,11 +69,11 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         let what = "the models cannot be merged".to_owned();
         Error::Mismatch { what, problems: lines, hint: hint.to_owned() }
     };
-    let (Some(donor), true) = (models.first(), models.len() == named.len()) else {
+    if models.is_empty() || models.len() != named.len() {
         let mut problems = Problems::default();
         problems.add("", format!("{} models are named, {} given", named.len(), models.len()));
         return Err(refuse(problems));
-    };
+    }
     refuse_vectors(&models.iter().collect::<Vec<_>>())?;
     models.iter().try_for_each(check_layer_count)?;
     let parameters = json!({
@@ -80,9 +82,16 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         "truncate_embeddings": request.truncate_embeddings,
     });
     let mut draft = Draft::new("merge", &parameters);
-    let bound: Vec<(&Path, &Checkpoint)> = named.into_iter().zip(models).collect();
-    for (path, model) in &bound {
-        draft.parent(role(config, path), model);
+    let values = if config.copies() {
+        models.iter().map(Cow::Borrowed).collect()
+    } else {
+        models.iter().map(Checkpoint::as_values).collect::<Result<Vec<_>>>()?
+    };
+    let models: Vec<&Checkpoint> = values.iter().map(Cow::as_ref).collect();
+    let Some(donor) = models.first().copied() else { return Err(refuse(Problems::default())) };
+    let bound: Vec<(&Reference, &Checkpoint)> = named.into_iter().zip(models).collect();
+    for (reference, model) in &bound {
+        draft.parent(role(config, reference), model);
     }
     let mut problems = Problems::default();
     let slices = slices::bind(&mut problems, config, &bound, donor);
@@ -129,7 +138,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         }
         derived.config = Some(new);
     }
-    if models.len() > 1 && config.base.is_none() {
+    if values.len() > 1 && config.base.is_none() {
         let name = donor.name();
         draft.note(format!("config and tokenizer are those of `{name}`, the first model: `base_model` would say which"));
     }

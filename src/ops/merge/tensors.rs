@@ -6,6 +6,7 @@ use super::config::Config;
 use super::dtypes::output_dtype;
 use super::methods::{Formula, Parameter, Values};
 use super::read::Problems;
+use super::reference::Reference;
 use super::slices::{Input, Slice};
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
@@ -378,15 +379,15 @@ impl<'a> Tensors<'a> {
         let operands: Vec<Vec<_>> = operands
             .iter()
             .zip(&slice.inputs)
-            .map(|(operand, input)| self.draft.slices(self.role(input), &operand.stretches))
+            .map(|(operand, input)| self.draft.operands(self.role(input), &operand.stretches))
             .collect();
         let parts: Vec<Part> = if let Some(input) = copied {
-            operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
+            operands[input].iter().map(|values| as_dtype(values.clone(), &dtype)).collect()
         } else {
-            let blend = |group: Vec<crate::plan::Slice>| {
+            let blend = |group: Vec<crate::plan::Operand>| {
                 let term =
                     |(input, weight): &(usize, f64)| Term::new(group[*input].clone(), *weight);
-                let base = formula.base.map(|base| group[base].clone().into());
+                let base = formula.base.map(|base| group[base].clone());
                 let terms = formula.terms.iter().map(term).collect();
                 let sum = Blend::sum(base, terms, formula.lambda);
                 Part::Blend(Box::new(Blend { solve: formula.solve, ..sum }))
@@ -461,6 +462,6 @@ fn codes(name: &str, dtype: &Dtype, method: &str) -> Error {
 }
 
 /// What a model is to the merge, for sources and parents.
-pub(super) fn role(config: &Config, model: &std::path::Path) -> &'static str {
-    if config.base.as_deref() == Some(model) { "base" } else { "model" }
+pub(super) fn role(config: &Config, model: &Reference) -> &'static str {
+    if config.base.as_ref() == Some(model) { "base" } else { "model" }
 }
