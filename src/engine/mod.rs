@@ -15,6 +15,7 @@ mod float;
 mod in_place;
 mod journal;
 mod made;
+mod noise;
 mod observer;
 mod options;
 mod output;

@@ -9,6 +9,7 @@ use super::auto::Pick;
 use super::device::{BlendTile, Device, Health, HostMemory, Operand, Rules};
 use super::extents::{Extents, What};
 use super::made::{Making, make};
+use super::noise;
 use super::observer::Observer;
 use super::simd::Simd;
 use super::solve::{Bits, Ready, Sweeps};
@@ -223,6 +224,10 @@ impl Filler<'_> {
                 for (byte, at) in piece.iter_mut().zip(within.start..) {
                     *byte = pattern[index(at % width)];
                 }
+                Ok(Health::default())
+            }
+            Part::Random(random) => {
+                noise::fill(random, &output.dtype, within.start, piece);
                 Ok(Health::default())
             }
             Part::Blend(blend) => {

@@ -38,7 +38,7 @@ pub(super) fn cost(plan: &Plan) -> Cost {
                     cost.copied += len;
                     cost.read += len;
                 }
-                Part::Fill { .. } => cost.computed += len,
+                Part::Fill { .. } | Part::Random(_) => cost.computed += len,
                 Part::Blend(blend) => {
                     cost.computed += len;
                     cost.sweeps = cost.sweeps.max(blend.sweeps());

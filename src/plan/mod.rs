@@ -14,6 +14,7 @@ mod digest;
 mod keep;
 mod operand;
 mod path_text;
+mod random;
 mod solve;
 mod validate;
 
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 pub use blend::{Blend, Divide, Keep, Span, Term, Vote};
 pub use cost::Cost;
 pub use operand::{Codes, LowRank, Operand};
+pub use random::{Distribution, Random};
 pub use solve::Solve;
 
 use crate::error::Result;
@@ -109,6 +111,8 @@ pub enum Part {
         /// The pattern, in the low bits.
         bits: u64,
     },
+    /// Random elements.
+    Random(Random),
     /// Computed elements.
     Blend(Box<Blend>),
 }
@@ -188,7 +192,7 @@ impl Part {
     pub fn slices(&self) -> Vec<&Slice> {
         match self {
             Self::Copy(slice) => vec![slice],
-            Self::Fill { .. } => Vec::new(),
+            Self::Fill { .. } | Self::Random(_) => Vec::new(),
             Self::Blend(blend) => blend.slices().collect(),
         }
     }
@@ -209,7 +213,9 @@ impl Output {
     pub fn part_elements(&self, part: &Part) -> Option<u64> {
         match part {
             Part::Copy(slice) => slice.shape.elements(),
-            Part::Fill { rows, .. } => self.shape.with_rows(*rows).elements(),
+            Part::Fill { rows, .. } | Part::Random(Random { rows, .. }) => {
+                self.shape.with_rows(*rows).elements()
+            }
             Part::Blend(blend) => blend.terms.first()?.operand.elements(),
         }
     }

@@ -122,6 +122,7 @@ fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
             keep::check(blend, first.elements().unwrap_or(0))?;
             blend.solve.map_or(Ok(()), |solve| solve.check(blend))
         }
+        Part::Random(random) => random.check(tensor),
         _ => Ok(()),
     }
 }
