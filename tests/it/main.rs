@@ -27,6 +27,8 @@ mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;
+#[cfg(feature = "cli")]
+mod randoms;
 mod solved;
 mod support;
 #[cfg(feature = "trainer")]
