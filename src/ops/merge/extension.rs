@@ -143,7 +143,13 @@ impl Rule {
             let at = below(&at, "regex");
             let text = problems.text(&at, value)?;
             let parsed = Regex::new(text);
-            parsed.map_err(|e| problems.add(&at, format!("is not a regular expression: {e}"))).ok()
+            let told = |e: regex::Error| {
+                let told = e.to_string();
+                let last = told.lines().last().unwrap_or_default();
+                let what = last.strip_prefix("error: ").unwrap_or(last);
+                problems.add(&at, format!("is not a regular expression: {what}"));
+            };
+            parsed.map_err(told).ok()
         });
         let layers = given(map, "layers")
             .and_then(|value| layer_range(problems, &below(&at, "layers"), value));
