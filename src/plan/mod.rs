@@ -11,6 +11,7 @@
 mod blend;
 mod cost;
 mod digest;
+mod keep;
 mod operand;
 mod path_text;
 mod random;

@@ -13,6 +13,8 @@ mod crash;
 mod cuda;
 mod devices;
 #[cfg(feature = "cli")]
+mod extension;
+#[cfg(feature = "cli")]
 mod faults;
 mod floors;
 #[cfg(feature = "cli")]
@@ -25,6 +27,8 @@ mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;
+#[cfg(feature = "cli")]
+mod randoms;
 mod solved;
 mod support;
 #[cfg(feature = "trainer")]
