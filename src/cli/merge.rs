@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::arguments::{Opening, ShardSize};
 use super::failure::{Failure, Origins};
@@ -12,7 +12,7 @@ use super::surgery::{How, Surgical, origin_of};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, IoContext as _};
 use crate::ops;
-use crate::plan::Plan;
+use crate::plan::{Numerics, Plan};
 
 /// Much more than any configuration has.
 const MOST_BYTES: u64 = 1 << 20;
@@ -33,9 +33,12 @@ docs/merge.md has the language and what is supported.")]
 pub(super) struct Merge {
     /// The configuration
     config: PathBuf,
-    /// Rules of arithmetic: `precise` is f32 with one rounding
-    #[arg(long, value_name = "RULES", default_value = "precise", value_parser = parse_numerics)]
-    numerics: Precise,
+    /// Rules of arithmetic: f32 with one rounding, or mergekit's operation by operation
+    #[arg(long, value_enum, value_name = "RULES", default_value_t)]
+    numerics: Rules,
+    /// Where the random numbers of dare and della begin
+    #[arg(long, value_name = "N")]
+    random_seed: Option<u64>,
     /// Where vocabularies differ in size, keep the rows that all models have
     #[arg(long)]
     truncate_embeddings: bool,
@@ -47,15 +50,22 @@ pub(super) struct Merge {
     how: How,
 }
 
-/// The only rules of arithmetic so far.
-#[derive(Clone, Copy, Debug)]
-struct Precise;
+/// Rules of arithmetic.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Rules {
+    /// Exact inputs, f32 sums, one rounding
+    #[default]
+    Precise,
+    /// The operations and roundings of mergekit 0.1.5 in `dtype`, and its random numbers; slow, on the CPU
+    Mergekit,
+}
 
-fn parse_numerics(text: &str) -> Result<Precise, String> {
-    match text {
-        "precise" => Ok(Precise),
-        "mergekit" => Err("mergekit's chain of roundings is not supported yet".into()),
-        _ => Err("the rules are called `precise`".into()),
+impl Rules {
+    fn numerics(self) -> Numerics {
+        match self {
+            Self::Precise => Numerics::Precise,
+            Self::Mergekit => Numerics::Mergekit,
+        }
     }
 }
 
@@ -71,7 +81,6 @@ impl Surgical for Merge {
         session: &Session,
         origins: &mut Origins,
     ) -> Result<(Plan, Option<PathBuf>), Failure> {
-        let Precise = self.numerics;
         origin_of(origins, "--out", self.how.out.as_ref());
         let config =
             ops::merge::Config::parse(&read(&self.config)?, &self.config.to_string_lossy())?;
@@ -81,6 +90,8 @@ impl Surgical for Merge {
         let request = ops::merge::Merge {
             shard_size: self.shard_size.shard_size,
             truncate_embeddings: self.truncate_embeddings,
+            numerics: self.numerics.numerics(),
+            seed: self.random_seed,
         };
         Ok((ops::merge::merge(&config, &models, &request)?, self.how.out.clone()))
     }

@@ -139,9 +139,10 @@ impl How {
         let cores = available_parallelism().map_or(1, usize::from);
         let mut threads = if self.threads == 0 { cores } else { self.threads.into() };
         let mut tile = self.tile.unwrap_or(self.device.tile());
-        let buffers = operands(plan) + 2;
+        let (buffers, held) = (operands(plan) + 2, plan.held());
         let bytes = |threads: usize, tile: u64| {
-            (threads as u64).saturating_mul(tile).saturating_mul(buffers)
+            let tiles = (threads as u64).saturating_mul(tile).saturating_mul(buffers);
+            tiles.saturating_add(held)
         };
         if let Some(limit) = self.memory {
             while bytes(threads, tile) > limit && tile > SMALLEST_TILE && self.tile.is_none() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::auto::Pick;
+use super::chain::Chains;
 use super::device::{BlendTile, Device, Health, HostMemory, Operand};
 use super::extents::{Extents, What};
 use super::observer::Observer;
@@ -70,6 +71,8 @@ pub(super) struct Filler<'a> {
     pub(super) observer: &'a dyn Observer,
     /// The weights that are found before a tile is filled.
     pub(super) sweeps: &'a Sweeps,
+    /// What is known of the parts that mergekit's arithmetic keeps.
+    pub(super) chains: &'a Chains,
     pub(super) allow_nonfinite: bool,
     /// Most bytes that are filled at once.
     pub(super) tile: usize,
@@ -91,6 +94,7 @@ impl Filler<'_> {
             return Ok((taken, Vec::new()));
         }
         self.solve(range, scratch)?;
+        self.look(range, scratch)?;
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut pick = Pick::of(self.device);
         loop {
@@ -173,7 +177,12 @@ impl Filler<'_> {
                 (Some((output, part)), What::Part { tensor, .. }) => {
                     let solved = self.sweeps.solved(extent.what)?;
                     let part = solved.as_deref().unwrap_or(part);
-                    let health = self.fill_part(output, part, within, piece, device, scratch)?;
+                    let health = match part.chain() {
+                        Some(how) => {
+                            self.fill_chain(output, how, extent.what, &within, piece, scratch)?
+                        }
+                        None => self.fill_part(output, part, within, piece, device, scratch)?,
+                    };
                     if health != Health::default() {
                         healths.push((tensor, health));
                     }

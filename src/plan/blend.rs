@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Slice, Solve};
+use super::{Chain, Slice, Solve};
 
 /// `base + lambda * (w0*v0 + w1*v1 + ...)`, element by element.
 ///
@@ -50,6 +50,9 @@ pub struct Blend {
     /// Whether the sum becomes a mean.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divide: Option<Divide>,
+    /// mergekit's operations and roundings, which then say what is computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Chain>,
 }
 
 /// What a [`Solve`] finds weights for, each from its elements alone.
@@ -201,6 +204,7 @@ impl Blend {
             span: Span::Part,
             vote: None,
             divide: None,
+            chain: None,
         }
     }
 
@@ -224,7 +228,8 @@ impl Blend {
         let plain = |term: &Term| {
             term.keep.is_all() && is_one(&term.gain) && !term.rescale && is_one(&term.alone)
         };
-        !self.deltas && self.vote.is_none() && self.divide.is_none() && self.terms.iter().all(plain)
+        let sum = !self.deltas && self.chain.is_none();
+        sum && self.vote.is_none() && self.divide.is_none() && self.terms.iter().all(plain)
     }
 }
 

@@ -46,6 +46,16 @@ impl Kind {
                 | Self::Multislerp
                 | Self::Karcher
                 | Self::ModelStock
+                | Self::Ties
+                | Self::DareLinear
+                | Self::DareTies
+                | Self::Breadcrumbs
+                | Self::BreadcrumbsTies
+                | Self::Della
+                | Self::DellaLinear
+                | Self::Ram
+                | Self::RamPlus
+                | Self::Nearswap
         )
     }
 }
@@ -224,12 +234,12 @@ pub(super) struct Values {
 }
 
 impl Values {
-    fn flag(&self, name: &str) -> bool {
+    pub(super) fn flag(&self, name: &str) -> bool {
         self.shared.get(name).is_some_and(|value| value.flag())
     }
 
     /// A parameter of every input; inputs without one count as 0 (only a base has none).
-    fn numbers(&self, name: &str) -> Vec<f64> {
+    pub(super) fn numbers(&self, name: &str) -> Vec<f64> {
         self.own.iter().map(|own| own.get(name).map_or(0.0, |value| value.number())).collect()
     }
 }
@@ -290,7 +300,7 @@ impl Method {
             Kind::Multislerp => Ok(multislerp(values, base)),
             Kind::Karcher => karcher(values),
             Kind::ModelStock => model_stock(values, base),
-            _ => Err(format!("{} is not supported yet", self.name)),
+            _ => Err(format!("{} is only supported with `--numerics mergekit` yet", self.name)),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! Arithmetic is that of [`Blend`](crate::plan::Blend): exact inputs, f32 sums, one rounding. Whatever mergekit would
 //! do and this program does not is refused with its place in the document; nothing is approximated or ignored.
 
+mod chain;
 mod config;
 mod dtypes;
 mod methods;
@@ -29,7 +30,7 @@ use super::extract::check_layer_count;
 use super::vector::refuse_vectors;
 use crate::checkpoint::{Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Sidecar, SidecarContent};
+use crate::plan::{Numerics, Plan, Sidecar, SidecarContent};
 
 /// The configuration as it was given, beside the result.
 const CONFIG_FILE: &str = "mergekit_config.yml";
@@ -41,6 +42,10 @@ pub struct Merge {
     pub shard_size: Option<u64>,
     /// Where vocabularies differ in size, keep the rows that all models have instead of refusing.
     pub truncate_embeddings: bool,
+    /// The rules of arithmetic.
+    pub numerics: Numerics,
+    /// Where random numbers begin; 0 if it is not given.
+    pub seed: Option<u64>,
 }
 
 /// Plans a merge of the models that [`Config::models`] names, in that order.
@@ -75,6 +80,11 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         "truncate_embeddings": request.truncate_embeddings,
     });
     let mut draft = Draft::new("merge", &parameters);
+    if request.numerics == Numerics::Mergekit && request.seed > Some(u32::MAX.into()) {
+        let problem = "mergekit's random seeds have 32 bits".to_owned();
+        let hint = format!("`--random-seed` goes from 0 to {}", u32::MAX);
+        return Err(Error::Usage { problem, hint });
+    }
     let bound: Vec<(&Path, &Checkpoint)> = named.into_iter().zip(models).collect();
     for (path, model) in &bound {
         draft.parent(role(config, path), model);
@@ -89,7 +99,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     } else {
         slices::described(&mut problems, &slices, donor)
     };
-    let mut tensors = Tensors::new(config, &slices, donor, draft, request.truncate_embeddings);
+    let mut tensors = Tensors::new(config, &slices, donor, draft, request);
     tensors.problems = problems;
     if config.is_whole() {
         tensors.add_whole()?;
@@ -123,6 +133,10 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
             set_vocab_size(&mut new, rows);
         }
         derived.config = Some(new);
+    }
+    if request.numerics == Numerics::Mergekit {
+        draft.plan().numerics = Numerics::Mergekit;
+        chain::deal(draft.plan());
     }
     if models.len() > 1 && config.base.is_none() {
         let name = donor.name();

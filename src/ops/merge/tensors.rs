@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::Merge;
+use super::chain::recipe;
 use super::config::Config;
-use super::dtypes::output_dtype;
+use super::dtypes::{chain_dtypes, output_dtype};
 use super::methods::{Formula, Parameter, Values};
 use super::read::Problems;
 use super::slices::{Input, Slice};
@@ -13,7 +15,7 @@ use crate::format::{Dtype, Shape};
 use crate::ops::draft::{Draft, as_dtype};
 use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
-use crate::plan::{Blend, Part, Term};
+use crate::plan::{Blend, Numerics, Part, Term};
 
 /// What is said of a tensor whose shapes differ.
 pub(super) const DIFFERS: &str = "differs in shape";
@@ -30,8 +32,8 @@ pub(super) struct Tensors<'a> {
     /// Float dtypes of the output, and whether one differs from the donor's.
     pub(super) dtypes: BTreeSet<Dtype>,
     pub(super) differs: bool,
-    /// Cut embeddings and heads to the rows that all models have.
-    truncates: bool,
+    /// How the result is to be made.
+    request: &'a Merge,
     /// Problems that many tensors have: place, cause, the first of them, how many more.
     causes: Vec<(String, String, String, u64)>,
     /// The rows that were left of a vocabulary.
@@ -66,7 +68,7 @@ impl<'a> Tensors<'a> {
         slices: &'a [Slice<'a>],
         donor: &'a Checkpoint,
         draft: Draft,
-        truncates: bool,
+        request: &'a Merge,
     ) -> Self {
         let names = donor.names_in_file_order().enumerate();
         let places = names.map(|(at, (home, entry))| (entry.name.as_str(), (home, at)));
@@ -79,7 +81,7 @@ impl<'a> Tensors<'a> {
             places: places.collect(),
             dtypes: BTreeSet::new(),
             differs: false,
-            truncates,
+            request,
             causes: Vec::new(),
             rows: None,
         }
@@ -239,7 +241,7 @@ impl<'a> Tensors<'a> {
         if operands.len() < slice.inputs.len() {
             return Ok(());
         }
-        if self.truncates && template.anatomy().role(own).is_vocabulary() {
+        if self.request.truncate_embeddings && template.anatomy().role(own).is_vocabulary() {
             self.truncate(name, &mut operands);
         }
         if operands.iter().any(|operand| operand.shape != operands[0].shape) {
@@ -253,6 +255,11 @@ impl<'a> Tensors<'a> {
         let Some(values) = self.values(slice, name, &operands, layer) else {
             return Ok(());
         };
+        if self.request.numerics == Numerics::Mergekit
+            && self.chain(name, home, slice, &operands, &values)?
+        {
+            return Ok(());
+        }
         let formula = match self.config.method.formula(&values, slice.base) {
             Ok(formula) => formula,
             Err(problem) => {
@@ -336,6 +343,71 @@ impl<'a> Tensors<'a> {
         complete.then_some(values)
     }
 
+    /// Writes a tensor down in mergekit's arithmetic, or its problem; says whether that is done.
+    fn chain(
+        &mut self,
+        name: &str,
+        home: usize,
+        slice: &Slice<'_>,
+        operands: &[Operand<'_>],
+        values: &Values,
+    ) -> Result<bool> {
+        let used: Vec<&Dtype> =
+            operands.iter().flat_map(|o| o.stretches.iter().map(|s| s.dtype)).collect();
+        if !used.iter().all(|dtype| dtype.is_float()) {
+            return Ok(false);
+        }
+        let kind = self.config.method.kind;
+        let (dtype, out) = (self.config.dtype.as_ref(), self.config.out_dtype.as_ref());
+        let wider = kind == super::methods::Kind::RamPlus;
+        let found = chain_dtypes(&used, dtype, out, wider).and_then(|(dtype, out)| {
+            let (seed, shape) = (self.request.seed.unwrap_or(0), &operands[0].shape);
+            let recipe = recipe(kind, values, slice.base, (&dtype, shape), seed)?;
+            Ok((dtype, out, recipe))
+        });
+        let (dtype, out, recipe) = match found {
+            Ok((dtype, out, Some(recipe))) => (dtype, out, recipe),
+            Ok((_, _, None)) => return Ok(false),
+            Err(problem) => {
+                self.blame("", problem, name);
+                return Ok(true);
+            }
+        };
+        let as_is = recipe.copied().is_some() && used.iter().all(|used| **used == dtype);
+        if as_is && out == dtype {
+            return Ok(false);
+        }
+        for (input, operand) in slice.inputs.iter().zip(operands) {
+            refuse_quantised(&[input.model], &operand.name)?;
+            refuse_codes(input.model, &operand.name, &used)?;
+        }
+        let shape = operands[0].shape.clone();
+        let operands: Vec<Vec<_>> = operands
+            .iter()
+            .zip(&slice.inputs)
+            .map(|(operand, input)| self.draft.slices(self.role(input), &operand.stretches))
+            .collect();
+        let groups = line_up(&operands).unwrap_or_default();
+        if recipe.looks_ahead() && groups.len() > 1 {
+            let cause = format!(
+                "{} of models that lay out their experts differently is not supported yet",
+                self.config.method.name
+            );
+            self.blame("", cause, name);
+            return Ok(true);
+        }
+        let parts = groups.iter().map(|group| recipe.part(&dtype, group)).collect();
+        self.push(home, name, out, shape, parts);
+        Ok(true)
+    }
+
+    fn push(&mut self, home: usize, name: &str, dtype: Dtype, shape: Shape, parts: Vec<Part>) {
+        let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
+        self.differs |= donors.is_some_and(|donors| *donors != dtype);
+        self.dtypes.insert(dtype.clone());
+        self.draft.push(home, name, dtype, shape, parts);
+    }
+
     /// Writes a tensor's formula down, or its problem.
     fn place(
         &mut self,
@@ -403,10 +475,7 @@ impl<'a> Tensors<'a> {
             }
             groups.into_iter().map(blend).collect()
         };
-        let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
-        self.differs |= donors.is_some_and(|donors| *donors != dtype);
-        self.dtypes.insert(dtype.clone());
-        self.draft.push(home, name, dtype, shape, parts);
+        self.push(home, name, dtype, shape, parts);
         Ok(())
     }
 
