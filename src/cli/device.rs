@@ -247,3 +247,27 @@ mod with_cuda {
 }
 
 use with_cuda::{is_installed, present, start};
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn mergekits_arithmetic_is_not_for_gpus() {
+        let plan = |numerics: &str| -> Plan {
+            let operation = json!({"verb": "merge", "parameters": {}});
+            let none: [(); 0] = [];
+            let plan = json!({
+                "version": 1, "operation": operation, "sources": none, "tensors": none, "shards": none,
+                "sidecars": none, "numerics": numerics, "parents": none, "notes": none,
+            });
+            serde_json::from_value(plan).unwrap()
+        };
+        let (cuda, cpu) = (DeviceChoice::Cuda(Vec::new()), DeviceChoice::Cpu);
+        assert!(cuda.suits(&plan("mergekit")).is_err());
+        assert!(cuda.suits(&plan("precise")).is_ok());
+        assert!(cpu.suits(&plan("mergekit")).is_ok());
+    }
+}

@@ -78,8 +78,8 @@ pub(super) fn ranked(
     stream: &mut Twister,
 ) -> Bits {
     let mut bits = Bits::none(values.len());
-    let wide = grid.wide();
-    let (first, half) = (wide.round(low), wide.round((high - low) / 2.0));
+    // PyTorch rounds a number that is added to a tensor to its dtype, and one that it is multiplied with to f32.
+    let (first, half) = (grid.round(low), grid.wide().round((high - low) / 2.0));
     // Ranks count from 1, and are themselves rounded.
     let rank = |place: usize| grid.round(grid.round(place as f64) + 1.0);
     let range = grid.round(rank(columns - 1) - rank(0));

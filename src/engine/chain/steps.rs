@@ -107,8 +107,7 @@ impl Run<'_> {
         }
         let mut mixed = sum_of(grid, work.values.iter().copied());
         if let Some(divide) = self.blend.divide {
-            let small = divisor.abs() < grid.round(divide.least);
-            let divisor = if small { divide.instead } else { divisor };
+            let divisor = if divisor.abs() < work.least_divisor { divide.instead } else { divisor };
             mixed = grid.round(mixed / divisor);
         }
         if self.blend.lambda.to_bits() != 1.0_f64.to_bits() {
@@ -177,6 +176,7 @@ struct Work {
     /// What scaled values are rounded to first: what is kept at random is kept in a type of its own.
     scaled: Vec<Grid>,
     near: f64,
+    least_divisor: f64,
 }
 
 impl Work {
@@ -203,6 +203,11 @@ impl Work {
             Keep::Near { t } => grid.wide().round(t),
             _ => 0.0,
         });
+        let least_divisor = run.blend.divide.map_or(0.0, |divide| {
+            // Less than any number of the dtype tells zero from the rest.
+            let rounded = grid.round(divide.least);
+            if rounded > 0.0 { rounded } else { divide.least }
+        });
         Self {
             values: vec![0.0; weights.len()],
             least: least.collect(),
@@ -210,6 +215,7 @@ impl Work {
             weights,
             weight_sum,
             near,
+            least_divisor,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What methods are under mergekit's arithmetic: the same inputs and parameters, but nothing is folded, so that every
 //! rounding is where mergekit has it.
 
+use std::collections::BTreeMap;
+
 use super::methods::{Kind, Values};
 use crate::format::{Dtype, Shape};
 use crate::plan::{Blend, Chain, Divide, Keep, Part, Plan, Slice, Steps, Term, Vote};
@@ -251,10 +253,14 @@ fn ranked(shape: &Shape, density: f64, epsilon: f64, seed: u64) -> Result<Keep, 
     Ok(Keep::Ranked { low, high, seed, columns })
 }
 
-/// Deals the random stream out: tensors take their words in the order of their names, models in the order of the document.
-pub(super) fn deal(plan: &mut Plan) {
+/// Deals the random stream out: tensors take their words in the order of the last of their inputs' names, models in the order
+/// of the document. `names` has those names, by name in the output.
+pub(super) fn deal(plan: &mut Plan, names: &BTreeMap<String, String>) {
     let mut order: Vec<usize> = (0..plan.tensors.len()).collect();
-    order.sort_by(|a, b| plan.tensors[*a].name.cmp(&plan.tensors[*b].name));
+    order.sort_by_key(|tensor| {
+        let name = &plan.tensors[*tensor].name;
+        (names.get(name).unwrap_or(name).clone(), name.clone())
+    });
     let mut taken = 0_u64;
     for tensor in order {
         for part in &mut plan.tensors[tensor].parts {

@@ -74,11 +74,15 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     };
     refuse_vectors(&models.iter().collect::<Vec<_>>())?;
     models.iter().try_for_each(check_layer_count)?;
-    let parameters = json!({
+    let mut parameters = json!({
         "merge_method": config.method.name,
         "shard_size": request.shard_size,
         "truncate_embeddings": request.truncate_embeddings,
     });
+    if request.numerics == Numerics::Mergekit {
+        parameters["numerics"] = json!(request.numerics);
+        parameters["random_seed"] = json!(request.seed.unwrap_or(0));
+    }
     let mut draft = Draft::new("merge", &parameters);
     if request.numerics == Numerics::Mergekit && request.seed > Some(u32::MAX.into()) {
         let problem = "mergekit's random seeds have 32 bits".to_owned();
@@ -107,7 +111,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         tensors.add_slices(&described)?;
     }
     let problems = tensors.take_problems();
-    let Tensors { mut draft, dtypes, differs, rows, .. } = tensors;
+    let Tensors { mut draft, dtypes, differs, rows, drawn, .. } = tensors;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -136,7 +140,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     }
     if request.numerics == Numerics::Mergekit {
         draft.plan().numerics = Numerics::Mergekit;
-        chain::deal(draft.plan());
+        chain::deal(draft.plan(), &drawn);
     }
     if models.len() > 1 && config.base.is_none() {
         let name = donor.name();

@@ -36,6 +36,8 @@ pub(super) struct Tensors<'a> {
     request: &'a Merge,
     /// Problems that many tensors have: place, cause, the first of them, how many more.
     causes: Vec<(String, String, String, u64)>,
+    /// The last of the names that an output tensor's inputs have: random numbers are drawn in their order.
+    pub(super) drawn: BTreeMap<String, String>,
     /// The rows that were left of a vocabulary.
     pub(super) rows: Option<u64>,
 }
@@ -83,6 +85,7 @@ impl<'a> Tensors<'a> {
             differs: false,
             request,
             causes: Vec::new(),
+            drawn: BTreeMap::new(),
             rows: None,
         }
     }
@@ -382,6 +385,8 @@ impl<'a> Tensors<'a> {
             refuse_codes(input.model, &operand.name, &used)?;
         }
         let shape = operands[0].shape.clone();
+        let last = operands.iter().map(|operand| operand.name.clone()).max();
+        self.drawn.insert(name.to_owned(), last.unwrap_or_default());
         let operands: Vec<Vec<_>> = operands
             .iter()
             .zip(&slice.inputs)
