@@ -11,7 +11,7 @@ use super::session::Session;
 use super::surgery::{How, Surgical, origin_of};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, IoContext as _};
-use crate::ops;
+use crate::ops::{self, merge::Reference};
 use crate::plan::{Numerics, Plan};
 
 /// Much more than any configuration has.
@@ -42,6 +42,9 @@ pub(super) struct Merge {
     /// Where vocabularies differ in size, keep the rows that all models have
     #[arg(long)]
     truncate_embeddings: bool,
+    /// Write no model card (`README.md`)
+    #[arg(long)]
+    no_model_card: bool,
     #[command(flatten)]
     shard_size: ShardSize,
     #[command(flatten)]
@@ -84,7 +87,7 @@ impl Surgical for Merge {
         origin_of(origins, "--out", self.how.out.as_ref());
         let config =
             ops::merge::Config::parse(&read(&self.config)?, &self.config.to_string_lossy())?;
-        let open = |path: &Path| session.open(path, &self.opening);
+        let open = |named: &Reference| session.open_adapted(named, &self.opening);
         let models = config.models().into_iter().map(open);
         let models = models.collect::<Result<Vec<Checkpoint>, Failure>>()?;
         let request = ops::merge::Merge {
@@ -92,6 +95,7 @@ impl Surgical for Merge {
             truncate_embeddings: self.truncate_embeddings,
             numerics: self.numerics.numerics(),
             seed: self.random_seed,
+            no_model_card: self.no_model_card,
         };
         Ok((ops::merge::merge(&config, &models, &request)?, self.how.out.clone()))
     }

@@ -5,6 +5,7 @@
 
 mod auto;
 mod chain;
+mod codes;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
@@ -14,6 +15,8 @@ mod extents;
 mod float;
 mod in_place;
 mod journal;
+mod made;
+mod noise;
 mod observer;
 mod options;
 mod output;

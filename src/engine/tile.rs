@@ -9,6 +9,8 @@ use super::auto::Pick;
 use super::chain::Chains;
 use super::device::{BlendTile, Device, Health, HostMemory, Operand};
 use super::extents::{Extents, What};
+use super::made::{Making, make};
+use super::noise;
 use super::observer::Observer;
 use super::solve::Sweeps;
 use crate::error::{Error, Result};
@@ -43,6 +45,7 @@ impl Scratch {
 pub(super) struct Operands {
     own: Held,
     plain: Vec<u8>,
+    making: Making,
 }
 
 /// Memory of the device's kind, replaced when it is too small.
@@ -155,9 +158,7 @@ impl Filler<'_> {
     }
 
     pub(super) fn source(&self, id: SourceId) -> Result<&Arc<SourceFile>> {
-        self.sources
-            .get(&id)
-            .ok_or_else(|| Error::Plan { problem: format!("source {} is not open", id.0) })
+        open(self.sources, id)
     }
 
     fn fill_pieces(
@@ -222,6 +223,10 @@ impl Filler<'_> {
                 }
                 Ok(Health::default())
             }
+            Part::Random(random) => {
+                noise::fill(random, &output.dtype, within.start, piece);
+                Ok(Health::default())
+            }
             Part::Blend(blend) => self.fill_blend(output, blend, &within, piece, device, scratch),
         }
     }
@@ -272,9 +277,9 @@ impl Filler<'_> {
     ) -> Result<Health> {
         let tiles = self.operands(blend, elements, device, buffers)?;
         let mut operands = blend
-            .slices()
+            .operands()
             .zip(&tiles)
-            .map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile });
+            .map(|(operand, tile)| Operand { dtype: operand.dtype(), bytes: tile });
         let base = if blend.base.is_some() { operands.next() } else { None };
         let terms: Vec<(Operand<'_>, f64)> =
             operands.zip(&blend.terms).map(|(operand, term)| (operand, term.weight)).collect();
@@ -296,11 +301,24 @@ impl Filler<'_> {
         device: &dyn Device,
         buffers: &'t mut Vec<Operands>,
     ) -> Result<Vec<Tile<'t>>> {
-        let count = blend.slices().count();
+        let count = blend.operands().count();
         buffers.resize_with(buffers.len().max(count), Operands::default);
         let mut tiles = Vec::with_capacity(count);
-        for (slice, Operands { own, plain }) in blend.slices().zip(buffers.iter_mut()) {
-            let width = slice.dtype.bytes().unwrap_or(1);
+        for (operand, Operands { own, plain, making }) in blend.operands().zip(buffers.iter_mut()) {
+            let width = operand.dtype().bytes().unwrap_or(1);
+            if !operand.is_plain() {
+                let len = index((elements.end - elements.start) * width);
+                let memory = if device.wants_own_memory() {
+                    own.bytes(device, len, self.tile)?
+                } else {
+                    plain.resize(len, 0);
+                    plain.as_mut_slice()
+                };
+                make(self.sources, operand, elements, memory, making)?;
+                tiles.push(Tile::made(memory));
+                continue;
+            }
+            let slice = &operand.slice;
             let start = slice.bytes.start;
             let bytes = start + elements.start * width..start + elements.end * width;
             let source = self.source(slice.source)?;
@@ -312,6 +330,12 @@ impl Filler<'_> {
         }
         Ok(tiles)
     }
+}
+
+/// A source that was opened for the shard.
+pub(super) fn open(sources: &Sources, id: SourceId) -> Result<&Arc<SourceFile>> {
+    let problem = || Error::Plan { problem: format!("source {} is not open", id.0) };
+    sources.get(&id).ok_or_else(problem)
 }
 
 /// Offsets inside a tile fit memory.

@@ -12,10 +12,11 @@ use super::filter::TensorFilter;
 use super::operand::{effective, is_buffer, line_up, rows_of};
 use super::quantised::refuse_quantised;
 use super::sums::{is_vocabulary, mismatch, missing_layers};
+use super::values::{Seen, explained};
 use crate::checkpoint::{Checkpoint, Role, SidecarFile, Stretch, locate};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
-use crate::plan::{Blend, Part, Plan, Slice, Term};
+use crate::plan::{Blend, Operand, Part, Plan, Term};
 
 /// Header metadata of a saved vector: rows of the base model's vocabulary.
 const BASE_ROWS: &str = "elo_surgery.base_vocabulary_rows";
@@ -143,6 +144,18 @@ pub fn save_vector(
     shard_size: Option<u64>,
 ) -> Result<Plan> {
     refuse_vectors(&[inst, base])?;
+    let all = |_: &Checkpoint, _: &str| true;
+    let (inst, base) = (Seen::new(inst, all), Seen::new(base, all));
+    let planned = saved(&inst.checkpoint, &base.checkpoint, filter, shard_size);
+    explained(planned, [inst, base].map(Seen::refusal))
+}
+
+fn saved(
+    inst: &Checkpoint,
+    base: &Checkpoint,
+    filter: &TensorFilter,
+    shard_size: Option<u64>,
+) -> Result<Plan> {
     filter.check(&[inst, base])?;
     let parameters = json!({ "filter": filter.describe(), "shard_size": shard_size });
     let mut draft = Draft::new("save-vector", &parameters);
@@ -176,11 +189,11 @@ pub fn save_vector(
         }
         let wide = a.iter().chain(&b).any(|s| *s.dtype == Dtype::F64);
         let dtype = if wide { Dtype::F64 } else { Dtype::F32 };
-        let (a, b) = (draft.slices("inst", &a), draft.slices("base", &b));
+        let kept = a.first().map_or(Dtype::F32, |stretch| stretch.dtype.clone());
+        let (a, b) = (draft.operands("inst", &a), draft.operands("base", &b));
         let parts = difference(&a, &b, &dtype);
         if vocabulary {
-            let rows = a.iter().cloned().map(Part::Copy).collect();
-            let kept = a.first().map_or(Dtype::F32, |slice| slice.dtype.clone());
+            let rows = a.iter().map(|values| as_dtype(values.clone(), &kept)).collect();
             draft.push(home, &format!("{ROWS}{name}"), kept, shape.clone(), rows);
         }
         draft.push(home, name, dtype, shape, parts);
@@ -197,8 +210,8 @@ pub fn save_vector(
 }
 
 /// Rows both have as differences, further rows of the instruct model as they are.
-fn difference(a: &[Slice], b: &[Slice], dtype: &Dtype) -> Vec<Part> {
-    let subtract = |a: Slice, b: Slice| {
+fn difference(a: &[Operand], b: &[Operand], dtype: &Dtype) -> Vec<Part> {
+    let subtract = |a: Operand, b: Operand| {
         let terms = vec![Term::new(a, 1.0), Term::new(b, -1.0)];
         Part::Blend(Box::new(Blend::sum(None, terms, 1.0)))
     };
@@ -212,7 +225,7 @@ fn difference(a: &[Slice], b: &[Slice], dtype: &Dtype) -> Vec<Part> {
     let ([a], [b]) = (a, b) else {
         return Vec::new();
     };
-    let (rows, shared) = (a.shape.rows(), a.shape.rows().min(b.shape.rows()));
+    let (rows, shared) = (a.shape().rows(), a.shape().rows().min(b.shape().rows()));
     let mut parts = vec![subtract(rows_of(a, 0, shared), rows_of(b, 0, shared))];
     if shared < rows {
         parts.push(as_dtype(rows_of(a, shared, rows), dtype));

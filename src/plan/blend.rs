@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Chain, Slice, Solve};
+use super::{Chain, Operand, Slice, Solve};
 
 /// `base + lambda * (w0*v0 + w1*v1 + ...)`, element by element.
 ///
@@ -74,14 +74,6 @@ pub enum Span {
         /// Elements of a row.
         columns: u64,
     },
-}
-
-/// What values are read from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Operand {
-    /// The elements.
-    pub slice: Slice,
 }
 
 /// One weighted operand.
@@ -218,9 +210,9 @@ impl Blend {
         self.base.iter().chain(self.terms.iter().map(|term| &term.operand))
     }
 
-    /// The slices of base and operands.
+    /// Everything that base and operands are made of.
     pub fn slices(&self) -> impl Iterator<Item = &Slice> {
-        self.operands().map(|operand| &operand.slice)
+        self.operands().flat_map(Operand::slices)
     }
 
     /// Whether every term counts everywhere, as what it is.
@@ -241,8 +233,8 @@ impl Span {
 
 impl Term {
     /// An operand that counts everywhere.
-    pub const fn new(slice: Slice, weight: f64) -> Self {
-        let operand = Operand { slice };
+    pub fn new(operand: impl Into<Operand>, weight: f64) -> Self {
+        let operand = operand.into();
         Self { operand, weight, keep: Keep::All, gain: 1.0, rescale: false, alone: 1.0 }
     }
 }
@@ -250,12 +242,6 @@ impl Term {
 impl Keep {
     const fn is_all(&self) -> bool {
         matches!(self, Self::All)
-    }
-}
-
-impl From<Slice> for Operand {
-    fn from(slice: Slice) -> Self {
-        Self { slice }
     }
 }
 

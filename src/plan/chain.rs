@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Blend, Keep, Span};
+use super::{Blend, Keep, Operand, Span};
 use crate::format::Dtype;
 
 /// How a [`Blend`] is computed under [`Numerics::Mergekit`](super::Numerics::Mergekit), operation by operation.
@@ -94,6 +94,9 @@ impl Chain {
         if blend.solve.is_some() || blend.span != Span::Part {
             return Err("a chain of roundings with weights to be solved for".into());
         }
+        if !blend.operands().all(Operand::is_plain) {
+            return Err("a chain of roundings of quantised codes or low-rank products".into());
+        }
         let end = self.draws.checked_add(Self::words(blend));
         if end.is_none_or(|end| end > Self::MOST_DRAWS) {
             return Err("a chain that begins beyond the end of its random stream".into());
@@ -156,7 +159,7 @@ fn fits(keep: Keep, n: u64) -> bool {
 }
 
 fn elements(blend: &Blend) -> u64 {
-    blend.terms.first().and_then(|term| term.operand.slice.shape.elements()).unwrap_or(0)
+    blend.terms.first().and_then(|term| term.operand.elements()).unwrap_or(0)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]

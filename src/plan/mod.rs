@@ -12,7 +12,9 @@ mod blend;
 mod chain;
 mod cost;
 mod digest;
+mod operand;
 mod path_text;
+mod random;
 mod solve;
 mod validate;
 
@@ -22,9 +24,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use blend::{Blend, Divide, Keep, Operand, Span, Term, Vote};
+pub use blend::{Blend, Divide, Keep, Span, Term, Vote};
 pub use chain::{Chain, Steps};
 pub use cost::Cost;
+pub use operand::{Codes, LowRank, Operand};
+pub use random::{Distribution, Random};
 pub use solve::Solve;
 
 use crate::error::Result;
@@ -108,6 +112,8 @@ pub enum Part {
         /// The pattern, in the low bits.
         bits: u64,
     },
+    /// Random elements.
+    Random(Random),
     /// Computed elements.
     Blend(Box<Blend>),
 }
@@ -197,7 +203,7 @@ impl Part {
     pub fn slices(&self) -> Vec<&Slice> {
         match self {
             Self::Copy(slice) => vec![slice],
-            Self::Fill { .. } => Vec::new(),
+            Self::Fill { .. } | Self::Random(_) => Vec::new(),
             Self::Blend(blend) => blend.slices().collect(),
         }
     }
@@ -218,8 +224,10 @@ impl Output {
     pub fn part_elements(&self, part: &Part) -> Option<u64> {
         match part {
             Part::Copy(slice) => slice.shape.elements(),
-            Part::Fill { rows, .. } => self.shape.with_rows(*rows).elements(),
-            Part::Blend(blend) => blend.terms.first()?.operand.slice.shape.elements(),
+            Part::Fill { rows, .. } | Part::Random(Random { rows, .. }) => {
+                self.shape.with_rows(*rows).elements()
+            }
+            Part::Blend(blend) => blend.terms.first()?.operand.elements(),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Component, Path};
 
-use super::{Numerics, Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, Span};
+use super::{Numerics, Operand, Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, Span};
 use crate::error::{Error, Result, printable};
 use crate::format::Dtype;
 
@@ -108,15 +108,14 @@ fn check_part(plan: &Plan, tensor: &Output, part: &Part) -> Result<(), String> {
             Err(format!("{} bytes copied into a {} tensor", slice.dtype, tensor.dtype))
         }
         Part::Blend(blend) => {
-            let shape = blend
-                .terms
-                .first()
-                .map(|t| &t.operand.slice.shape)
-                .ok_or("a blend without terms")?;
-            if let Some(odd) = blend.slices().find(|s| s.shape.elements() != shape.elements()) {
-                return Err(format!("a blend of shapes {shape} and {}", odd.shape));
+            for operand in blend.operands() {
+                operand.check()?;
             }
-            let mut dtypes = blend.slices().map(|s| &s.dtype).chain([&tensor.dtype]);
+            let first = blend.terms.first().map(|t| &t.operand).ok_or("a blend without terms")?;
+            if let Some(odd) = blend.operands().find(|o| o.elements() != first.elements()) {
+                return Err(format!("a blend of shapes {} and {}", first.shape(), odd.shape()));
+            }
+            let mut dtypes = blend.operands().map(Operand::dtype).chain([&tensor.dtype]);
             if let Some(odd) = dtypes.find(|d| !d.is_float()) {
                 return Err(format!("{odd} cannot be computed on"));
             }
@@ -131,6 +130,7 @@ fn check_part(plan: &Plan, tensor: &Output, part: &Part) -> Result<(), String> {
             }
             blend.solve.map_or(Ok(()), |solve| solve.check(blend))
         }
+        Part::Random(random) => random.check(tensor),
         _ => Ok(()),
     }
 }

@@ -223,7 +223,9 @@ models:
     assert!(refusal(every_form).contains('+'), "text with a plus is an adapter");
     let every_form = every_form.replace("./a+b@c/", "{model: ./a+b@c/}");
     assert_eq!(refusal(&every_form), "accepted");
-    assert_eq!(Config::parse(&every_form, "c").unwrap().models(), [Path::new("a+b@c")]);
+    let config = Config::parse(&every_form, "c").unwrap();
+    let paths: Vec<&Path> = config.models().iter().map(|model| model.path.as_path()).collect();
+    assert_eq!(paths, [Path::new("a+b@c")]);
 }
 
 /// Writes a configuration and merges.
@@ -404,4 +406,44 @@ fn extra_tensors_and_quantised_weights_are_refused() {
     let (out, outcome) = merged(&dir, "alone", &of(&model), &[]);
     assert_eq!(outcome.code(), Some(0), "{outcome}");
     assert!(raw(&out) == raw(&extra), "a copy");
+}
+
+#[test]
+fn the_model_card_says_where_it_comes_from() {
+    let dir = TempDir::new().unwrap();
+    let [a, b] = ["a", "b"].map(|model| {
+        let name = format!("models--org--{model}");
+        let to = dir.path().join(name).join("snapshots/0123456789abcdef");
+        fs::create_dir_all(&to).unwrap();
+        for file in fs::read_dir(golden(&format!("models/mrg32-{model}"))).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+        fs::write(to.join("README.md"), "---\nlicense: llama3.1\n---\n# Mine\n").unwrap();
+        to
+    });
+    let yaml = |a: &Path, b: &Path| {
+        let [a, b] = [a, b].map(|path| path.display().to_string());
+        format!(
+            "merge_method: linear # ```\nmodels: [{{model: {a}}}, {{model: {b}}}]\nparameters: {{weight: 1}}\n"
+        )
+    };
+    let (out, outcome) = merged(&dir, "m", &yaml(&a, &b), &[]);
+    assert_eq!(outcome.code(), Some(0), "{}", outcome.stderr);
+    let card = fs::read_to_string(out.join("README.md")).unwrap();
+    let card = card.replace(dir.path().to_str().unwrap(), "[DIR]");
+    insta::assert_snapshot!("merge-card", card);
+
+    // Licences that differ are people's to settle, and a local path is no Hub id.
+    fs::write(b.join("README.md"), "---\nlicense: mit\n---\n").unwrap();
+    let local = golden("models/mrg32-c");
+    let (out, _) = merged(&dir, "n", &yaml(&b, &local), &[]);
+    let card = fs::read_to_string(out.join("README.md")).unwrap();
+    let (metadata, text) = card.split_once("\n---\n").unwrap();
+    assert!(!metadata.contains("license"), "{metadata}");
+    assert!(metadata.contains("- org/b") && !metadata.contains("mrg32-c"), "{metadata}");
+    assert!(text.contains("| mrg32-c | merged | not said |"), "{text}");
+
+    let (out, _) = merged(&dir, "o", &yaml(&a, &b), &["--no-model-card"]);
+    assert!(!out.join("README.md").exists());
 }

@@ -106,9 +106,10 @@ impl Filler<'_> {
         let mut made = vec![0; index((elements.end - elements.start) * width)];
         let kept = found.as_ref().map_or(&[][..], |found| &found.terms);
         let tiles = self.operands(blend, &elements, self.device, &mut scratch.operands)?;
-        let operands = blend.slices().zip(&tiles);
-        let operands: Vec<Operand<'_>> =
-            operands.map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile }).collect();
+        let operands = blend.operands().zip(&tiles);
+        let operands: Vec<Operand<'_>> = operands
+            .map(|(operand, tile)| Operand { dtype: operand.dtype(), bytes: tile })
+            .collect();
         let float = Float::of(&output.dtype).ok_or_else(|| not_a_float(&output.dtype))?;
         let run = run(chain, blend, kept, index(elements.start), &operands, float)?;
         let health = run.compute(&mut made);
@@ -246,8 +247,8 @@ impl Filler<'_> {
         scratch: &mut Scratch,
         mut take: impl FnMut(Option<Values<'_>>, &[Values<'_>], usize) -> Result<()>,
     ) -> Result<()> {
-        let all = blend.terms.first().and_then(|t| t.operand.slice.shape.elements()).unwrap_or(0);
-        let width = blend.slices().filter_map(|s| s.dtype.bytes()).max().unwrap_or(1);
+        let all = blend.terms.first().and_then(|term| term.operand.elements()).unwrap_or(0);
+        let width = blend.operands().filter_map(|x| x.dtype().bytes()).max().unwrap_or(1);
         let step = (self.tile as u64 / width).max(1);
         let mut at = 0;
         while at < all {
@@ -256,10 +257,9 @@ impl Filler<'_> {
             }
             let elements = at..(at + step).min(all);
             let tiles = self.operands(blend, &elements, self.device, &mut scratch.operands)?;
-            let operands = blend
-                .slices()
-                .zip(&tiles)
-                .map(|(slice, tile)| Values::new(&Operand { dtype: &slice.dtype, bytes: tile }));
+            let operands = blend.operands().zip(&tiles).map(|(operand, tile)| {
+                Values::new(&Operand { dtype: operand.dtype(), bytes: tile })
+            });
             let operands: Vec<Values<'_>> = operands.collect::<Result<_>>()?;
             let (base, terms) = operands.split_at(usize::from(blend.base.is_some()));
             take(base.first().copied(), terms, index(elements.end - at))?;

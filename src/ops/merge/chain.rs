@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::methods::{Kind, Values};
 use crate::format::{Dtype, Shape};
-use crate::plan::{Blend, Chain, Divide, Keep, Part, Plan, Slice, Steps, Term, Vote};
+use crate::plan::{Blend, Chain, Divide, Keep, Operand, Part, Plan, Steps, Term, Vote};
 
 /// Smaller than this, the sum of weights is not divided by.
 const LEAST_DIVISOR: f64 = 1e-8;
@@ -52,13 +52,13 @@ impl Recipe {
     }
 
     /// The part of a group of slices, one for each input.
-    pub(super) fn part(&self, dtype: &Dtype, group: &[Slice]) -> Part {
+    pub(super) fn part(&self, dtype: &Dtype, group: &[Operand]) -> Part {
         let term = |of: &Ingredient| Term {
             keep: of.keep,
             rescale: of.rescale,
             ..Term::new(group[of.input].clone(), of.weight)
         };
-        let base = self.base.map(|base| group[base].clone().into());
+        let base = self.base.map(|base| group[base].clone());
         let sum = Blend::sum(base, self.terms.iter().map(term).collect(), self.lambda);
         Part::Blend(Box::new(Blend {
             deltas: self.base.is_some(),

@@ -4,13 +4,13 @@
 //! whatever mergekit would do and this program does not do yet.
 
 use std::collections::HashSet;
-use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::methods::{Base, Kind, METHODS, Method};
 use super::parameters::{Level, Parameters};
 use super::read::{Problems, below, given, suggestion};
+use super::reference::{Reference, model};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 
@@ -20,7 +20,7 @@ pub struct Config {
     pub(super) method: &'static Method,
     /// Whole models are one slice without layer ranges.
     pub(super) slices: Vec<SliceOf>,
-    pub(super) base: Option<PathBuf>,
+    pub(super) base: Option<Reference>,
     pub(super) parameters: Parameters,
     /// What inputs are cast to before anything else.
     pub(super) dtype: Option<Dtype>,
@@ -32,7 +32,7 @@ pub struct Config {
 #[derive(Clone, Debug, Default)]
 pub(super) struct SliceOf {
     pub(super) sources: Vec<SourceOf>,
-    pub(super) base: Option<PathBuf>,
+    pub(super) base: Option<Reference>,
     pub(super) parameters: Parameters,
     /// Its place in the document; empty for whole models.
     pub(super) at: String,
@@ -43,7 +43,7 @@ pub(super) struct SliceOf {
 /// A model, or some of its layers.
 #[derive(Clone, Debug)]
 pub(super) struct SourceOf {
-    pub(super) model: PathBuf,
+    pub(super) model: Reference,
     /// Layers from 0, the end not included; none for all.
     pub(super) layers: Option<(u64, u64)>,
     pub(super) parameters: Parameters,
@@ -91,18 +91,35 @@ impl Config {
     }
 
     /// The models it names, each once: first the one whose config and tokenizer the result keeps.
-    pub fn models(&self) -> Vec<&Path> {
+    pub fn models(&self) -> Vec<&Reference> {
         let named = self
             .slices
             .iter()
             .flat_map(|slice| slice.sources.iter().map(|source| &source.model).chain(&slice.base));
-        let mut models: Vec<&Path> = Vec::new();
+        let mut models: Vec<&Reference> = Vec::new();
         for model in self.base.iter().chain(named) {
-            if !models.contains(&model.as_path()) {
+            if !models.contains(&model) {
                 models.push(model);
             }
         }
         models
+    }
+
+    /// Whether every tensor is the copy of one: then codes of quantised models may stay what they are.
+    pub(super) fn copies(&self) -> bool {
+        let scaled =
+            |parameters: &Parameters| parameters.has("scale") || parameters.has("normalize");
+        matches!(self.method.kind, Kind::Passthrough | Kind::Linear)
+            && self.dtype.is_none()
+            && self.out_dtype.is_none()
+            && !scaled(&self.parameters)
+            && self.slices.iter().all(|slice| {
+                let of_models = slice.sources.iter().map(|source| &source.parameters);
+                let alone = slice.sources.iter().all(|source| source.model.lora.is_none());
+                slice.sources.len() == 1
+                    && alone
+                    && !of_models.chain([&slice.parameters]).any(scaled)
+            })
     }
 
     /// Whether the models are merged whole, not by slices of layers.
@@ -125,7 +142,7 @@ fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config>
             problems.add("", "there are both `models` and `slices`: give one of them");
             return None;
         }
-        (Some(value), None) => vec![whole(problems, value, method, base.as_deref())],
+        (Some(value), None) => vec![whole(problems, value, method, base.as_ref())],
         (None, Some(value)) => slices(problems, value, method),
         (None, None) => {
             if given(map, "modules").is_none() {
@@ -203,75 +220,12 @@ fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option
     }
 }
 
-/// A model: `PATH`, or `{model: {path: PATH}}`, whose path may hold `@` and `+`.
-fn model(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
-    if let Value::String(text) = value {
-        return plain_model(problems, at, text);
-    }
-    let map = problems.map(at, value, &["model", "lora", "override_architecture"])?;
-    if given(map, "lora").is_some() {
-        problems.unsupported(&below(at, "lora"), "merging an adapter in is");
-    }
-    if given(map, "override_architecture").is_some() {
-        problems.unsupported(&below(at, "override_architecture"), "it is");
-    }
-    let Some(inner) = given(map, "model") else {
-        problems.add(at, "has no `model`");
-        return None;
-    };
-    let at = below(at, "model");
-    if let Value::String(path) = inner {
-        return path_of(problems, &at, path);
-    }
-    let inner = problems.map(&at, inner, &["path", "revision"])?;
-    if given(inner, "revision").is_some() {
-        problems.unsupported(&below(&at, "revision"), "fetching models from the Hub is");
-    }
-    match given(inner, "path") {
-        Some(path) => {
-            let at = below(&at, "path");
-            let path = problems.text(&at, path)?;
-            path_of(problems, &at, path)
-        }
-        None => {
-            problems.add(&at, "has no `path`");
-            None
-        }
-    }
-}
-
-fn plain_model(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
-    let mapping = "for a path with such a character, write `{model: {path: ...}}`";
-    if text.contains('+') {
-        let what = format!("`{text}` names an adapter behind `+` ({mapping}), which is");
-        problems.unsupported(at, what);
-        return None;
-    }
-    if text.contains('@') {
-        let what = format!("`{text}` names a revision behind `@` ({mapping}), which is");
-        problems.unsupported(at, what);
-        return None;
-    }
-    path_of(problems, at, text)
-}
-
-/// One spelling of a path: `./a/` is `a`.
-fn path_of(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
-    let path: PathBuf =
-        Path::new(text).components().filter(|part| *part != Component::CurDir).collect();
-    if text.is_empty() {
-        problems.add(at, "is empty");
-        return None;
-    }
-    Some(if path.as_os_str().is_empty() { PathBuf::from(".") } else { path })
-}
-
 /// `models:`, as one slice. A base model that is not among them joins them.
 fn whole(
     problems: &mut Problems,
     value: &Value,
     method: Option<&'static Method>,
-    base: Option<&Path>,
+    base: Option<&Reference>,
 ) -> SliceOf {
     let mut slice = SliceOf::default();
     for (i, item) in problems.list("models", value).into_iter().flatten().enumerate() {
@@ -282,11 +236,11 @@ fn whole(
         slice.sources.extend(source);
     }
     if let Some(base) = base
-        && slice.sources.iter().all(|source| source.model != base)
+        && slice.sources.iter().all(|source| source.model != *base)
         && method.is_none_or(|method| method.base != Base::Donor)
     {
         slice.sources.push(SourceOf {
-            model: base.to_owned(),
+            model: base.clone(),
             layers: None,
             parameters: Parameters::default(),
             at: "base_model".into(),
@@ -385,7 +339,7 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
     let base = slice.base.as_ref().or(config.base.as_ref());
     for (i, source) in slice.sources.iter().enumerate() {
         if slice.sources[..i].iter().any(|other| other.model == source.model) {
-            let model = source.model.display();
+            let model = &source.model;
             problems.add(&source.at, format!("`{model}` is there twice in one slice"));
         }
     }
@@ -403,7 +357,6 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
     match (method.base, base) {
         (Base::Required, None) => problems.add("", format!("{} needs a `base_model`", method.name)),
         (Base::Required, Some(base)) if !slice.sources.iter().any(|s| s.model == *base) => {
-            let base = base.display();
             problems.add(&at, format!("the base model `{base}` must be one of them: with `slices` it has no layers of its own"));
         }
         (Base::Donor, Some(base))
@@ -418,7 +371,7 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
     for parameter in method.own.iter().filter(|parameter| parameter.required) {
         let lacks = |s: &&SourceOf| !is_base(s) && !s.parameters.has(parameter.name);
         for source in slice.sources.iter().filter(lacks).filter(|_| !shared(parameter.name)) {
-            let (name, model) = (parameter.name, source.model.display());
+            let (name, model) = (parameter.name, &source.model);
             let why = format!("`{model}` has no `{name}`, which {} needs", method.name);
             problems.add(&source.at, why);
         }

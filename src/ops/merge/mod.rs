@@ -7,28 +7,33 @@
 //! Arithmetic is that of [`Blend`](crate::plan::Blend): exact inputs, f32 sums, one rounding. Whatever mergekit would
 //! do and this program does not is refused with its place in the document; nothing is approximated or ignored.
 
+mod card;
 mod chain;
 mod config;
 mod dtypes;
 mod methods;
 mod parameters;
 mod read;
+mod reference;
 mod slices;
 mod tensors;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
-use std::path::Path;
 
 use serde_json::json;
 
 pub use config::Config;
+pub use reference::Reference;
 
 use self::read::Problems;
 use self::tensors::{Tensors, role};
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
 use super::vector::refuse_vectors;
-use crate::checkpoint::{Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size};
+use crate::checkpoint::{
+    CARD_FILE, Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size,
+};
 use crate::error::{Error, Result};
 use crate::plan::{Numerics, Plan, Sidecar, SidecarContent};
 
@@ -46,6 +51,8 @@ pub struct Merge {
     pub numerics: Numerics,
     /// Where random numbers begin; 0 if it is not given.
     pub seed: Option<u64>,
+    /// Leave out the model card.
+    pub no_model_card: bool,
 }
 
 /// Plans a merge of the models that [`Config::models`] names, in that order.
@@ -67,11 +74,11 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         let what = "the models cannot be merged".to_owned();
         Error::Mismatch { what, problems: lines, hint: hint.to_owned() }
     };
-    let (Some(donor), true) = (models.first(), models.len() == named.len()) else {
+    if models.is_empty() || models.len() != named.len() {
         let mut problems = Problems::default();
         problems.add("", format!("{} models are named, {} given", named.len(), models.len()));
         return Err(refuse(problems));
-    };
+    }
     refuse_vectors(&models.iter().collect::<Vec<_>>())?;
     models.iter().try_for_each(check_layer_count)?;
     let mut parameters = json!({
@@ -89,9 +96,16 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         let hint = format!("`--random-seed` goes from 0 to {}", u32::MAX);
         return Err(Error::Usage { problem, hint });
     }
-    let bound: Vec<(&Path, &Checkpoint)> = named.into_iter().zip(models).collect();
-    for (path, model) in &bound {
-        draft.parent(role(config, path), model);
+    let values = if config.copies() {
+        models.iter().map(Cow::Borrowed).collect()
+    } else {
+        models.iter().map(Checkpoint::as_values).collect::<Result<Vec<_>>>()?
+    };
+    let models: Vec<&Checkpoint> = values.iter().map(Cow::as_ref).collect();
+    let Some(donor) = models.first().copied() else { return Err(refuse(Problems::default())) };
+    let bound: Vec<(&Reference, &Checkpoint)> = named.into_iter().zip(models).collect();
+    for (reference, model) in &bound {
+        draft.parent(role(config, reference), model);
     }
     let mut problems = Problems::default();
     let slices = slices::bind(&mut problems, config, &bound, donor);
@@ -142,11 +156,15 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         draft.plan().numerics = Numerics::Mergekit;
         chain::deal(draft.plan(), &drawn);
     }
-    if models.len() > 1 && config.base.is_none() {
+    if values.len() > 1 && config.base.is_none() {
         let name = donor.name();
         draft.note(format!("config and tokenizer are those of `{name}`, the first model: `base_model` would say which"));
     }
     let content = SidecarContent::Text(config.text.clone());
     draft.plan().sidecars.push(Sidecar { file: CONFIG_FILE.to_owned(), content });
+    if !request.no_model_card {
+        let content = SidecarContent::Text(card::card(config, &bound));
+        draft.plan().sidecars.push(Sidecar { file: CARD_FILE.to_owned(), content });
+    }
     draft.finish(&Derived { sidecars: &sidecars, ..derived })
 }

@@ -1,13 +1,15 @@
 //! Working through the output's tensors: each gets its formula, or its problem is written down.
 
+mod chained;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::Merge;
-use super::chain::recipe;
 use super::config::Config;
-use super::dtypes::{chain_dtypes, output_dtype};
+use super::dtypes::output_dtype;
 use super::methods::{Formula, Parameter, Values};
 use super::read::Problems;
+use super::reference::Reference;
 use super::slices::{Input, Slice};
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
@@ -346,66 +348,6 @@ impl<'a> Tensors<'a> {
         complete.then_some(values)
     }
 
-    /// Writes a tensor down in mergekit's arithmetic, or its problem; says whether that is done.
-    fn chain(
-        &mut self,
-        name: &str,
-        home: usize,
-        slice: &Slice<'_>,
-        operands: &[Operand<'_>],
-        values: &Values,
-    ) -> Result<bool> {
-        let used: Vec<&Dtype> =
-            operands.iter().flat_map(|o| o.stretches.iter().map(|s| s.dtype)).collect();
-        if !used.iter().all(|dtype| dtype.is_float()) {
-            return Ok(false);
-        }
-        let kind = self.config.method.kind;
-        let (dtype, out) = (self.config.dtype.as_ref(), self.config.out_dtype.as_ref());
-        let wider = kind == super::methods::Kind::RamPlus;
-        let found = chain_dtypes(&used, dtype, out, wider).and_then(|(dtype, out)| {
-            let (seed, shape) = (self.request.seed.unwrap_or(0), &operands[0].shape);
-            let recipe = recipe(kind, values, slice.base, (&dtype, shape), seed)?;
-            Ok((dtype, out, recipe))
-        });
-        let (dtype, out, recipe) = match found {
-            Ok((dtype, out, Some(recipe))) => (dtype, out, recipe),
-            Ok((_, _, None)) => return Ok(false),
-            Err(problem) => {
-                self.blame("", problem, name);
-                return Ok(true);
-            }
-        };
-        let as_is = recipe.copied().is_some() && used.iter().all(|used| **used == dtype);
-        if as_is && out == dtype {
-            return Ok(false);
-        }
-        for (input, operand) in slice.inputs.iter().zip(operands) {
-            refuse_quantised(&[input.model], &operand.name)?;
-            refuse_codes(input.model, &operand.name, &used)?;
-        }
-        let shape = operands[0].shape.clone();
-        let last = operands.iter().map(|operand| operand.name.clone()).max();
-        self.drawn.insert(name.to_owned(), last.unwrap_or_default());
-        let operands: Vec<Vec<_>> = operands
-            .iter()
-            .zip(&slice.inputs)
-            .map(|(operand, input)| self.draft.slices(self.role(input), &operand.stretches))
-            .collect();
-        let groups = line_up(&operands).unwrap_or_default();
-        if recipe.looks_ahead() && groups.len() > 1 {
-            let cause = format!(
-                "{} of models that lay out their experts differently is not supported yet",
-                self.config.method.name
-            );
-            self.blame("", cause, name);
-            return Ok(true);
-        }
-        let parts = groups.iter().map(|group| recipe.part(&dtype, group)).collect();
-        self.push(home, name, out, shape, parts);
-        Ok(true)
-    }
-
     fn push(&mut self, home: usize, name: &str, dtype: Dtype, shape: Shape, parts: Vec<Part>) {
         let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
         self.differs |= donors.is_some_and(|donors| *donors != dtype);
@@ -455,15 +397,15 @@ impl<'a> Tensors<'a> {
         let operands: Vec<Vec<_>> = operands
             .iter()
             .zip(&slice.inputs)
-            .map(|(operand, input)| self.draft.slices(self.role(input), &operand.stretches))
+            .map(|(operand, input)| self.draft.operands(self.role(input), &operand.stretches))
             .collect();
         let parts: Vec<Part> = if let Some(input) = copied {
-            operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
+            operands[input].iter().map(|values| as_dtype(values.clone(), &dtype)).collect()
         } else {
-            let blend = |group: Vec<crate::plan::Slice>| {
+            let blend = |group: Vec<crate::plan::Operand>| {
                 let term =
                     |(input, weight): &(usize, f64)| Term::new(group[*input].clone(), *weight);
-                let base = formula.base.map(|base| group[base].clone().into());
+                let base = formula.base.map(|base| group[base].clone());
                 let terms = formula.terms.iter().map(term).collect();
                 let sum = Blend::sum(base, terms, formula.lambda);
                 Part::Blend(Box::new(Blend { solve: formula.solve, ..sum }))
@@ -535,6 +477,6 @@ fn codes(name: &str, dtype: &Dtype, method: &str) -> Error {
 }
 
 /// What a model is to the merge, for sources and parents.
-pub(super) fn role(config: &Config, model: &std::path::Path) -> &'static str {
-    if config.base.as_deref() == Some(model) { "base" } else { "model" }
+pub(super) fn role(config: &Config, model: &Reference) -> &'static str {
+    if config.base.as_ref() == Some(model) { "base" } else { "model" }
 }
