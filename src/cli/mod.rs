@@ -24,6 +24,7 @@ mod live;
 mod lora;
 mod man;
 mod merge;
+mod merge_stages;
 mod plan;
 mod process;
 mod progress;

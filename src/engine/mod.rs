@@ -20,6 +20,7 @@ mod noise;
 mod observer;
 mod options;
 mod output;
+mod random;
 mod reference;
 mod run;
 mod sidecar;
@@ -29,7 +30,6 @@ mod staging;
 pub mod statistics;
 pub mod sweep;
 mod tile;
-mod weights;
 
 pub use auto::{Auto, Verdict};
 pub use device::{BlendTile, Device, Edge, Health, HostMemory, Mask, Operand, Rules, TermRule};

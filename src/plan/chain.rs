@@ -86,6 +86,14 @@ impl Chain {
         n.saturating_mul(most).saturating_add(n.div_ceil(8).saturating_mul(masks))
     }
 
+    /// Whether all of a part has to be seen before any of it can be computed.
+    pub fn looks(&self, blend: &Blend) -> bool {
+        let found =
+            |keep: &Keep| !matches!(keep, Keep::All | Keep::Above { .. } | Keep::Near { .. });
+        let counts = matches!(self.steps, Steps::SharesTimes { .. });
+        counts || blend.terms.iter().any(|term| found(&term.keep))
+    }
+
     /// Whether the steps can be taken with a blend.
     pub(super) fn check(&self, blend: &Blend) -> Result<(), String> {
         if !matches!(self.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {

@@ -12,6 +12,7 @@ mod blend;
 mod chain;
 mod cost;
 mod digest;
+mod keep;
 mod operand;
 mod path_text;
 mod random;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Component, Path};
 
-use super::{Numerics, Operand, Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, Span};
+use super::{Numerics, Operand, Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, keep};
 use crate::error::{Error, Result, printable};
 use crate::format::Dtype;
 
@@ -125,9 +125,7 @@ fn check_part(plan: &Plan, tensor: &Output, part: &Part) -> Result<(), String> {
                     Numerics::Precise => Err("a chain of roundings in precise arithmetic".into()),
                 };
             }
-            if !blend.is_plain() || blend.span != Span::Part {
-                return Err("a blend that is not plain is not carried out yet".into());
-            }
+            keep::check(blend, first.elements().unwrap_or(0))?;
             blend.solve.map_or(Ok(()), |solve| solve.check(blend))
         }
         Part::Random(random) => random.check(tensor),

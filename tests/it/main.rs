@@ -15,6 +15,8 @@ mod crash;
 mod cuda;
 mod devices;
 #[cfg(feature = "cli")]
+mod extension;
+#[cfg(feature = "cli")]
 mod faults;
 mod floors;
 #[cfg(feature = "cli")]

@@ -60,12 +60,11 @@ impl Chains {
 
 impl Filler<'_> {
     /// Finds out what has to be known before elements of a range can be computed.
-    pub(super) fn look(&self, range: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
+    pub(super) fn prepare_chains(&self, range: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
         for extent in self.extents.within(range) {
             let What::Part { tensor, part } = extent.what else { continue };
             let Some((output, Part::Blend(blend))) = self.extents.part(extent) else { continue };
-            let Some(chain) = blend.chain.as_ref().filter(|chain| is_looked_at(chain, blend))
-            else {
+            let Some(chain) = blend.chain.as_ref().filter(|chain| chain.looks(blend)) else {
                 continue;
             };
             if self.chains.get((tensor, part)).is_some() {
@@ -97,7 +96,7 @@ impl Filler<'_> {
             What::Header => return Ok(Health::default()),
         };
         let found = self.chains.get(key);
-        if found.is_none() && is_looked_at(chain, blend) {
+        if found.is_none() && chain.looks(blend) {
             return Err(Error::Plan { problem: "it is not known yet what a blend keeps".into() });
         }
         let width = output.dtype.bytes().unwrap_or(1);
@@ -289,10 +288,4 @@ fn run<'a>(
 
 fn grid(chain: &Chain) -> Result<Grid> {
     Grid::of(&chain.dtype).ok_or_else(|| not_a_float(&chain.dtype))
-}
-
-/// Whether all of a part has to be seen before any of it can be computed.
-fn is_looked_at(chain: &Chain, blend: &Blend) -> bool {
-    let kept = blend.terms.iter().any(|term| keep::is_found(term.keep));
-    kept || matches!(chain.steps, Steps::SharesTimes { .. })
 }

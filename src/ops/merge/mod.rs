@@ -10,13 +10,17 @@
 mod card;
 mod chain;
 mod config;
+mod documents;
 mod dtypes;
+mod exceptions;
+mod extension;
 mod methods;
 mod parameters;
 mod read;
 mod reference;
 mod slices;
 mod tensors;
+mod vectors;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -30,7 +34,6 @@ use self::read::Problems;
 use self::tensors::{Tensors, role};
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
-use super::vector::refuse_vectors;
 use crate::checkpoint::{
     CARD_FILE, Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size,
 };
@@ -49,8 +52,8 @@ pub struct Merge {
     pub truncate_embeddings: bool,
     /// The rules of arithmetic.
     pub numerics: Numerics,
-    /// Where random numbers begin; 0 if it is not given.
-    pub seed: Option<u64>,
+    /// Where random numbers of `dare_*` and `della*` start: the same seed gives the same bytes.
+    pub random_seed: u64,
     /// Leave out the model card.
     pub no_model_card: bool,
 }
@@ -66,8 +69,11 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         let mut seen = HashSet::new();
         lines.retain(|line| seen.insert(line.clone()));
         let shapes = lines.iter().any(|line| line.contains(tensors::DIFFERS));
+        let missing = lines.iter().any(|line| line.contains(exceptions::MISSING));
         let hint = if shapes {
             "where only vocabularies differ, `--truncate-embeddings` keeps the rows that all models have"
+        } else if missing {
+            "`elo_surgery: {missing_tensors: base}` (or `present`) says what becomes of tensors that some models lack"
         } else {
             "docs/merge.md has the rules, and what is supported"
         };
@@ -79,19 +85,18 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         problems.add("", format!("{} models are named, {} given", named.len(), models.len()));
         return Err(refuse(problems));
     }
-    refuse_vectors(&models.iter().collect::<Vec<_>>())?;
     models.iter().try_for_each(check_layer_count)?;
     let mut parameters = json!({
         "merge_method": config.method.name,
         "shard_size": request.shard_size,
         "truncate_embeddings": request.truncate_embeddings,
+        "random_seed": request.random_seed,
     });
     if request.numerics == Numerics::Mergekit {
         parameters["numerics"] = json!(request.numerics);
-        parameters["random_seed"] = json!(request.seed.unwrap_or(0));
     }
     let mut draft = Draft::new("merge", &parameters);
-    if request.numerics == Numerics::Mergekit && request.seed > Some(u32::MAX.into()) {
+    if request.numerics == Numerics::Mergekit && request.random_seed > u64::from(u32::MAX) {
         let problem = "mergekit's random seeds have 32 bits".to_owned();
         let hint = format!("`--random-seed` goes from 0 to {}", u32::MAX);
         return Err(Error::Usage { problem, hint });
@@ -108,6 +113,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         draft.parent(role(config, reference), model);
     }
     let mut problems = Problems::default();
+    let vectors = vectors::are_vectors(&mut problems, config, &bound);
     let slices = slices::bind(&mut problems, config, &bound, donor);
     if !problems.0.is_empty() {
         return Err(refuse(problems));
@@ -119,13 +125,14 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     };
     let mut tensors = Tensors::new(config, &slices, donor, draft, request);
     tensors.problems = problems;
+    tensors.vectors = vectors;
     if config.is_whole() {
         tensors.add_whole()?;
     } else {
         tensors.add_slices(&described)?;
     }
     let problems = tensors.take_problems();
-    let Tensors { mut draft, dtypes, differs, rows, drawn, .. } = tensors;
+    let Tensors { mut draft, dtypes, differs, rows, rounded, drawn, precise, .. } = tensors;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -154,11 +161,20 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     }
     if request.numerics == Numerics::Mergekit {
         draft.plan().numerics = Numerics::Mergekit;
+        if precise {
+            let method = config.method.name;
+            draft.note(format!("{method} is computed in precise arithmetic and rounded once: mergekit's own order of rounding is not carried out for it"));
+        }
         chain::deal(draft.plan(), &drawn);
     }
     if values.len() > 1 && config.base.is_none() {
         let name = donor.name();
         draft.note(format!("config and tokenizer are those of `{name}`, the first model: `base_model` would say which"));
+    }
+    if let (true, Some(dtype)) = (rounded, &config.dtype) {
+        draft.note(format!(
+            "inputs are not rounded to `dtype` {dtype} first, as mergekit does: only the result is rounded"
+        ));
     }
     let content = SidecarContent::Text(config.text.clone());
     draft.plan().sidecars.push(Sidecar { file: CONFIG_FILE.to_owned(), content });

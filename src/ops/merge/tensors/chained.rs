@@ -2,7 +2,7 @@
 
 use super::super::chain::recipe;
 use super::super::dtypes::chain_dtypes;
-use super::super::methods::{Kind, Values};
+use super::super::methods::{Kind, Values, Variant};
 use super::super::slices::Slice;
 use super::{Operand, Tensors, refuse_codes};
 use crate::error::Result;
@@ -25,17 +25,26 @@ impl Tensors<'_> {
         if !used.iter().all(|dtype| dtype.is_float()) {
             return Ok(false);
         }
+        let variant = self.config.extension.variant;
+        if self.vectors || variant != Variant::default() {
+            let cause = "mergekit's arithmetic knows neither saved vectors nor the papers' variants: use `--numerics precise`";
+            self.blame("", cause.to_owned(), name);
+            return Ok(true);
+        }
         let kind = self.config.method.kind;
         let (dtype, out) = (self.config.dtype.as_ref(), self.config.out_dtype.as_ref());
         let wider = kind == Kind::RamPlus;
         let found = chain_dtypes(&used, dtype, out, wider).and_then(|(dtype, out)| {
-            let (seed, shape) = (self.request.seed.unwrap_or(0), &operands[0].shape);
+            let (seed, shape) = (self.request.random_seed, &operands[0].shape);
             let recipe = recipe(kind, values, slice.base, (&dtype, shape), seed)?;
             Ok((dtype, out, recipe))
         });
         let (dtype, out, recipe) = match found {
             Ok((dtype, out, Some(recipe))) => (dtype, out, recipe),
-            Ok((_, _, None)) => return Ok(false),
+            Ok((_, _, None)) => {
+                self.precise = true;
+                return Ok(false);
+            }
             Err(problem) => {
                 self.blame("", problem, name);
                 return Ok(true);
