@@ -62,7 +62,7 @@ fn sweeps(cuda: &Cuda, time: Duration) {
             }
             let operands: Vec<_> =
                 made.iter().map(|m| Operand { dtype: &BF16, bytes: &m[..bytes] }).collect();
-            let tile = SweepTile { base: Some(operands[0]), terms: &operands[1..] };
+            let tile = SweepTile::new(Some(operands[0]), &operands[1..]);
             let mut sums = vec![0.0; leaves_of(bytes / 2) * sums_of(terms)];
             fastest((terms + 1) * bytes, time, || device.sums(&tile, &mut sums).unwrap())
         };
@@ -71,8 +71,8 @@ fn sweeps(cuda: &Cuda, time: Duration) {
     let rate = |device: &dyn Device| {
         let mut memory = cuda.memory(bytes).unwrap();
         memory.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * 31 % 251) as u8 & 0x3f);
-        let operand = Operand { dtype: &BF16, bytes: &memory[..bytes] };
-        let tile = SweepTile { base: None, terms: &[operand] };
+        let terms = [Operand { dtype: &BF16, bytes: &memory[..bytes] }];
+        let tile = SweepTile::new(None, &terms);
         let mut counts = vec![0; Digit::High.bins()];
         fastest(bytes, time, || device.histogram(&tile, Digit::High, &mut counts).unwrap())
     };

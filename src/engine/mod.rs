@@ -16,6 +16,7 @@ mod journal;
 mod observer;
 mod options;
 mod output;
+mod random;
 mod reference;
 mod run;
 mod sidecar;
@@ -25,7 +26,6 @@ mod staging;
 pub mod statistics;
 pub mod sweep;
 mod tile;
-mod weights;
 
 pub use auto::{Auto, Verdict};
 pub use device::{BlendTile, Device, Edge, Health, HostMemory, Mask, Operand, Rules, TermRule};

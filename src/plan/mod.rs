@@ -11,6 +11,7 @@
 mod blend;
 mod cost;
 mod digest;
+mod keep;
 mod path_text;
 mod solve;
 mod validate;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use blend::{Blend, Divide, Keep, Operand, Span, Term, Vote};
 pub use cost::Cost;
+pub(crate) use keep::Looks;
 pub use solve::Solve;
 
 use crate::error::Result;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Component, Path};
 
-use super::{Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, Span};
+use super::{Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, keep};
 use crate::error::{Error, Result, printable};
 use crate::format::Dtype;
 
@@ -120,7 +120,8 @@ fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
             if let Some(odd) = dtypes.find(|d| !d.is_float()) {
                 return Err(format!("{odd} cannot be computed on"));
             }
-            if !blend.is_plain() || blend.span != Span::Part {
+            keep::check(blend, shape.elements().unwrap_or(0))?;
+            if !blend.is_plain() || blend.span != super::Span::Part {
                 return Err("a blend that is not plain is not carried out yet".into());
             }
             blend.solve.map_or(Ok(()), |solve| solve.check(blend))

@@ -8,18 +8,20 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::auto::Pick;
-use super::device::{Device, Operand};
-use super::extents::{Extents, What};
-use super::sweep::{Gram, LEAF, SweepTile, TreeSum, leaves_of, sums_of};
-use super::tile::{Filler, Operands, Scratch, index};
-use super::weights::weights;
+mod weights;
+
+use self::weights::weights;
+use crate::engine::auto::Pick;
+use crate::engine::device::{Device, Operand};
+use crate::engine::extents::{Extents, What};
+use crate::engine::sweep::{Gram, LEAF, SweepTile, TreeSum, leaves_of, sums_of};
+use crate::engine::tile::{Filler, Operands, Scratch, index};
 use crate::error::{Error, Result};
 use crate::plan::{Blend, Output, Part, Solve, Term};
 
 /// The sweeps of the parts of one output file whose weights are to be found, by tensor and part of the plan.
 #[derive(Default)]
-pub(super) struct Sweeps(HashMap<(usize, usize), Sweep>);
+pub(in crate::engine) struct Sweeps(HashMap<(usize, usize), Sweep>);
 
 /// The sweep of one part.
 struct Sweep {
@@ -45,7 +47,7 @@ enum State {
 
 impl Sweeps {
     /// `tile` is how many bytes of an operand are looked at at once, roughly.
-    pub(super) fn new(extents: &Extents<'_>, tile: u64) -> Self {
+    pub(in crate::engine) fn new(extents: &Extents<'_>, tile: u64) -> Self {
         let of = |(tensor, part, blend): (usize, usize, &Blend)| {
             ((tensor, part), Sweep::new(blend, tile))
         };
@@ -53,7 +55,7 @@ impl Sweeps {
     }
 
     /// The part with the weights that were found; none if it needs no sweep.
-    pub(super) fn solved(&self, what: What) -> Result<Option<Arc<Part>>> {
+    pub(in crate::engine) fn solved(&self, what: What) -> Result<Option<Arc<Part>>> {
         let What::Part { tensor, part } = what else { return Ok(None) };
         let Some(sweep) = self.0.get(&(tensor, part)) else { return Ok(None) };
         match &*sweep.state() {
@@ -146,7 +148,7 @@ impl Drop for Share<'_> {
 
 impl Filler<'_> {
     /// Finds the weights of all that a range is made of.
-    pub(super) fn solve(&self, range: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
+    pub(in crate::engine) fn solve(&self, range: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
         for extent in self.extents.within(range) {
             let What::Part { tensor, part } = extent.what else { continue };
             let Some((output, Part::Blend(blend))) = self.extents.part(extent) else { continue };
@@ -215,7 +217,7 @@ impl Filler<'_> {
         let terms: Vec<Operand<'_>> = operands.collect();
         let leaves = leaves_of(index(run.end - run.start));
         let mut sums = vec![0.0; leaves * sums_of(terms.len())];
-        device.sums(&SweepTile { base, terms: &terms }, &mut sums)?;
+        device.sums(&SweepTile::new(base, &terms), &mut sums)?;
         Ok(sums)
     }
 }

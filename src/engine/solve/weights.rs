@@ -3,7 +3,7 @@
 //! Every vector is a combination of the values, held as its coefficients; lengths and products of such come from the [`Gram`]
 //! matrix. Sines and arc cosines are computed in software, so that every machine finds the same bits.
 
-use super::sweep::Gram;
+use crate::engine::sweep::Gram;
 use crate::plan::Solve;
 
 /// Below this distance from 1 or -1 a cosine rounds to it in f32: an angle that f32 values do not tell from a straight one.
