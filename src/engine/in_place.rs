@@ -19,6 +19,7 @@ use super::observer::{Observer, Progress};
 use super::options::{Execution, Report};
 use super::output::{free_bytes, out_of_space, remove_if_there, sync_directory};
 use super::sidecar::{provenance, write_whole};
+use super::simd::Simd;
 use super::solve::Sweeps;
 use super::tile::{Filler, Scratch, Sources};
 use crate::error::{Error, IoContext, Result};
@@ -307,7 +308,9 @@ fn apply(
         extents: &change.extents,
         sources: &sources,
         device,
+        host: Simd::new(),
         observer,
+        progress: &|_| {},
         sweeps: &Sweeps::new(&change.extents, options.tile),
         allow_nonfinite: options.allow_nonfinite,
         tile: usize::try_from(options.tile).unwrap_or(usize::MAX),

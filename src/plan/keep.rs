@@ -19,6 +19,7 @@ pub(super) fn check(blend: &Blend, elements: u64) -> Result<(), String> {
     for term in &blend.terms {
         check_term(blend, term, elements)?;
     }
+    check_alike(blend)?;
     if let Some(Divide { least, instead }) = blend.divide {
         if !(least.is_finite() && least >= 0.0 && instead.is_finite() && instead != 0.0) {
             return Err(format!("a sum divided by {instead} below {least}"));
@@ -71,6 +72,27 @@ fn check_term(blend: &Blend, term: &Term, elements: u64) -> Result<(), String> {
     } else {
         Err(format!("of {elements} elements it cannot keep {:?}", term.keep))
     }
+}
+
+/// What is found once for all terms must be asked for alike.
+fn check_alike(blend: &Blend) -> Result<(), String> {
+    let alike = |what: fn(&Keep) -> Option<u64>| {
+        let mut all = blend.terms.iter().filter_map(|term| what(&term.keep));
+        let first = all.next();
+        all.all(|other| Some(other) == first)
+    };
+    let share = |keep: &Keep| match keep {
+        Keep::Varied { share } => Some(share.to_bits()),
+        _ => None,
+    };
+    let columns = |keep: &Keep| match keep {
+        Keep::Important { columns } => Some(*columns),
+        _ => None,
+    };
+    if alike(share) && alike(columns) {
+        return Ok(());
+    }
+    Err("terms that keep different shares of what varies, or have rows of different lengths".into())
 }
 
 fn check_columns(what: &str, columns: u64, elements: u64) -> Result<(), String> {

@@ -24,7 +24,6 @@ use serde::{Deserialize, Serialize};
 
 pub use blend::{Blend, Divide, Keep, Operand, Span, Term, Vote};
 pub use cost::Cost;
-pub(crate) use keep::Looks;
 pub use solve::Solve;
 
 use crate::error::Result;

@@ -121,9 +121,6 @@ fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
                 return Err(format!("{odd} cannot be computed on"));
             }
             keep::check(blend, shape.elements().unwrap_or(0))?;
-            if !blend.is_plain() || blend.span != super::Span::Part {
-                return Err("a blend that is not plain is not carried out yet".into());
-            }
             blend.solve.map_or(Ok(()), |solve| solve.check(blend))
         }
         _ => Ok(()),

@@ -46,6 +46,13 @@ impl Simd {
     }
 }
 
+impl Simd {
+    /// Values of a term that is not `F64`, minus those of the base, which is not either, in f32.
+    pub(super) fn values(self, base: Option<&Values<'_>>, term: &Values<'_>, out: &mut [f64]) {
+        self.level.run(sweep::Wide { base, term, out });
+    }
+}
+
 impl Default for Simd {
     fn default() -> Self {
         Self::new()

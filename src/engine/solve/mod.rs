@@ -1,82 +1,122 @@
-//! Weights that need a look at a whole part first: its sweep, shared by the workers that come to its tiles.
+//! What must be known of a whole part before its first element can be computed: thresholds, norms, weights. Found out by the
+//! workers that come to its tiles, together.
 //!
-//! Whoever needs the weights takes runs of elements until there are none left, then waits for those that others are still at.
-//! Nobody waits while he holds one, so the last always comes; its worker finds the weights.
+//! A part is looked at as often as it takes ([`Look`]), run by run. Whoever needs it takes runs until there are none left, then
+//! waits for those that others are still at. Nobody waits while he holds one, so the last always comes; he draws the
+//! conclusions and opens the next look. What is found depends on the elements alone, not on runs or their order.
+
+mod look;
+mod order;
+mod ready;
+mod rows;
+mod scores;
+mod span;
+mod weights;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-mod weights;
-
-use self::weights::weights;
-use crate::engine::auto::Pick;
-use crate::engine::device::{Device, Operand};
-use crate::engine::extents::{Extents, What};
-use crate::engine::sweep::{Gram, LEAF, SweepTile, TreeSum, leaves_of, sums_of};
-use crate::engine::tile::{Filler, Operands, Scratch, index};
+use self::look::{Found, Known, Local, Look, Step};
+pub(super) use self::ready::{Bits, Ready};
+use super::extents::{Extents, What};
+use super::tile::{Filler, Scratch};
 use crate::error::{Error, Result};
-use crate::plan::{Blend, Output, Part, Solve, Term};
+use crate::plan::{Blend, Output, Part};
 
-/// The sweeps of the parts of one output file whose weights are to be found, by tensor and part of the plan.
+/// The parts of one output file that must be looked at or have rules, by tensor and part of the plan.
 #[derive(Default)]
-pub(in crate::engine) struct Sweeps(HashMap<(usize, usize), Sweep>);
+pub(super) struct Sweeps(HashMap<(usize, usize), Sweep>);
 
-/// The sweep of one part.
+/// What is found out about one part.
 struct Sweep {
     elements: u64,
-    /// Elements that are looked at by one worker at once.
-    run: u64,
-    /// The first element that nobody has taken.
-    next: AtomicU64,
+    /// Bytes of an operand that are looked at by one worker at once, roughly.
+    tile: u64,
+    /// Bytes of the part in the output.
+    bytes: u64,
+    /// How often its inputs are read at most, computing included.
+    times: u64,
+    /// Bytes that the observer was told of.
+    told: AtomicU64,
     state: Mutex<State>,
     over: Condvar,
 }
 
 enum State {
-    /// So many elements are still missing in the sums.
-    Open {
-        sums: TreeSum,
-        missing: u64,
-    },
+    Open(Box<Open>),
     /// The blend as it is computed.
-    Solved(Arc<Part>),
+    Ready(Arc<Ready>),
     Failed,
+}
+
+/// A look that is under way.
+struct Open {
+    look: Arc<Look>,
+    known: Arc<Known>,
+    found: Found,
+    /// The first element that nobody has taken.
+    next: u64,
+    /// So many elements were not looked at, or what was found is not here yet.
+    missing: u64,
 }
 
 impl Sweeps {
     /// `tile` is how many bytes of an operand are looked at at once, roughly.
-    pub(in crate::engine) fn new(extents: &Extents<'_>, tile: u64) -> Self {
-        let of = |(tensor, part, blend): (usize, usize, &Blend)| {
-            ((tensor, part), Sweep::new(blend, tile))
-        };
-        Self(extents.solved().map(of).collect())
+    pub(super) fn new(extents: &Extents<'_>, tile: u64) -> Self {
+        let of = |(tensor, part, blend, bytes)| ((tensor, part), Sweep::new(blend, bytes, tile));
+        Self(extents.ruled().map(of).collect())
     }
 
-    /// The part with the weights that were found; none if it needs no sweep.
-    pub(in crate::engine) fn solved(&self, what: What) -> Result<Option<Arc<Part>>> {
-        let What::Part { tensor, part } = what else { return Ok(None) };
-        let Some(sweep) = self.0.get(&(tensor, part)) else { return Ok(None) };
+    /// The part as it is computed; none if it is as the plan says.
+    pub(super) fn ready(&self, what: What) -> Result<Option<Arc<Ready>>> {
+        let Some(sweep) = self.of(what) else { return Ok(None) };
         match &*sweep.state() {
-            State::Solved(part) => Ok(Some(Arc::clone(part))),
-            _ => Err(Error::Plan { problem: "a blend's weights are not known yet".into() }),
+            State::Ready(ready) => Ok(Some(Arc::clone(ready))),
+            _ => Err(Error::Plan { problem: "what a blend needs is not known yet".into() }),
         }
+    }
+
+    /// Bytes `within` of a part that count as done when it has been looked at.
+    pub(super) fn told(&self, what: What, within: &Range<u64>) -> u64 {
+        self.of(what).map_or(0, |sweep| sweep.share(within.end) - sweep.share(within.start))
+    }
+
+    /// Lets go of what was found.
+    pub(super) fn forget(&self) {
+        for sweep in self.0.values() {
+            *sweep.state() = State::Failed;
+        }
+    }
+
+    fn of(&self, what: What) -> Option<&Sweep> {
+        let What::Part { tensor, part } = what else { return None };
+        self.0.get(&(tensor, part))
     }
 }
 
 impl Sweep {
-    fn new(blend: &Blend, tile: u64) -> Self {
+    fn new(blend: &Blend, bytes: u64, tile: u64) -> Self {
         let elements =
             blend.terms.first().and_then(|t| t.operand.slice.shape.elements()).unwrap_or(0);
-        let width = blend.slices().filter_map(|s| s.dtype.bytes()).max().unwrap_or(1);
-        let leaf = LEAF as u64;
-        let state =
-            State::Open { sums: TreeSum::new(blend.terms.len(), elements), missing: elements };
+        let known = Known::new(blend);
+        let state = match look::first(blend) {
+            Some(look) => State::Open(Box::new(Open {
+                look: Arc::new(look),
+                known: Arc::new(known),
+                found: Found::default(),
+                next: 0,
+                missing: elements,
+            })),
+            None => State::Ready(Arc::new(ready::without_looks(blend))),
+        };
         Self {
             elements,
-            run: (tile / width / leaf).max(1) * leaf,
-            next: AtomicU64::new(0),
+            tile,
+            bytes,
+            times: u64::from(blend.sweeps()).max(1),
+            told: AtomicU64::new(0),
             state: Mutex::new(state),
             over: Condvar::new(),
         }
@@ -87,59 +127,107 @@ impl Sweep {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next run of elements that is to be looked at.
-    fn take(&self) -> Option<Share<'_>> {
-        let start = self.next.fetch_add(self.run, Ordering::Relaxed);
-        let run = start..(start + self.run).min(self.elements);
-        // Not even made, if there is none: dropping it would end the sweep.
-        (start < self.elements).then(|| Share { sweep: self, run, done: false })
+    /// Of so many first bytes, those that count as done by looking.
+    fn share(&self, bytes: u64) -> u64 {
+        let share = u128::from(bytes) * u128::from(self.times - 1) / u128::from(self.times);
+        u64::try_from(share).unwrap_or(bytes)
     }
 
-    /// Waits for what others are still at.
-    fn wait(&self) -> Result<()> {
+    /// A look that has elements left; none if all is known. Waits for what others are still at.
+    fn enter(&self) -> Result<Option<Stint<'_>>> {
         let mut state = self.state();
-        while matches!(*state, State::Open { .. }) {
-            state = self.over.wait(state).unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match &*state {
+                State::Ready(_) => return Ok(None),
+                // Whoever failed says why.
+                State::Failed => return Err(Error::Interrupted { resumable: true }),
+                State::Open(open) if open.next < self.elements => {
+                    let (look, known) = (Arc::clone(&open.look), Arc::clone(&open.known));
+                    let local = Local::default();
+                    return Ok(Some(Stint {
+                        sweep: self,
+                        look,
+                        known,
+                        local,
+                        held: 0,
+                        done: false,
+                    }));
+                }
+                State::Open(_) => {
+                    state = self.over.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
         }
-        // Whoever failed says why.
-        if matches!(*state, State::Failed) {
-            return Err(Error::Interrupted { resumable: true });
-        }
-        Ok(())
     }
 }
 
-/// A run of elements that one worker looks at. Dropped before it is done, it is the end of the sweep.
-struct Share<'a> {
+/// One worker's part in a look. Dropped before it is done, it is the end of the sweep.
+struct Stint<'a> {
     sweep: &'a Sweep,
-    run: Range<u64>,
+    look: Arc<Look>,
+    known: Arc<Known>,
+    /// What this worker has counted.
+    local: Local,
+    /// Elements of which the counts are only here.
+    held: u64,
     done: bool,
 }
 
-impl Share<'_> {
-    /// Adds its sums; if they were the last, `solve` finds the weights.
-    fn put(mut self, found: &[f64], solve: impl FnOnce(&Gram) -> Result<Blend>) -> Result<()> {
+impl Stint<'_> {
+    /// The next run of elements that is to be looked at.
+    fn take(&mut self, blend: &Blend) -> Option<Range<u64>> {
         let mut state = self.sweep.state();
-        if let State::Open { sums, missing } = &mut *state {
-            sums.add(self.run.start / LEAF as u64, found);
-            *missing -= self.run.end - self.run.start;
-            if *missing == 0 {
-                let sums = std::mem::replace(sums, TreeSum::new(0, 0));
+        let State::Open(open) = &mut *state else { return None };
+        if open.next >= self.sweep.elements || !Arc::ptr_eq(&open.look, &self.look) {
+            return None;
+        }
+        let start = open.next;
+        let end = start + self.look.run(blend, self.sweep.tile);
+        open.next = end.min(self.sweep.elements);
+        self.held += open.next - start;
+        Some(start..open.next)
+    }
+
+    /// Hands in what was counted; if that was the last, `conclude` says what follows.
+    fn finish(
+        mut self,
+        conclude: impl FnOnce(&Look, Known, Found) -> Result<Step>,
+    ) -> Result<bool> {
+        let mut state = self.sweep.state();
+        let mut last = false;
+        if let State::Open(open) = &mut *state {
+            open.found.merge(std::mem::take(&mut self.local));
+            open.missing -= self.held;
+            if open.missing == 0 {
+                let found = std::mem::take(&mut open.found);
+                let known = Known::clone(&open.known);
+                // The others wait: there is nothing left to take.
                 drop(state);
-                let solved = Part::Blend(Box::new(solve(&sums.finish()?)?));
-                *self.sweep.state() = State::Solved(Arc::new(solved));
+                let next = match conclude(&self.look, known, found)? {
+                    Step::Ready(ready) => {
+                        last = true;
+                        State::Ready(Arc::new(ready))
+                    }
+                    Step::Look(look, known) => State::Open(Box::new(Open {
+                        look: Arc::new(look),
+                        known: Arc::new(known),
+                        found: Found::default(),
+                        next: 0,
+                        missing: self.sweep.elements,
+                    })),
+                };
+                *self.sweep.state() = next;
                 self.sweep.over.notify_all();
             }
         }
         self.done = true;
-        Ok(())
+        Ok(last)
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for Stint<'_> {
     fn drop(&mut self) {
         if !self.done {
-            self.sweep.next.store(self.sweep.elements, Ordering::Relaxed);
             *self.sweep.state() = State::Failed;
             self.sweep.over.notify_all();
         }
@@ -147,13 +235,12 @@ impl Drop for Share<'_> {
 }
 
 impl Filler<'_> {
-    /// Finds the weights of all that a range is made of.
-    pub(in crate::engine) fn solve(&self, range: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
+    /// Finds out all that must be known of what a range is made of.
+    pub(super) fn solve(&self, range: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
         for extent in self.extents.within(range) {
-            let What::Part { tensor, part } = extent.what else { continue };
             let Some((output, Part::Blend(blend))) = self.extents.part(extent) else { continue };
-            if let (Some(solve), Some(sweep)) = (blend.solve, self.sweeps.0.get(&(tensor, part))) {
-                self.sweep(sweep, solve, blend, output, scratch)?;
+            if let Some(sweep) = self.sweeps.of(extent.what) {
+                self.sweep(sweep, blend, output, scratch)?;
             }
         }
         Ok(())
@@ -162,83 +249,43 @@ impl Filler<'_> {
     fn sweep(
         &self,
         sweep: &Sweep,
-        solve: Solve,
         blend: &Blend,
         output: &Output,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        let find = |gram: &Gram| {
-            let given: Vec<f64> = blend.terms.iter().map(|term| term.weight).collect();
-            let found = weights(solve, &given, gram).map_err(|reason| Error::Unsupported {
-                what: format!("`{}`", output.name),
-                reason,
-                hint: "choose other weights, or another method for this tensor".into(),
-            })?;
-            Ok(with_weights(blend, &found))
-        };
-        while let Some(share) = sweep.take() {
-            if self.observer.cancelled() {
-                return Err(Error::Interrupted { resumable: true });
+        while let Some(mut stint) = sweep.enter()? {
+            while let Some(run) = stint.take(blend) {
+                if self.observer.cancelled() {
+                    return Err(Error::Interrupted { resumable: true });
+                }
+                let share =
+                    self.look(&stint.look, &stint.known, blend, &run, &mut stint.local, scratch)?;
+                self.check_unchanged(blend, output)?;
+                if let State::Open(open) = &mut *sweep.state() {
+                    open.found.add(run.start, share);
+                }
+                let bytes = (run.end - run.start) * (sweep.bytes / sweep.elements) / sweep.times;
+                sweep.told.fetch_add(bytes, Ordering::Relaxed);
+                (self.progress)(bytes);
             }
-            let sums = self.sums(blend, &share.run, scratch)?;
-            for slice in blend.slices() {
-                self.source(slice.source)?.check_unchanged(Some(&output.name))?;
-            }
-            share.put(&sums, find)?;
-        }
-        sweep.wait()
-    }
-
-    /// The sums of a run of elements, on the device of the moment.
-    fn sums(&self, blend: &Blend, run: &Range<u64>, scratch: &mut Scratch) -> Result<Vec<f64>> {
-        let mut pick = Pick::of(self.device);
-        loop {
-            scratch.suit(pick.device);
-            match self.sums_on(pick.device, blend, run, &mut scratch.operands) {
-                Err(error) => pick = pick.instead(&error).ok_or(error)?,
-                sums => return sums,
+            let conclude = |look: &Look, known: Known, found: Found| {
+                let step = self.conclude(look, known, found, blend, output, scratch)?;
+                self.check_unchanged(blend, output)?;
+                Ok(step)
+            };
+            if stint.finish(conclude)? {
+                // Looks that were not needed, and what rounding left.
+                let rest = sweep.share(sweep.bytes) - sweep.told.load(Ordering::Relaxed);
+                (self.progress)(rest);
             }
         }
+        Ok(())
     }
 
-    fn sums_on(
-        &self,
-        device: &dyn Device,
-        blend: &Blend,
-        run: &Range<u64>,
-        buffers: &mut Vec<Operands>,
-    ) -> Result<Vec<f64>> {
-        let tiles = self.operands(blend, run, device, buffers)?;
-        let mut operands = blend
-            .slices()
-            .zip(&tiles)
-            .map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile });
-        let base = if blend.base.is_some() { operands.next() } else { None };
-        let terms: Vec<Operand<'_>> = operands.collect();
-        let leaves = leaves_of(index(run.end - run.start));
-        let mut sums = vec![0.0; leaves * sums_of(terms.len())];
-        device.sums(&SweepTile::new(base, &terms), &mut sums)?;
-        Ok(sums)
+    fn check_unchanged(&self, blend: &Blend, output: &Output) -> Result<()> {
+        for slice in blend.slices() {
+            self.source(slice.source)?.check_unchanged(Some(&output.name))?;
+        }
+        Ok(())
     }
-}
-
-/// The blend with weights of its own. A base becomes the first term: `b + l*c*(x - b)` is `(1 - l*c)*b + l*c*x`, which is
-/// rounded less often.
-fn with_weights(blend: &Blend, weights: &[f64]) -> Blend {
-    let Some(base) = &blend.base else {
-        let weigh = |(term, weight): (&Term, &f64)| Term { weight: *weight, ..term.clone() };
-        let terms = blend.terms.iter().zip(weights).map(weigh).collect();
-        return Blend { terms, solve: None, ..blend.clone() };
-    };
-    let taken = blend.lambda * weights.iter().sum::<f64>();
-    let mut terms =
-        vec![Term { operand: base.clone(), ..Term::new(base.slice.clone(), 1.0 - taken) }];
-    terms.extend(
-        blend
-            .terms
-            .iter()
-            .zip(weights)
-            .map(|(term, weight)| Term { weight: blend.lambda * weight, ..term.clone() }),
-    );
-    Blend::sum(None, terms, 1.0)
 }
