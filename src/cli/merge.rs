@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::arguments::{Opening, ShardSize};
 use super::failure::{Failure, Origins};
@@ -16,7 +16,7 @@ use crate::ops::{
     self,
     merge::{Config, Reference},
 };
-use crate::plan::Plan;
+use crate::plan::{Numerics, Plan};
 
 /// Much more than any configuration has.
 const MOST_BYTES: u64 = 1 << 20;
@@ -38,9 +38,9 @@ model_stock, nearswap, arcee_fusion, passthrough. docs/merge.md has their formul
 pub(super) struct Merge {
     /// The configuration
     config: PathBuf,
-    /// Rules of arithmetic: `precise` is f32 with one rounding
-    #[arg(long, value_name = "RULES", default_value = "precise", value_parser = parse_numerics)]
-    numerics: Precise,
+    /// Rules of arithmetic: f32 with one rounding, or mergekit's operation by operation
+    #[arg(long, value_enum, value_name = "RULES", default_value_t)]
+    numerics: Rules,
     /// Where vocabularies differ in size, keep the rows that all models have
     #[arg(long)]
     truncate_embeddings: bool,
@@ -58,15 +58,22 @@ pub(super) struct Merge {
     how: How,
 }
 
-/// The only rules of arithmetic so far.
-#[derive(Clone, Copy, Debug)]
-struct Precise;
+/// Rules of arithmetic.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Rules {
+    /// Exact inputs, f32 sums, one rounding
+    #[default]
+    Precise,
+    /// The operations and roundings of mergekit 0.1.5 in `dtype`, and its random numbers; slow, on the CPU
+    Mergekit,
+}
 
-fn parse_numerics(text: &str) -> Result<Precise, String> {
-    match text {
-        "precise" => Ok(Precise),
-        "mergekit" => Err("mergekit's chain of roundings is not supported yet".into()),
-        _ => Err("the rules are called `precise`".into()),
+impl Rules {
+    fn numerics(self) -> Numerics {
+        match self {
+            Self::Precise => Numerics::Precise,
+            Self::Mergekit => Numerics::Mergekit,
+        }
     }
 }
 
@@ -126,7 +133,6 @@ impl Merge {
         stages: &Stages,
         session: &Session,
     ) -> Result<Plan, Failure> {
-        let Precise = self.numerics;
         let open = |named: &Reference| match stages.get(&named.path) {
             Some(made) => {
                 let named = Reference { path: made.clone(), lora: named.lora.clone() };
@@ -139,6 +145,7 @@ impl Merge {
         let request = ops::merge::Merge {
             shard_size: self.shard_size.shard_size,
             truncate_embeddings: self.truncate_embeddings,
+            numerics: self.numerics.numerics(),
             random_seed: self.random_seed,
             no_model_card: self.no_model_card,
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::auto::Pick;
+use super::chain::Chains;
 use super::device::{BlendTile, Device, Health, HostMemory, Operand, Rules};
 use super::extents::{Extents, What};
 use super::made::{Making, make};
@@ -85,6 +86,8 @@ pub(super) struct Filler<'a> {
     pub(super) progress: &'a (dyn Fn(u64) + Sync),
     /// What is found out before a tile is filled.
     pub(super) sweeps: &'a Sweeps,
+    /// What is known of the parts that mergekit's arithmetic keeps.
+    pub(super) chains: &'a Chains,
     pub(super) allow_nonfinite: bool,
     /// Most bytes that are filled at once.
     pub(super) tile: usize,
@@ -106,6 +109,7 @@ impl Filler<'_> {
             return Ok((taken, Vec::new()));
         }
         self.solve(range, scratch)?;
+        self.prepare_chains(range, scratch)?;
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut pick = Pick::of(self.device);
         loop {
@@ -184,13 +188,20 @@ impl Filler<'_> {
             let within = start - extent.out.start..end - extent.out.start;
             match (self.extents.part(extent), extent.what) {
                 (Some((output, part)), What::Part { tensor, .. }) => {
-                    let ready = self.sweeps.ready(extent.what)?;
-                    let part = (part, ready.as_deref());
-                    let health = self.fill_part(output, part, within, piece, device, scratch)?;
+                    let health = match part.chain() {
+                        Some(how) => {
+                            self.fill_chain(output, how, extent.what, &within, piece, scratch)?
+                        }
+                        None => {
+                            let ready = self.sweeps.ready(extent.what)?;
+                            let part = (part, ready.as_deref());
+                            self.fill_part(output, part, within, piece, device, scratch)?
+                        }
+                    };
                     if health != Health::default() {
                         healths.push((tensor, health));
                     }
-                    for slice in part.0.slices() {
+                    for slice in part.slices() {
                         self.source(slice.source)?.check_unchanged(Some(&output.name))?;
                     }
                 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Operand, Slice, Solve};
+use super::{Chain, Operand, Slice, Solve};
 
 /// `base + lambda * (w0*v0 + w1*v1 + ...)`, element by element.
 ///
@@ -50,6 +50,9 @@ pub struct Blend {
     /// Whether the sum becomes a mean.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divide: Option<Divide>,
+    /// mergekit's operations and roundings, which then say what is computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Chain>,
 }
 
 /// What a [`Solve`] finds weights for, each from its elements alone.
@@ -199,6 +202,7 @@ impl Blend {
             span: Span::Part,
             vote: None,
             divide: None,
+            chain: None,
         }
     }
 
@@ -206,7 +210,11 @@ impl Blend {
     /// take one look, thresholds two, and a third where equal magnitudes must be told apart by their places; importance takes one
     /// more. Weights of rows are found when the rows are computed.
     pub fn sweeps(&self) -> u32 {
-        if self.terms.is_empty() { 0 } else { 1 + self.looks().count() }
+        match &self.chain {
+            _ if self.terms.is_empty() => 0,
+            Some(chain) => 1 + u32::from(chain.looks(self)),
+            None => 1 + self.looks().count(),
+        }
     }
 
     /// Base and operands.
@@ -224,7 +232,8 @@ impl Blend {
         let plain = |term: &Term| {
             term.keep.is_all() && is_one(&term.gain) && !term.rescale && is_one(&term.alone)
         };
-        !self.deltas && self.vote.is_none() && self.divide.is_none() && self.terms.iter().all(plain)
+        let sum = !self.deltas && self.chain.is_none();
+        sum && self.vote.is_none() && self.divide.is_none() && self.terms.iter().all(plain)
     }
 }
 

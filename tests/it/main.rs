@@ -5,6 +5,8 @@
 #[cfg(feature = "pipeline")]
 mod backends;
 #[cfg(feature = "cli")]
+mod chain;
+#[cfg(feature = "cli")]
 mod cli;
 mod conformance;
 #[cfg(feature = "cli")]

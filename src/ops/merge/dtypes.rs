@@ -27,6 +27,22 @@ pub(super) fn output_dtype(
     Ok((out.clone(), rounded && (computes || out != common)))
 }
 
+/// The dtype that mergekit computes in, and the one that it writes: inputs are cast to the first, whatever they lose.
+/// Some methods leave it for `wider`.
+pub(super) fn chain_dtypes(
+    inputs: &[&Dtype],
+    dtype: Option<&Dtype>,
+    out_dtype: Option<&Dtype>,
+    wider: bool,
+) -> Result<(Dtype, Dtype), String> {
+    let common = match dtype {
+        Some(dtype) => dtype.clone(),
+        None => promoted(inputs)?,
+    };
+    let made = if wider && common != Dtype::F64 { Dtype::F32 } else { common.clone() };
+    Ok((common, out_dtype.cloned().unwrap_or(made)))
+}
+
 /// The smallest dtype that holds all of them, as PyTorch promotes.
 fn promoted(inputs: &[&Dtype]) -> Result<Dtype, String> {
     let Some(first) = inputs.first() else {

@@ -8,6 +8,7 @@
 //! do and this program does not is refused with its place in the document; nothing is approximated or ignored.
 
 mod card;
+mod chain;
 mod config;
 mod documents;
 mod dtypes;
@@ -37,7 +38,7 @@ use crate::checkpoint::{
     CARD_FILE, Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size,
 };
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Sidecar, SidecarContent};
+use crate::plan::{Numerics, Plan, Sidecar, SidecarContent};
 
 /// The configuration as it was given, beside the result.
 const CONFIG_FILE: &str = "mergekit_config.yml";
@@ -49,6 +50,8 @@ pub struct Merge {
     pub shard_size: Option<u64>,
     /// Where vocabularies differ in size, keep the rows that all models have instead of refusing.
     pub truncate_embeddings: bool,
+    /// The rules of arithmetic.
+    pub numerics: Numerics,
     /// Where random numbers of `dare_*` and `della*` start: the same seed gives the same bytes.
     pub random_seed: u64,
     /// Leave out the model card.
@@ -83,13 +86,21 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         return Err(refuse(problems));
     }
     models.iter().try_for_each(check_layer_count)?;
-    let parameters = json!({
+    let mut parameters = json!({
         "merge_method": config.method.name,
         "shard_size": request.shard_size,
         "truncate_embeddings": request.truncate_embeddings,
         "random_seed": request.random_seed,
     });
+    if request.numerics == Numerics::Mergekit {
+        parameters["numerics"] = json!(request.numerics);
+    }
     let mut draft = Draft::new("merge", &parameters);
+    if request.numerics == Numerics::Mergekit && request.random_seed > u64::from(u32::MAX) {
+        let problem = "mergekit's random seeds have 32 bits".to_owned();
+        let hint = format!("`--random-seed` goes from 0 to {}", u32::MAX);
+        return Err(Error::Usage { problem, hint });
+    }
     let values = if config.copies() {
         models.iter().map(Cow::Borrowed).collect()
     } else {
@@ -121,7 +132,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         tensors.add_slices(&described)?;
     }
     let problems = tensors.take_problems();
-    let Tensors { mut draft, dtypes, differs, rows, rounded, .. } = tensors;
+    let Tensors { mut draft, dtypes, differs, rows, rounded, drawn, precise, .. } = tensors;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -147,6 +158,14 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
             set_vocab_size(&mut new, rows);
         }
         derived.config = Some(new);
+    }
+    if request.numerics == Numerics::Mergekit {
+        draft.plan().numerics = Numerics::Mergekit;
+        if precise {
+            let method = config.method.name;
+            draft.note(format!("{method} is computed in precise arithmetic and rounded once: mergekit's own order of rounding is not carried out for it"));
+        }
+        chain::deal(draft.plan(), &drawn);
     }
     if values.len() > 1 && config.base.is_none() {
         let name = donor.name();

@@ -1,5 +1,7 @@
 //! Working through the output's tensors: each gets its formula, or its problem is written down.
 
+mod chained;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::Merge;
@@ -17,7 +19,7 @@ use crate::ops::draft::{Draft, as_dtype};
 use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
 use crate::ops::vector::is_saved_rows;
-use crate::plan::Part;
+use crate::plan::{Numerics, Part};
 
 /// What is said of a tensor whose shapes differ.
 pub(super) const DIFFERS: &str = "differs in shape";
@@ -36,10 +38,10 @@ pub(super) struct Tensors<'a> {
     pub(super) differs: bool,
     /// Whether mergekit would have rounded some input before the arithmetic.
     pub(super) rounded: bool,
-    /// Cut embeddings and heads to the rows that all models have.
-    truncates: bool,
-    /// Of all random numbers.
-    seed: u64,
+    /// Whether something is made by a method that has precise arithmetic only, although mergekit's is asked for.
+    pub(super) precise: bool,
+    /// How the result is to be made.
+    request: &'a Merge,
     /// Inputs besides the base are saved vectors.
     pub(super) vectors: bool,
     /// Which rules of the extension fit some tensor.
@@ -48,6 +50,8 @@ pub(super) struct Tensors<'a> {
     dropped: BTreeMap<String, (String, u64)>,
     /// Problems that many tensors have: place, cause, the first of them, how many more.
     causes: Vec<(String, String, String, u64)>,
+    /// The last of the names that an output tensor's inputs have: random numbers are drawn in their order.
+    pub(super) drawn: BTreeMap<String, String>,
     /// The rows that were left of a vocabulary.
     pub(super) rows: Option<u64>,
 }
@@ -97,7 +101,7 @@ impl<'a> Tensors<'a> {
         slices: &'a [Slice<'a>],
         donor: &'a Checkpoint,
         draft: Draft,
-        request: &Merge,
+        request: &'a Merge,
     ) -> Self {
         let names = donor.names_in_file_order().enumerate();
         let places = names.map(|(at, (home, entry))| (entry.name.as_str(), (home, at)));
@@ -111,12 +115,13 @@ impl<'a> Tensors<'a> {
             dtypes: BTreeSet::new(),
             differs: false,
             rounded: false,
-            truncates: request.truncate_embeddings,
-            seed: request.random_seed,
+            precise: false,
+            request,
             vectors: false,
             used: vec![false; config.extension.rules.len()],
             dropped: BTreeMap::new(),
             causes: Vec::new(),
+            drawn: BTreeMap::new(),
             rows: None,
         }
     }
@@ -287,7 +292,7 @@ impl<'a> Tensors<'a> {
         if !missing.is_empty() {
             return self.incomplete(wanted, &missing);
         }
-        if self.truncates && template.anatomy().role(own).is_vocabulary() {
+        if self.request.truncate_embeddings && template.anatomy().role(own).is_vocabulary() {
             self.truncate(name, &mut operands);
         }
         if template.anatomy().role(own).is_vocabulary() && !self.knows_rows(wanted, &operands) {
@@ -304,8 +309,14 @@ impl<'a> Tensors<'a> {
         let Some(values) = self.values(slice, name, &operands, layer, &rules) else {
             return Ok(());
         };
+        if self.request.numerics == Numerics::Mergekit
+            && self.chain(name, home, slice, &operands, &values)?
+        {
+            return Ok(());
+        }
         let shape = operands[0].shape.clone();
-        let (seed, variant, vectors) = (self.seed, self.config.extension.variant, self.vectors);
+        let seed = self.request.random_seed;
+        let (variant, vectors) = (self.config.extension.variant, self.vectors);
         let of_part = |part| {
             let site = Site { name, shape: &shape, part, seed, variant };
             let formula = self.config.method.formula(&values, slice.base, &site);
@@ -398,6 +409,13 @@ impl<'a> Tensors<'a> {
         complete.then_some(values)
     }
 
+    fn push(&mut self, home: usize, name: &str, dtype: Dtype, shape: Shape, parts: Vec<Part>) {
+        let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
+        self.differs |= donors.is_some_and(|donors| *donors != dtype);
+        self.dtypes.insert(dtype.clone());
+        self.draft.push(home, name, dtype, shape, parts);
+    }
+
     /// Writes a tensor's formula down, or its problem.
     pub(super) fn place(
         &mut self,
@@ -474,10 +492,7 @@ impl<'a> Tensors<'a> {
                 }
             }
         };
-        let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
-        self.differs |= donors.is_some_and(|donors| *donors != dtype);
-        self.dtypes.insert(dtype.clone());
-        self.draft.push(home, name, dtype, shape, parts);
+        self.push(home, name, dtype, shape, parts);
         Ok(())
     }
 

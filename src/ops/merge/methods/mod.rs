@@ -94,17 +94,17 @@ pub(super) struct Values {
 }
 
 impl Values {
-    fn flag(&self, name: &str) -> bool {
+    pub(super) fn flag(&self, name: &str) -> bool {
         self.shared.get(name).is_some_and(|value| value.flag())
     }
 
     /// A parameter of the whole merge; every one that is a number has a default or must be given.
-    fn number(&self, name: &str) -> f64 {
+    pub(super) fn number(&self, name: &str) -> f64 {
         self.shared.get(name).map_or(0.0, |value| value.number())
     }
 
     /// A parameter of every input; inputs without one count as 0 (only a base has none).
-    fn numbers(&self, name: &str) -> Vec<f64> {
+    pub(super) fn numbers(&self, name: &str) -> Vec<f64> {
         (0..self.own.len()).map(|input| self.of(input, name)).collect()
     }
 
