@@ -58,28 +58,30 @@ pub struct Merge {
     pub no_model_card: bool,
 }
 
+/// Models that do not fit, all problems at once.
+fn refuse(problems: Problems) -> Error {
+    let mut lines = problems.0;
+    let mut seen = HashSet::new();
+    lines.retain(|line| seen.insert(line.clone()));
+    let shapes = lines.iter().any(|line| line.contains(tensors::DIFFERS));
+    let missing = lines.iter().any(|line| line.contains(exceptions::MISSING));
+    let hint = if shapes {
+        "where only vocabularies differ, `--truncate-embeddings` keeps the rows that all models have"
+    } else if missing {
+        "`elo_surgery: {missing_tensors: base}` (or `present`) says what becomes of tensors that some models lack"
+    } else {
+        "docs/merge.md has the rules, and what is supported"
+    };
+    let what = "the models cannot be merged".to_owned();
+    Error::Mismatch { what, problems: lines, hint: hint.to_owned() }
+}
+
 /// Plans a merge of the models that [`Config::models`] names, in that order.
 ///
 /// # Errors
 /// Models that do not fit together or not to the configuration, all problems at once; quantised weights.
 pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<Plan> {
     let named = config.models();
-    let refuse = |problems: Problems| {
-        let mut lines = problems.0;
-        let mut seen = HashSet::new();
-        lines.retain(|line| seen.insert(line.clone()));
-        let shapes = lines.iter().any(|line| line.contains(tensors::DIFFERS));
-        let missing = lines.iter().any(|line| line.contains(exceptions::MISSING));
-        let hint = if shapes {
-            "where only vocabularies differ, `--truncate-embeddings` keeps the rows that all models have"
-        } else if missing {
-            "`elo_surgery: {missing_tensors: base}` (or `present`) says what becomes of tensors that some models lack"
-        } else {
-            "docs/merge.md has the rules, and what is supported"
-        };
-        let what = "the models cannot be merged".to_owned();
-        Error::Mismatch { what, problems: lines, hint: hint.to_owned() }
-    };
     if models.is_empty() || models.len() != named.len() {
         let mut problems = Problems::default();
         problems.add("", format!("{} models are named, {} given", named.len(), models.len()));
