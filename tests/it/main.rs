@@ -20,6 +20,7 @@ mod golden;
 #[cfg(feature = "cli")]
 mod hostile;
 mod kernels;
+mod lora;
 #[cfg(feature = "cli")]
 mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
