@@ -101,7 +101,8 @@ fn from_fused<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Vec<
     let shape = Shape(vec![count, columns]);
     let bytes = start..start + count * row_bytes;
     let (recipe, first) = (checkpoint.recipe(&entry.name), (expert * rows + first) * columns);
-    let stretch = Stretch { shard, bytes, dtype: &entry.dtype, shape: shape.clone(), recipe, first };
+    let stretch =
+        Stretch { shard, bytes, dtype: &entry.dtype, shape: shape.clone(), recipe, first };
     Some((shape, vec![stretch]))
 }
 

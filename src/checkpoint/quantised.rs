@@ -64,7 +64,8 @@ impl Checkpoint {
             match self.coded(entry, &settings) {
                 Ok(Some(coded)) => {
                     if coded.name != entry.name && self.tensor(&coded.name).is_some() {
-                        problems.push(format!("`{}` and `{}` are both there", entry.name, coded.name));
+                        problems
+                            .push(format!("`{}` and `{}` are both there", entry.name, coded.name));
                     }
                     found.insert(entry.name.clone(), coded);
                 }
@@ -99,9 +100,11 @@ impl Checkpoint {
             remove_quantization(&mut config);
             config
         });
+        view.changed_config = true;
         let count = found.len();
         view.recipes.extend(found.into_values().map(|found| (found.name, found.recipe)));
-        view.warnings.push(format!("{count} quantised tensors ({method}) are read as their values"));
+        view.warnings
+            .push(format!("{count} quantised tensors ({method}) are read as their values"));
         if let Some(first) = dropped.first() {
             let count = dropped.len();
             view.warnings.push(format!(
@@ -120,7 +123,11 @@ impl Checkpoint {
     }
 
     /// What a tensor is codes for; `None` if it is none.
-    fn coded(&self, entry: &TensorEntry, settings: &Map<String, Value>) -> Result<Option<Found>, String> {
+    fn coded(
+        &self,
+        entry: &TensorEntry,
+        settings: &Map<String, Value>,
+    ) -> Result<Option<Found>, String> {
         let name = entry.name.as_str();
         if is_activation(name) {
             return Ok(None);
@@ -199,10 +206,15 @@ impl Checkpoint {
         settings: &Map<String, Value>,
     ) -> Result<Found, String> {
         if entry.dtype != Dtype::I32 {
-            return Err(format!("codes packed into {} (NVFP4 or similar) cannot be read yet", entry.dtype));
+            return Err(format!(
+                "codes packed into {} (NVFP4 or similar) cannot be read yet",
+                entry.dtype
+            ));
         }
         if self.tensor(&format!("{name}_g_idx")).is_some() {
-            return Err("groups in the order of activations (`weight_g_idx`) cannot be read yet".into());
+            return Err(
+                "groups in the order of activations (`weight_g_idx`) cannot be read yet".into()
+            );
         }
         let beside = |end: &str| format!("{name}{end}");
         let missing = |end: &str| format!("its `{name}{end}` is missing");
@@ -217,9 +229,12 @@ impl Checkpoint {
         let bits = [4, 8].into_iter().filter(fits).find(|b| given.is_none_or(|given| given == *b));
         let bits = bits.ok_or_else(|| {
             let given = given.map(|bits| format!(" of {bits} bits")).unwrap_or_default();
-            format!("{words} words a row hold no {columns} codes{given}: only 4 and 8 bits can be read")
+            format!(
+                "{words} words a row hold no {columns} codes{given}: only 4 and 8 bits can be read"
+            )
         })?;
-        let groups = groups(&scales, &whole).filter(|groups| *groups > 0).ok_or("it has no scales")?;
+        let groups =
+            groups(&scales, &whole).filter(|groups| *groups > 0).ok_or("it has no scales")?;
         let size = weights_settings(settings, "group_size").filter(|size| *size > 0);
         let size = size.filter(|size| columns.div_ceil(*size) == groups);
         let columns = size.unwrap_or_else(|| columns.div_ceil(groups));
@@ -235,7 +250,8 @@ impl Checkpoint {
         let name = entry.name.as_str();
         let beside = ["_scale_inv", "_scale"].map(|end| format!("{name}{end}"));
         let scale = beside.iter().find(|name| self.tensor(name).is_some());
-        let scale = scale.ok_or_else(|| format!("its `{}` or `{}` is missing", beside[0], beside[1]))?;
+        let scale =
+            scale.ok_or_else(|| format!("its `{}` or `{}` is missing", beside[0], beside[1]))?;
         let scales = self.place(scale).ok_or("its scales are missing")?;
         let whole = entry.shape.clone();
         let [.., rows, columns] = *whole.0.as_slice() else {
@@ -251,7 +267,10 @@ impl Checkpoint {
                 let groups = count / (outer * rows);
                 let size = weights_settings(settings, "group_size").filter(|size| *size > 0);
                 let size = size.filter(|size| columns.div_ceil(*size) == groups);
-                Coding::Blocks { rows: 1, columns: size.unwrap_or_else(|| columns.div_ceil(groups)) }
+                Coding::Blocks {
+                    rows: 1,
+                    columns: size.unwrap_or_else(|| columns.div_ceil(groups)),
+                }
             }
             None => return Err(format!("scales of shape {} for values {whole}", scales.shape)),
         };
@@ -280,15 +299,27 @@ fn unreadable(method: &str, settings: &Map<String, Value>) -> Option<String> {
         "fp8" | "fbgemm_fp8" | "mxfp4" => None,
         "compressed-tensors" => {
             let format = settings.get("format").and_then(Value::as_str).unwrap_or_default();
-            let known = ["float-quantized", "naive-quantized", "int-quantized", "pack-quantized", "mixed-precision", "dense", ""];
+            let known = [
+                "float-quantized",
+                "naive-quantized",
+                "int-quantized",
+                "pack-quantized",
+                "mixed-precision",
+                "dense",
+                "",
+            ];
             let sparse = settings.get("sparsity_config").and_then(|s| s.get("format")?.as_str());
             match sparse {
-                Some(sparse) if sparse != "dense" => Some(format!("its sparsity `{sparse}` cannot be read")),
+                Some(sparse) if sparse != "dense" => {
+                    Some(format!("its sparsity `{sparse}` cannot be read"))
+                }
                 _ if known.contains(&format) => None,
                 _ => Some(format!("its format `{format}` cannot be read")),
             }
         }
-        _ => Some("of the methods, only fp8, fbgemm_fp8, mxfp4 and compressed-tensors can be read".into()),
+        _ => Some(
+            "of the methods, only fp8, fbgemm_fp8, mxfp4 and compressed-tensors can be read".into(),
+        ),
     }
 }
 
@@ -304,13 +335,15 @@ fn weights_settings(settings: &Map<String, Value>, key: &str) -> Option<u64> {
 fn block_size(settings: &Map<String, Value>) -> Result<Option<(u64, u64)>, String> {
     let of_groups = || {
         let groups = settings.get("config_groups")?.as_object()?.values();
-        let mut blocks = groups.filter_map(|g| g.get("weights")?.get("block_structure").filter(|b| !b.is_null()));
+        let mut blocks = groups
+            .filter_map(|g| g.get("weights")?.get("block_structure").filter(|b| !b.is_null()));
         let first = blocks.next()?;
         blocks.all(|block| block == first).then_some(first)
     };
     let own = settings.get("weight_block_size").filter(|size| !size.is_null());
     let Some(size) = own.or_else(of_groups) else { return Ok(None) };
-    let sides: Option<Vec<u64>> = size.as_array().map(|s| s.iter().filter_map(Value::as_u64).collect());
+    let sides: Option<Vec<u64>> =
+        size.as_array().map(|s| s.iter().filter_map(Value::as_u64).collect());
     match sides.as_deref() {
         Some([rows, columns]) if *rows > 0 && *columns > 0 => Ok(Some((*rows, *columns))),
         _ => Err(format!("the block size {size} is not a pair of numbers")),

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::session::Session;
 use super::surgery::{Planned, Surgical};
-use super::{cast, chat_vector, extract, inject, merge, reshard, summary};
+use super::{cast, chat_vector, extract, inject, lora, merge, reshard, summary};
 use crate::error::{Error, IoContext as _};
 
 /// Print what a command would do as a plan, for `apply`; without a command, what the project's run will need
@@ -39,6 +39,7 @@ enum Verb {
     Merge(Box<merge::Merge>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
+    Lora(lora::Lora),
 }
 
 /// Makes the plan and prints or saves it.
@@ -53,6 +54,7 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Merge(verb) => verb.planned(session),
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),
+        Verb::Lora(lora) => lora.planned(session),
     }?;
     let json = serde_json::to_string_pretty(&plan)
         .map_err(|e| Error::Plan { problem: format!("it cannot be written as JSON: {e}") })?;

@@ -61,9 +61,9 @@ pub(super) fn decode(
                     let group = column / wide;
                     let end = ((group + 1) * wide).min(inside.end);
                     let scale = scales.at(line + index(group));
-                    let zero = zeros.as_ref().map_or(0.0, |zeros| {
-                        f32::from(zeros[line + index(group)].cast_signed())
-                    });
+                    let zero = zeros
+                        .as_ref()
+                        .map_or(0.0, |zeros| f32::from(zeros[line + index(group)].cast_signed()));
                     for _ in column..end {
                         let value = (table[usize::from(own[code])] - zero) * scale;
                         out[code * 4..code * 4 + 4].copy_from_slice(&bits(value));
@@ -114,7 +114,8 @@ pub(super) fn decode(
         }
         Coding::Mxfp4 => {
             let blocks = rows / MX_BLOCK;
-            let matrices = grid.all.start / (rows * columns)..(grid.all.end - 1) / (rows * columns) + 1;
+            let matrices =
+                grid.all.start / (rows * columns)..(grid.all.end - 1) / (rows * columns) + 1;
             let lines = matrices.start * columns..matrices.end * columns;
             let (source, bytes) = part(slice, blocks * (MX_BLOCK / 2), lines.clone());
             let own = open(sources, source)?.tile(bytes, own)?;

@@ -227,7 +227,11 @@ impl<'a> Factor<'a> {
         let size = self.float.size();
         let start = out.len();
         out.resize(start + elements.len(), 0.0);
-        read(self.float, &self.bytes[elements.start * size..elements.end * size], &mut out[start..]);
+        read(
+            self.float,
+            &self.bytes[elements.start * size..elements.end * size],
+            &mut out[start..],
+        );
     }
 }
 

@@ -65,8 +65,7 @@ impl Sweeps {
 
 impl Sweep {
     fn new(blend: &Blend, tile: u64) -> Self {
-        let elements =
-            blend.terms.first().and_then(|t| t.operand.elements()).unwrap_or(0);
+        let elements = blend.terms.first().and_then(|t| t.operand.elements()).unwrap_or(0);
         let width = blend.operands().filter_map(|o| o.dtype().bytes()).max().unwrap_or(1);
         let leaf = LEAF as u64;
         let state =
@@ -229,8 +228,7 @@ fn with_weights(blend: &Blend, weights: &[f64]) -> Blend {
         return Blend { terms, solve: None, ..blend.clone() };
     };
     let taken = blend.lambda * weights.iter().sum::<f64>();
-    let mut terms =
-        vec![Term::new(base.clone(), 1.0 - taken)];
+    let mut terms = vec![Term::new(base.clone(), 1.0 - taken)];
     terms.extend(
         blend
             .terms

@@ -133,7 +133,14 @@ impl Draft {
         let codes = recipe.codes.as_ref().map(|codes| {
             let zeros = codes.zeros.as_ref().map(|zeros| self.placed(role, zeros));
             let (scales, whole) = (self.placed(role, &codes.scales), codes.whole.clone());
-            Box::new(Codes { coding: codes.coding, whole, scales, zeros, first, shape: shape.clone() })
+            Box::new(Codes {
+                coding: codes.coding,
+                whole,
+                scales,
+                zeros,
+                first,
+                shape: shape.clone(),
+            })
         });
         if codes.is_none() {
             let width = slice.dtype.bytes().unwrap_or(1);
@@ -248,7 +255,8 @@ impl Draft {
         };
         let path = derived.base.config_path();
         let size = std::fs::metadata(&path).map_or(0, |m| m.len());
-        let content = if derived.base.config() == Some(config) && size > 0 {
+        let same = derived.base.config() == Some(config) && !derived.base.has_changed_config();
+        let content = if same && size > 0 {
             SidecarContent::Copy { path, size }
         } else {
             SidecarContent::Text(pretty(config))

@@ -14,7 +14,10 @@ pub(super) struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     /// As values if any of the quantised tensors is `asked` for, else as it lies on disk: codes stay with their scales.
-    pub(super) fn new(checkpoint: &'a Checkpoint, asked: impl Fn(&Checkpoint, &str) -> bool) -> Self {
+    pub(super) fn new(
+        checkpoint: &'a Checkpoint,
+        asked: impl Fn(&Checkpoint, &str) -> bool,
+    ) -> Self {
         let stays = Cow::Borrowed(checkpoint);
         match checkpoint.as_values() {
             Ok(values) if values.recipes().any(|(name, _)| asked(&values, name)) => {
@@ -27,7 +30,10 @@ impl<'a> Seen<'a> {
 }
 
 /// The error that says more: why codes could not be read, where that was the cause.
-pub(super) fn explained<T>(result: Result<T>, seen: impl IntoIterator<Item = Option<Error>>) -> Result<T> {
+pub(super) fn explained<T>(
+    result: Result<T>,
+    seen: impl IntoIterator<Item = Option<Error>>,
+) -> Result<T> {
     result.map_err(|error| match error {
         Error::Unsupported { .. } => seen.into_iter().flatten().next().unwrap_or(error),
         _ => error,

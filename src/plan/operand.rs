@@ -102,10 +102,12 @@ impl Operand {
         let len = |slice: &Slice| slice.bytes.end.saturating_sub(slice.bytes.start);
         let own = match &self.codes {
             Some(codes) => {
-                let stored = std::iter::once(&self.slice).chain([&codes.scales]).chain(&codes.zeros);
+                let stored =
+                    std::iter::once(&self.slice).chain([&codes.scales]).chain(&codes.zeros);
                 let stored: u128 = stored.map(|slice| u128::from(len(slice))).sum();
                 let of = |shape: &Shape| u128::from(shape.elements().unwrap_or(0));
-                u64::try_from(stored * of(&codes.shape) / of(&codes.whole).max(1)).unwrap_or(u64::MAX)
+                u64::try_from(stored * of(&codes.shape) / of(&codes.whole).max(1))
+                    .unwrap_or(u64::MAX)
             }
             None => len(&self.slice),
         };
@@ -153,13 +155,20 @@ impl Operand {
             let zero = codes.zeros.as_ref();
             let found = [Some(&self.slice), Some(&codes.scales), zero];
             for (slice, shape) in found.into_iter().zip([stored, scales, zeros]) {
-                if let Some(odd) = slice.filter(|slice| slice.shape.elements() != shape.elements()) {
-                    return Err(format!("codes or scales of shape {} instead of {shape}", odd.shape));
+                if let Some(odd) = slice.filter(|slice| slice.shape.elements() != shape.elements())
+                {
+                    return Err(format!(
+                        "codes or scales of shape {} instead of {shape}",
+                        odd.shape
+                    ));
                 }
             }
             let (dtype, scales) = (&self.slice.dtype, &codes.scales.dtype);
             if !codes.coding.takes(dtype, scales, zero.map(|z| &z.dtype)) {
-                return Err(format!("{dtype} codes with {scales} scales are not {:?}", codes.coding));
+                return Err(format!(
+                    "{dtype} codes with {scales} scales are not {:?}",
+                    codes.coding
+                ));
             }
             inside(codes.first, count, codes.whole.elements())?;
         }
@@ -175,7 +184,8 @@ impl Operand {
 impl LowRank {
     /// Rank, rows and columns of the values it makes; `None` if its factors do not fit together.
     pub fn sides(&self) -> Option<(u64, u64, u64)> {
-        let (&[rank, inner], &[outer, same]) = (&self.down.shape.0[..], &self.up.shape.0[..]) else {
+        let (&[rank, inner], &[outer, same]) = (&self.down.shape.0[..], &self.up.shape.0[..])
+        else {
             return None;
         };
         let (rows, columns) = if self.transposed { (inner, outer) } else { (outer, inner) };

@@ -17,7 +17,8 @@ fn lora(name: &str) -> PathBuf {
 }
 
 fn apply(into: &Path, adapters: &[String], out: &Path, more: &str) -> Outcome {
-    let mut run = elo(&format!("lora apply --no-sync {more}")).with("--into", into).with("--out", out);
+    let mut run =
+        elo(&format!("lora apply --no-sync {more}")).with("--into", into).with("--out", out);
     for adapter in adapters {
         run = run.with("--adapter", adapter);
     }
@@ -77,7 +78,7 @@ fn adapters_give_what_peft_merges() {
         let out = dir.path().join(expected);
         let adapters: Vec<String> =
             adapters.iter().map(|name| lora(name).display().to_string()).collect();
-        apply(&lora(base), &adapters, &out, "").ok();
+        apply(&lora(base), &adapters, &out, "").expect(0, &[]);
         let (distance, tensor) = farthest(&out, &lora(expected));
         // f32 products of PEFT, of numbers below 2: a few units in the last place.
         assert!(distance < 5e-7, "{expected}: {distance} in {tensor}");
@@ -94,7 +95,12 @@ pub(crate) struct Made {
     pub(crate) scale: f64,
 }
 
-pub(crate) fn make_adapter(root: &Path, modules: &[(&str, [u64; 2])], rank: u64, seed: u64) -> Made {
+pub(crate) fn make_adapter(
+    root: &Path,
+    modules: &[(&str, [u64; 2])],
+    rank: u64,
+    seed: u64,
+) -> Made {
     let mut random = Random::new(seed);
     let mut tensors = Vec::new();
     let mut matrices = BTreeMap::new();
@@ -153,7 +159,7 @@ fn bytes_are_the_rounded_sums_for_any_tile_and_way_of_reading() {
     let mut first = None;
     for (i, more) in ["", "--tile 64KiB -j1", "--io read", "--device cpu -j3"].iter().enumerate() {
         let out = dir.path().join(format!("out{i}"));
-        apply(&base, &[format!("{}:-0.5", adapter.display())], &out, more).ok();
+        apply(&base, &[format!("{}:-0.5", adapter.display())], &out, more).expect(0, &[]);
         let (found, own) = (read_raw(&out), read_raw(&base));
         for (name, (dtype, _, bytes, file)) in &found {
             let (_, _, old, old_file) = &own[name];
@@ -164,8 +170,12 @@ fn bytes_are_the_rounded_sums_for_any_tile_and_way_of_reading() {
         }
         let text = fs::read_to_string(out.join("elo-surgery.json")).unwrap();
         let record: Value = serde_json::from_str(&text).unwrap();
-        let roles: Vec<&str> =
-            record["parents"].as_array().unwrap().iter().filter_map(|p| p["role"].as_str()).collect();
+        let roles: Vec<&str> = record["parents"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|p| p["role"].as_str())
+            .collect();
         assert_eq!(roles, ["model", "adapter"]);
         let bytes: BTreeMap<String, Vec<u8>> = found.into_iter().map(|(n, t)| (n, t.2)).collect();
         assert!(*first.get_or_insert_with(|| bytes.clone()) == bytes);
@@ -180,10 +190,10 @@ fn plans_with_adapters_are_saved_and_carried_out() {
     make_adapter(&adapter, MODULES, 3, 2);
     let plan = dir.path().join("plan.json");
     let (direct, saved) = (dir.path().join("direct"), dir.path().join("saved"));
-    apply(&base, &[adapter.display().to_string()], &direct, "").ok();
+    apply(&base, &[adapter.display().to_string()], &direct, "").expect(0, &[]);
     let run = elo("plan --save").arg(&plan).args(&["lora", "apply"]);
-    run.with("--into", &base).with("--adapter", &adapter).run().ok();
-    elo("apply --no-sync").arg(&plan).with("--out", &saved).run().ok();
+    run.with("--into", &base).with("--adapter", &adapter).ok();
+    elo("apply --no-sync").arg(&plan).with("--out", &saved).ok();
     assert_eq!(farthest(&direct, &saved).0.to_bits(), 0.0_f64.to_bits());
     // A hostile plan is told, not carried out.
     let text = fs::read_to_string(&plan).unwrap();
@@ -191,7 +201,7 @@ fn plans_with_adapters_are_saved_and_carried_out() {
         let broken = dir.path().join("broken.json");
         assert!(text.contains(from), "{text}");
         fs::write(&broken, text.replacen(from, to, 1)).unwrap();
-        elo("apply --no-sync").arg(&broken).with("--out", &dir.path().join("no")).run().fails(3);
+        elo("apply --no-sync").arg(&broken).with("--out", &dir.path().join("no")).fails(3);
     }
 }
 
@@ -204,22 +214,21 @@ fn merges_take_adapters_by_reference() {
     let made = make_adapter(&adapter, MODULES, 4, 2);
     let applied = dir.path().join("applied");
     // In f32 nothing is lost, so that merging the applied model is the same.
-    apply(&base, &[adapter.display().to_string()], &applied, "--dtype f32").ok();
+    apply(&base, &[adapter.display().to_string()], &applied, "--dtype f32").expect(0, &[]);
     let merge = |name: &str, yaml: &str| {
         let (file, out) = (dir.path().join(format!("{name}.yml")), dir.path().join(name));
         fs::write(&file, yaml).unwrap();
-        elo("merge --no-sync").arg(&file).with("--out", &out).within(dir.path()).run().ok();
+        elo("merge --no-sync").arg(&file).with("--out", &out).within(dir.path()).ok();
         out
     };
     let of = |first: &str, method: &str| {
-        format!("merge_method: {method}\nbase_model: {first}\nmodels:\n- model: other\n  parameters: {{weight: 0.25}}\n- model: {first}\n  parameters: {{weight: 0.75}}\nparameters: {{t: 0.3}}\nout_dtype: bfloat16\n")
+        format!(
+            "merge_method: {method}\nbase_model: {first}\nmodels:\n- model: other\n  parameters: {{weight: 0.25}}\n- model: {first}\n  parameters: {{weight: 0.75}}\nparameters: {{t: 0.3}}\nout_dtype: bfloat16\n"
+        )
     };
     for method in ["linear", "task_arithmetic"] {
         let short = of("base+adapter", method).replace("parameters: {t: 0.3}\n", "");
-        let long = short.replace(
-            "base+adapter",
-            "{model: {path: base}, lora: {path: ./adapter}}",
-        );
+        let long = short.replace("base+adapter", "{model: {path: base}, lora: {path: ./adapter}}");
         let whole = short.replace("base+adapter", "applied");
         let a = merge(&format!("{method}-short"), &short);
         let b = merge(&format!("{method}-long"), &long);
@@ -257,28 +266,59 @@ fn nothing_of_an_adapter_is_dropped_in_silence() {
         Tensor::new(name, "BF16", shape, vec![0; usize::try_from(count * 2).unwrap()])
     };
     let q = "base_model.model.model.layers.0.self_attn.q_proj";
-    let (a, b) = (tensor(&format!("{q}.lora_A.weight"), &[2, 32]), tensor(&format!("{q}.lora_B.weight"), &[32, 2]));
+    let (a, b) = (
+        tensor(&format!("{q}.lora_A.weight"), &[2, 32]),
+        tensor(&format!("{q}.lora_B.weight"), &[32, 2]),
+    );
     let refused = |more: &[Tensor], settings: &Value, words: &[&str]| {
         write_adapter(&adapter, &[&[a.clone(), b.clone()], more].concat(), settings);
         apply(&base, &[adapter.display().to_string()], &out, "").expect(3, words);
         assert!(!out.exists());
     };
     let far = "base_model.model.model.layers.9.self_attn.q_proj";
-    refused(&[tensor(&format!("{far}.lora_A.weight"), &[2, 32])], &settings, &["layers.9", "lora_B", "missing"]);
+    refused(
+        &[tensor(&format!("{far}.lora_A.weight"), &[2, 32])],
+        &settings,
+        &["layers.9", "lora_B", "missing"],
+    );
     let pair = |module: &str, down: [u64; 2], up: [u64; 2]| {
-        [tensor(&format!("{module}.lora_A.weight"), &down), tensor(&format!("{module}.lora_B.weight"), &up)]
+        [
+            tensor(&format!("{module}.lora_A.weight"), &down),
+            tensor(&format!("{module}.lora_B.weight"), &up),
+        ]
     };
-    refused(&pair(far, [2, 32], [32, 2]), &settings, &["no tensor `model.layers.9.self_attn.q_proj.weight`"]);
+    refused(
+        &pair(far, [2, 32], [32, 2]),
+        &settings,
+        &["no tensor `model.layers.9.self_attn.q_proj.weight`"],
+    );
     let k = "base_model.model.model.layers.0.self_attn.k_proj";
-    refused(&pair(k, [2, 32], [32, 2]), &settings, &["its product is [32, 32], the model's", "is [16, 32]"]);
+    refused(
+        &pair(k, [2, 32], [32, 2]),
+        &settings,
+        &["its product is [32, 32], the model's", "is [16, 32]"],
+    );
     refused(&pair(k, [3, 32], [16, 3]), &settings, &["its rank is 3, the settings say 2"]);
-    refused(&[tensor("base_model.model.new_head.weight", &[4])], &settings, &["no tensor `new_head.weight`"]);
-    refused(&[tensor("base_model.model.lm_head.weight", &[100, 32])], &settings, &["[96, 32] instead of [100, 32]"]);
+    refused(
+        &[tensor("base_model.model.new_head.weight", &[4])],
+        &settings,
+        &["no tensor `new_head.weight`"],
+    );
+    refused(
+        &[tensor("base_model.model.lm_head.weight", &[100, 32])],
+        &settings,
+        &["[96, 32] instead of [100, 32]"],
+    );
     refused(&[tensor(&format!("{k}.lora_magnitude_vector"), &[16])], &settings, &["DoRA"]);
-    refused(&[], &json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": true}), &["use_dora"]);
+    refused(
+        &[],
+        &json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": true}),
+        &["use_dora"],
+    );
     refused(&[], &json!({"peft_type": "IA3"}), &["IA3"]);
     // All problems at once.
-    let both = [tensor("base_model.model.x.weight", &[4]), tensor("base_model.model.y.weight", &[4])];
+    let both =
+        [tensor("base_model.model.x.weight", &[4]), tensor("base_model.model.y.weight", &[4])];
     refused(&both, &settings, &["`x.weight`", "`y.weight`"]);
     // A replaced tensor has no half.
     write_adapter(&adapter, &[tensor("base_model.model.lm_head.weight", &[96, 32])], &settings);
@@ -286,7 +326,8 @@ fn nothing_of_an_adapter_is_dropped_in_silence() {
     // Pickles are not read.
     fs::remove_file(adapter.join("adapter_model.safetensors")).unwrap();
     fs::write(adapter.join("adapter_model.bin"), "pickle").unwrap();
-    apply(&base, &[adapter.display().to_string()], &out, "").expect(3, &["adapter_model.bin", "save_file"]);
+    apply(&base, &[adapter.display().to_string()], &out, "")
+        .expect(3, &["adapter_model.bin", "save_file"]);
     fs::remove_file(adapter.join("adapter_model.bin")).unwrap();
     apply(&base, &[adapter.display().to_string()], &out, "").expect(3, &["no LoRA adapter"]);
 }

@@ -26,6 +26,7 @@ mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;
+mod quantised;
 mod solved;
 mod support;
 #[cfg(feature = "trainer")]

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use elo_surgery::ops::merge::Config;
+use elo_surgery::ops::merge::{Config, Reference};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -223,7 +223,9 @@ models:
     assert!(refusal(every_form).contains('+'), "text with a plus is an adapter");
     let every_form = every_form.replace("./a+b@c/", "{model: ./a+b@c/}");
     assert_eq!(refusal(&every_form), "accepted");
-    assert_eq!(Config::parse(&every_form, "c").unwrap().models(), [Path::new("a+b@c")]);
+    let named = Config::parse(&every_form, "c").unwrap();
+    let plain = Reference { path: "a+b@c".into(), lora: None };
+    assert_eq!(named.models(), [&plain]);
 }
 
 /// Writes a configuration and merges.

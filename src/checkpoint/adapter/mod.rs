@@ -10,11 +10,11 @@ mod settings;
 
 use std::path::{Path, PathBuf};
 
+pub use self::settings::AdapterSettings;
 use super::open::read_small;
 use super::{OpenOptions, ShardFile};
 use crate::error::{Error, Result};
 use crate::format::Parent;
-pub use self::settings::AdapterSettings;
 
 /// The weights of an adapter.
 const WEIGHTS: &str = "adapter_model.safetensors";

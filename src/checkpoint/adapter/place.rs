@@ -58,7 +58,12 @@ impl Checkpoint {
         })
     }
 
-    fn adapt(&mut self, adapter: &Adapter, weight: f64, replaced: &mut BTreeSet<String>) -> Vec<String> {
+    fn adapt(
+        &mut self,
+        adapter: &Adapter,
+        weight: f64,
+        replaced: &mut BTreeSet<String>,
+    ) -> Vec<String> {
         let mut problems = Vec::new();
         let mut pairs: BTreeMap<&str, Pair<'_>> = BTreeMap::new();
         let shard = adapter.shard();
@@ -89,13 +94,22 @@ impl Checkpoint {
     }
 
     /// A product on a module's weight.
-    fn add(&mut self, adapter: &Adapter, module: &str, pair: &Pair<'_>, weight: f64) -> Result<(), String> {
+    fn add(
+        &mut self,
+        adapter: &Adapter,
+        module: &str,
+        pair: &Pair<'_>,
+        weight: f64,
+    ) -> Result<(), String> {
         let (Some(down), Some(up)) = (pair.down, pair.up) else {
             let missing = if pair.down.is_none() { "lora_A" } else { "lora_B" };
             return Err(format!("its `{missing}` is missing"));
         };
         let (&[rank, inner], &[outer, same]) = (&down.shape.0[..], &up.shape.0[..]) else {
-            return Err(format!("products of shapes {} and {} are no matrices", up.shape, down.shape));
+            return Err(format!(
+                "products of shapes {} and {} are no matrices",
+                up.shape, down.shape
+            ));
         };
         if rank != same || rank == 0 {
             return Err(format!("shapes {} and {} are of different ranks", up.shape, down.shape));
@@ -149,11 +163,15 @@ impl Checkpoint {
         }
         #[expect(clippy::float_cmp, reason = "only an exact 1 leaves no doubt")]
         if weight != 1.0 && !entry.name.contains(&format!("{BASE_LAYER}weight")) {
-            return Err(format!("it replaces the model's `{name}` whole, which a weight of {weight} does not say how to"));
+            return Err(format!(
+                "it replaces the model's `{name}` whole, which a weight of {weight} does not say how to"
+            ));
         }
         let touched = self.recipes.get(&name).is_some_and(|recipe| !recipe.products.is_empty());
         if touched || !replaced.insert(name.clone()) {
-            return Err(format!("it replaces the model's `{name}`, which another adapter changes too"));
+            return Err(format!(
+                "it replaces the model's `{name}`, which another adapter changes too"
+            ));
         }
         self.recipes.insert(name, Recipe::plain(Place::of(adapter.shard(), entry)));
         Ok(())
@@ -170,7 +188,8 @@ impl Checkpoint {
             (Some(own), None) => Ok(own.to_owned()),
             (Some(_), Some(_)) => Err(format!("the model has several tensors `*.{name}`")),
             _ if self.anatomy().role(name) == Role::Head && self.is_tied() => {
-                Err("the model ties its head to the embedding, so it has no place of its own".into())
+                Err("the model ties its head to the embedding, so it has no place of its own"
+                    .into())
             }
             _ => Err(format!("the model has no tensor `{name}`")),
         }
@@ -191,7 +210,9 @@ fn kind(name: &str) -> Kind<'_> {
         }
     }
     if inner.contains("lora_magnitude_vector") {
-        return Kind::Unknown("DoRA scales whole columns by a magnitude vector, which is not supported yet");
+        return Kind::Unknown(
+            "DoRA scales whole columns by a magnitude vector, which is not supported yet",
+        );
     }
     if inner.contains(".lora_") {
         return Kind::Unknown("it is no part of a plain product of two matrices");

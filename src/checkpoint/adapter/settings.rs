@@ -52,7 +52,8 @@ impl AdapterSettings {
         let mut problems = Vec::new();
         let kind = all.get("peft_type").and_then(Value::as_str).unwrap_or("LORA");
         if kind != "LORA" {
-            problems.push(format!("`peft_type` is {kind}: only LORA is a sum of weight and product"));
+            problems
+                .push(format!("`peft_type` is {kind}: only LORA is a sum of weight and product"));
         }
         for (key, why) in OTHER_KINDS {
             if all.get(*key).is_some_and(is_set) {
@@ -142,7 +143,8 @@ fn read_pattern(value: Option<&Value>) -> Result<BTreeMap<String, f64>, String> 
         if plain.contains(['\\', '*', '+', '?', '[', ']', '(', ')', '{', '}', '|', '^', '$']) {
             return Err(format!("`{name}` is a regular expression, which is not supported yet"));
         }
-        let number = number.as_f64().filter(|n| n.is_finite()).ok_or("has a value that is no number")?;
+        let number =
+            number.as_f64().filter(|n| n.is_finite()).ok_or("has a value that is no number")?;
         pattern.insert(plain, number);
     }
     Ok(pattern)

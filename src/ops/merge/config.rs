@@ -107,7 +107,8 @@ impl Config {
 
     /// Whether every tensor is the copy of one: then codes of quantised models may stay what they are.
     pub(super) fn copies(&self) -> bool {
-        let scaled = |parameters: &Parameters| parameters.has("scale") || parameters.has("normalize");
+        let scaled =
+            |parameters: &Parameters| parameters.has("scale") || parameters.has("normalize");
         matches!(self.method.kind, Kind::Passthrough | Kind::Linear)
             && self.dtype.is_none()
             && self.out_dtype.is_none()
@@ -115,7 +116,9 @@ impl Config {
             && self.slices.iter().all(|slice| {
                 let of_models = slice.sources.iter().map(|source| &source.parameters);
                 let alone = slice.sources.iter().all(|source| source.model.lora.is_none());
-                slice.sources.len() == 1 && alone && !of_models.chain([&slice.parameters]).any(scaled)
+                slice.sources.len() == 1
+                    && alone
+                    && !of_models.chain([&slice.parameters]).any(scaled)
             })
     }
 
@@ -354,7 +357,7 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
     match (method.base, base) {
         (Base::Required, None) => problems.add("", format!("{} needs a `base_model`", method.name)),
         (Base::Required, Some(base)) if !slice.sources.iter().any(|s| s.model == *base) => {
-                        problems.add(&at, format!("the base model `{base}` must be one of them: with `slices` it has no layers of its own"));
+            problems.add(&at, format!("the base model `{base}` must be one of them: with `slices` it has no layers of its own"));
         }
         (Base::Donor, Some(base))
             if slice.at.is_empty() && slice.sources.iter().any(|s| s.model != *base) =>
