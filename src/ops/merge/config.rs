@@ -183,7 +183,7 @@ fn unsupported(problems: &mut Problems, map: &Map<String, Value>) {
     }
 }
 
-fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
+pub(super) fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
     let name = problems.text(key, given(map, key)?)?;
     match name {
         "bfloat16" => Some(Dtype::BF16),
@@ -204,7 +204,7 @@ fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option
 }
 
 /// A model: `PATH`, or `{model: {path: PATH}}`, whose path may hold `@` and `+`.
-fn model(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
+pub(super) fn model(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
     if let Value::String(text) = value {
         return plain_model(problems, at, text);
     }

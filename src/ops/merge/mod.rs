@@ -11,6 +11,7 @@ mod card;
 mod config;
 mod dtypes;
 mod methods;
+pub mod moe;
 mod parameters;
 mod read;
 mod slices;
