@@ -25,8 +25,8 @@ pub use adapter::{Adapter, AdapterSettings};
 pub use architecture::{Anatomy, Role};
 pub use card::{CARD_FILE, ModelCard, code_block, hub_id, inline};
 pub use config::{
-    ConfigProblem, Kept, densified, is_tied, keep_layers, quantization, set_dtype, set_experts,
-    set_tied, set_vocab_size, vocab_size,
+    ConfigProblem, Kept, MoeTwin, densified, is_tied, keep_layers, quantization, set_dtype,
+    set_experts, set_tied, set_vocab_size, sparsified, vocab_size,
 };
 pub use experts::{Stretch, locate};
 pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
