@@ -144,7 +144,8 @@ pub enum Keep {
     },
     /// Where the variance of all terms' values around their mean is among the largest (SCE, arXiv 2408.07990): so many of those
     /// where it is not zero, rounded down. The same for all terms. It is the mean of the squares of `v - m`, where `m` is the mean of
-    /// the values; both are added up in the order of the terms in f32 (f64 if an operand is `F64`), and divided by their number.
+    /// the values; both are added up in the order of the terms in f64 and divided by their number. What comes of it is rounded to
+    /// f32.
     Varied {
         /// From 0 to 1.
         share: f64,

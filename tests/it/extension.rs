@@ -233,3 +233,43 @@ fn the_record_has_the_seed() {
         serde_json::from_str(&fs::read_to_string(out.join("elo-surgery.json")).unwrap()).unwrap();
     assert_eq!(record["operation"]["parameters"]["random_seed"], 0);
 }
+
+/// The vote of the TIES paper, element by element.
+#[test]
+fn the_papers_vote_has_no_weights() {
+    let dir = TempDir::new().unwrap();
+    let yaml = |more: &str| {
+        format!(
+            "merge_method: ties\nbase_model: models/mrg32-base\nmodels: [{{model: models/mrg32-a, parameters: {{weight: 0.9}}}}, {{model: models/mrg32-b, parameters: {{weight: 0.25}}}}]\n{more}"
+        )
+    };
+    let values = |bytes: &[u8]| -> Vec<f32> {
+        let value = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        bytes.chunks_exact(4).map(value).collect()
+    };
+    let paper = bytes(&merged(&dir, "paper", &yaml("elo_surgery: {consensus: paper}\n")));
+    let weighted = bytes(&merged(&dir, "weighted", &yaml("")));
+    let [base, a, b] = ["base", "a", "b"]
+        .map(|name| bytes(&golden("models/mrg32-").with_file_name(format!("mrg32-{name}"))));
+    let mut differing = 0;
+    for (name, found) in &paper {
+        let of = |model: &BTreeMap<String, Vec<u8>>| values(&model[name]);
+        let (found, other) = (values(found), of(&weighted));
+        let (base, a, b) = (of(&base), of(&a), of(&b));
+        for (i, found) in found.iter().enumerate() {
+            let deltas = [(0.9_f32, a[i] - base[i]), (0.25, b[i] - base[i])];
+            let negative = deltas[0].1 + deltas[1].1 < 0.0;
+            let (mut sum, mut weights) = (-0.0_f32, 0.0_f32);
+            for (weight, delta) in deltas {
+                if if negative { delta < 0.0 } else { delta > 0.0 } {
+                    sum += weight * delta;
+                    weights += weight;
+                }
+            }
+            let wanted = base[i] + sum / if weights == 0.0 { 1.0 } else { weights };
+            assert_eq!(found.to_bits(), wanted.to_bits(), "{name} {i}");
+            differing += usize::from(found.to_bits() != other[i].to_bits());
+        }
+    }
+    assert!(differing > 500, "the weighted vote is another: {differing}");
+}

@@ -163,7 +163,7 @@ pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Opt
     let extension = Extension::read(problems, map, method);
     let slices = match given(map, "modules") {
         Some(value) => module(problems, map, value, method, base.as_ref())?,
-        None => sources(problems, map, method, base.as_ref())?,
+        None => sources(problems, "", map, method, base.as_ref())?,
     };
     let text = text.to_owned();
     let method = method?;
@@ -210,7 +210,7 @@ fn unsupported(problems: &mut Problems, map: &Map<String, Value>) {
     }
 }
 
-fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
+pub(super) fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
     let name = problems.text(key, given(map, key)?)?;
     match name {
         "bfloat16" => Some(Dtype::BF16),
@@ -233,22 +233,26 @@ fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option
 /// `models` or `slices`.
 fn sources(
     problems: &mut Problems,
+    at: &str,
     map: &Map<String, Value>,
     method: Option<&'static Method>,
     base: Option<&Reference>,
 ) -> Option<Vec<SliceOf>> {
-    match (given(map, "models"), given(map, "slices")) {
+    let mut inner = Problems::default();
+    let slices = match (given(map, "models"), given(map, "slices")) {
         (Some(_), Some(_)) => {
-            problems.add("", "there are both `models` and `slices`: give one of them");
-            None
+            problems.add(at, "there are both `models` and `slices`: give one of them");
+            return None;
         }
-        (Some(value), None) => Some(vec![whole(problems, value, method, base)]),
-        (None, Some(value)) => Some(slices(problems, value, method)),
+        (Some(value), None) => vec![whole(&mut inner, value, method, base)],
+        (None, Some(value)) => slices(&mut inner, value, method),
         (None, None) => {
-            problems.add("", "there are neither `models` nor `slices`");
-            None
+            problems.add(at, "there are neither `models` nor `slices`");
+            return None;
         }
-    }
+    };
+    problems.0.extend(inner.0.into_iter().map(|what| below(at, &what)));
+    Some(slices)
 }
 
 /// `modules`, of which there may be one: its parameters go before those of the whole merge.
@@ -276,9 +280,7 @@ fn module(
     let map = problems.map(&at, value, &["models", "slices", "parameters"])?;
     let own = below(&at, "parameters");
     let own = Parameters::read(problems, &own, map.get("parameters"), method, Level::Shared);
-    let mut inner = Problems::default();
-    let slices = sources(&mut inner, map, method, base);
-    problems.0.extend(inner.0.into_iter().map(|what| below(&at, &what)));
+    let slices = sources(problems, &at, map, method, base);
     let with_own = |slice: SliceOf| SliceOf { parameters: slice.parameters.before(&own), ..slice };
     Some(slices?.into_iter().map(with_own).collect())
 }
