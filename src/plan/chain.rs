@@ -152,14 +152,14 @@ fn fits(keep: Keep, n: u64) -> bool {
     match keep {
         Keep::All => true,
         Keep::Largest { skip, count } => {
-            n <= u64::from(u32::MAX) && skip.checked_add(count).is_some_and(|end| end <= n)
+            u32::try_from(n).is_ok() && skip.checked_add(count).is_some_and(|end| end <= n)
         }
         Keep::Random { probability, seed } => {
             (0.0..=1.0).contains(&probability) && seed <= Chain::SEED
         }
         Keep::Ranked { low, high, seed, columns } => {
             let open = |p: f64| p > 0.0 && p < 1.0;
-            let rows = columns > 1 && columns <= u64::from(u32::MAX) && n.is_multiple_of(columns);
+            let rows = columns > 1 && u32::try_from(columns).is_ok() && n.is_multiple_of(columns);
             open(low) && open(high) && seed <= Chain::SEED && rows
         }
         _ => false,
