@@ -14,6 +14,7 @@ mod documents;
 mod dtypes;
 mod exceptions;
 mod extension;
+mod importance;
 mod methods;
 pub mod moe;
 mod parameters;
@@ -31,6 +32,7 @@ use serde_json::json;
 pub use config::Config;
 pub use reference::Reference;
 
+use self::importance::Importances;
 use self::read::Problems;
 use self::tensors::{Tensors, role};
 use super::draft::{Derived, Draft};
@@ -117,6 +119,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     }
     let mut problems = Problems::default();
     let vectors = vectors::are_vectors(&mut problems, config, &bound);
+    let importances = Importances::read(&mut problems, config);
     let slices = slices::bind(&mut problems, config, &bound, donor);
     if !problems.0.is_empty() {
         return Err(refuse(problems));
@@ -129,6 +132,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     let mut tensors = Tensors::new(config, &slices, donor, draft, request);
     tensors.problems = problems;
     tensors.vectors = vectors;
+    tensors.importances = importances;
     if config.is_whole() {
         tensors.add_whole()?;
     } else {
