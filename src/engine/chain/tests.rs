@@ -11,7 +11,7 @@ use super::sum::sum;
 fn order_of(values: &[f64], descending: bool) -> String {
     let mut items: Vec<Keyed<f32>> =
         values.iter().enumerate().map(|(i, value)| (*value as f32, i as u32)).collect();
-    sort(&mut items, descending);
+    sort(&mut items, descending, &|| false);
     let bytes: Vec<u8> = items.iter().flat_map(|(_, i)| i.to_le_bytes()).collect();
     let mut first = [0; 8];
     first.copy_from_slice(&Sha256::digest(&bytes)[..8]);
