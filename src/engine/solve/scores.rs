@@ -110,11 +110,7 @@ impl Filler<'_> {
                     }
                     for (i, key) in keys.iter_mut().enumerate() {
                         let element = wide.iter().map(|wide| wide[i]);
-                        *key = if values.double {
-                            variance_f64(element)
-                        } else {
-                            variance_f32(element)
-                        };
+                        *key = variance(element);
                     }
                 }
                 Score::Importance(term) => {
@@ -239,18 +235,8 @@ pub(super) fn put(bits: &mut [u8], at: u64, kept: bool) {
     bits[index(at / 8)] |= u8::from(kept) << (at % 8);
 }
 
-/// The magnitude of the variance of f32 values.
-fn variance_f32(values: impl ExactSizeIterator<Item = f64> + Clone) -> u32 {
-    let count = single(number(values.len()));
-    let mean = values.clone().map(single).sum::<f32>() / count;
-    let square = |value: f64| {
-        let difference = single(value) - mean;
-        difference * difference
-    };
-    magnitude(values.map(square).sum::<f32>() / count)
-}
-
-fn variance_f64(values: impl ExactSizeIterator<Item = f64> + Clone) -> u32 {
+/// The magnitude of the variance: equal values have none only if their sums are wider than they are.
+fn variance(values: impl ExactSizeIterator<Item = f64> + Clone) -> u32 {
     let count = number(values.len());
     let mean = values.clone().sum::<f64>() / count;
     let variance = values.map(|value| (value - mean) * (value - mean)).sum::<f64>() / count;
