@@ -26,6 +26,7 @@ mod merge;
 mod pipeline;
 mod props;
 mod solved;
+mod sparse;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;
