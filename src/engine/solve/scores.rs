@@ -108,29 +108,63 @@ impl Filler<'_> {
                     for (term, wide) in wide.iter_mut().enumerate() {
                         self.read(&values, term, start, &mut wide[..count]);
                     }
-                    for (i, key) in keys.iter_mut().enumerate() {
-                        let element = wide.iter().map(|wide| wide[i]);
-                        *key = if values.double {
-                            variance_f64(element)
-                        } else {
-                            variance_f32(element)
-                        };
+                    if values.double {
+                        variances_f64(&wide, keys);
+                    } else {
+                        variances_f32(&wide, keys);
                     }
                 }
                 Score::Importance(term) => {
                     let wide = &mut wide[term][..count];
                     self.read(&values, term, start, wide);
                     let (columns, rows) = important.unwrap_or((1, &[]));
-                    for ((key, value), number) in keys.iter_mut().zip(wide).zip(first..) {
-                        let divergence =
-                            rows.get(index(number / columns)).copied().unwrap_or(f64::NAN);
+                    let (mut row, mut column) = (index(first / columns), first % columns);
+                    for (key, value) in keys.iter_mut().zip(wide) {
+                        let divergence = rows.get(row).copied().unwrap_or(f64::NAN);
                         *key = key_of(single(value.abs() * divergence));
+                        column += 1;
+                        if column == columns {
+                            (row, column) = (row + 1, 0);
+                        }
                     }
                 }
             }
             take(first, keys);
         }
         Ok(())
+    }
+
+    /// Numbers of elements of equal score, of a run, piece by piece.
+    pub(super) fn equal(
+        &self,
+        (score, key): (Score, u32),
+        known: &Known,
+        blend: &Blend,
+        run: &Range<u64>,
+        piece: u64,
+        buffers: &mut Vec<Operands>,
+    ) -> Result<Vec<u64>> {
+        let mut equal = vec![0; index((run.end - run.start).div_ceil(piece))];
+        if let Score::Magnitude(term) = score {
+            let tiles = self.operands(blend, run, &self.host, buffers)?;
+            let values = HostValues::new(blend, &tiles)?;
+            if !values.double {
+                let size = index(run.end - run.start);
+                for (start, equal) in (0..size).step_by(index(piece)).zip(&mut equal) {
+                    let count = index(piece).min(size - start);
+                    let base = values.base.map(|base| base.run(start, count));
+                    let x = values.terms[term].run(start, count);
+                    *equal = self.host.equal(base.as_ref(), &x, key);
+                }
+                return Ok(equal);
+            }
+        }
+        self.keys(score, known, blend, run, buffers, &mut |first, keys| {
+            for (number, found) in (first..).zip(keys) {
+                equal[index((number - run.start) / piece)] += u64::from(*found == key);
+            }
+        })?;
+        Ok(equal)
     }
 
     /// Values of a term, widened.
@@ -239,22 +273,34 @@ pub(super) fn put(bits: &mut [u8], at: u64, kept: bool) {
     bits[index(at / 8)] |= u8::from(kept) << (at % 8);
 }
 
-/// The magnitude of the variance of f32 values.
-fn variance_f32(values: impl ExactSizeIterator<Item = f64> + Clone) -> u32 {
+/// Magnitudes of the variances of the terms' f32 values.
+fn variances_f32(values: &[Vec<f64>], keys: &mut [u32]) {
     let count = single(number(values.len()));
-    let mean = values.clone().map(single).sum::<f32>() / count;
-    let square = |value: f64| {
-        let difference = single(value) - mean;
-        difference * difference
-    };
-    magnitude(values.map(square).sum::<f32>() / count)
+    let (mut mean, mut sum) = ([0.0_f32; LEAF], [0.0_f32; LEAF]);
+    for values in values {
+        for (mean, x) in mean.iter_mut().zip(values) {
+            *mean += single(*x);
+        }
+    }
+    mean.iter_mut().for_each(|mean| *mean /= count);
+    for values in values {
+        for ((sum, mean), x) in sum.iter_mut().zip(&mean).zip(values) {
+            let difference = single(*x) - mean;
+            *sum += difference * difference;
+        }
+    }
+    for (key, sum) in keys.iter_mut().zip(sum) {
+        *key = magnitude(sum / count);
+    }
 }
 
-fn variance_f64(values: impl ExactSizeIterator<Item = f64> + Clone) -> u32 {
+fn variances_f64(values: &[Vec<f64>], keys: &mut [u32]) {
     let count = number(values.len());
-    let mean = values.clone().sum::<f64>() / count;
-    let variance = values.map(|value| (value - mean) * (value - mean)).sum::<f64>() / count;
-    magnitude(single(variance))
+    for (i, key) in keys.iter_mut().enumerate() {
+        let mean = values.iter().map(|x| x[i]).sum::<f64>() / count;
+        let square = |x: &Vec<f64>| (x[i] - mean) * (x[i] - mean);
+        *key = magnitude(single(values.iter().map(square).sum::<f64>() / count));
+    }
 }
 
 /// A number whose order is that of the f32; a NaN is above all.
