@@ -68,11 +68,11 @@ impl<'a> Extents<'a> {
         }
     }
 
-    /// The blends that are more than weighted sums: tensor and part of the plan, and bytes in the file.
+    /// The blends that are more than weighted sums, and no chains of roundings: tensor and part of the plan, and bytes in the file.
     pub(super) fn ruled(&self) -> impl Iterator<Item = (usize, usize, &'a Blend, u64)> {
         self.list.iter().filter_map(|extent| match (extent.what, self.part(extent)) {
             (What::Part { tensor, part }, Some((_, Part::Blend(blend))))
-                if blend.solve.is_some() || !blend.is_plain() =>
+                if blend.chain.is_none() && (blend.solve.is_some() || !blend.is_plain()) =>
             {
                 Some((tensor, part, blend.as_ref(), extent.out.end - extent.out.start))
             }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Device;
+use super::chain::Chains;
 use super::extents::Extents;
 use super::observer::{Observer, Progress};
 use super::options::{Execution, Report};
@@ -312,6 +313,7 @@ fn apply(
         observer,
         progress: &|_| {},
         sweeps: &Sweeps::new(&change.extents, options.tile),
+        chains: &Chains::default(),
         allow_nonfinite: options.allow_nonfinite,
         tile: usize::try_from(options.tile).unwrap_or(usize::MAX),
     };

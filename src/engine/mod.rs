@@ -4,6 +4,8 @@
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
 mod auto;
+mod chain;
+mod codes;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
@@ -13,6 +15,8 @@ mod extents;
 mod float;
 mod in_place;
 mod journal;
+mod made;
+mod noise;
 mod observer;
 mod options;
 mod output;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::chain::Chains;
 use super::device::{Device, Health};
 use super::digest::{TreeDigest, digest_file};
 use super::extents::{Extent, Extents, total};
@@ -71,6 +72,7 @@ pub(super) struct Run<'a> {
     pub(super) total: u64,
     sources: Mutex<HashMap<SourceId, std::sync::Weak<SourceFile>>>,
     no_reflink: AtomicBool,
+    chains: Chains,
 }
 
 impl<'a> Run<'a> {
@@ -107,6 +109,7 @@ impl<'a> Run<'a> {
             total,
             sources: Mutex::default(),
             no_reflink: AtomicBool::new(false),
+            chains: Chains::default(),
         }
     }
 
@@ -202,6 +205,7 @@ impl<'a> Run<'a> {
             observer: self.observer,
             progress: &|bytes| self.advance(bytes, &job.extents.layout.file),
             sweeps: &job.sweeps,
+            chains: &self.chains,
             allow_nonfinite: self.options.allow_nonfinite,
             tile: usize::try_from(self.options.tile).unwrap_or(usize::MAX),
         };

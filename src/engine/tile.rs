@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::auto::Pick;
+use super::chain::Chains;
 use super::device::{BlendTile, Device, Health, HostMemory, Operand, Rules};
 use super::extents::{Extents, What};
+use super::made::{Making, make};
+use super::noise;
 use super::observer::Observer;
 use super::simd::Simd;
 use super::solve::{Bits, Ready, Sweeps};
@@ -43,6 +46,7 @@ impl Scratch {
 pub(super) struct Operands {
     own: Held,
     plain: Vec<u8>,
+    making: Making,
 }
 
 /// Memory of the device's kind, replaced when it is too small.
@@ -82,6 +86,8 @@ pub(super) struct Filler<'a> {
     pub(super) progress: &'a (dyn Fn(u64) + Sync),
     /// What is found out before a tile is filled.
     pub(super) sweeps: &'a Sweeps,
+    /// What is known of the parts that mergekit's arithmetic keeps.
+    pub(super) chains: &'a Chains,
     pub(super) allow_nonfinite: bool,
     /// Most bytes that are filled at once.
     pub(super) tile: usize,
@@ -103,6 +109,7 @@ impl Filler<'_> {
             return Ok((taken, Vec::new()));
         }
         self.solve(range, scratch)?;
+        self.prepare_chains(range, scratch)?;
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut pick = Pick::of(self.device);
         loop {
@@ -163,9 +170,7 @@ impl Filler<'_> {
     }
 
     pub(super) fn source(&self, id: SourceId) -> Result<&Arc<SourceFile>> {
-        self.sources
-            .get(&id)
-            .ok_or_else(|| Error::Plan { problem: format!("source {} is not open", id.0) })
+        open(self.sources, id)
     }
 
     fn fill_pieces(
@@ -183,13 +188,20 @@ impl Filler<'_> {
             let within = start - extent.out.start..end - extent.out.start;
             match (self.extents.part(extent), extent.what) {
                 (Some((output, part)), What::Part { tensor, .. }) => {
-                    let ready = self.sweeps.ready(extent.what)?;
-                    let part = (part, ready.as_deref());
-                    let health = self.fill_part(output, part, within, piece, device, scratch)?;
+                    let health = match part.chain() {
+                        Some(how) => {
+                            self.fill_chain(output, how, extent.what, &within, piece, scratch)?
+                        }
+                        None => {
+                            let ready = self.sweeps.ready(extent.what)?;
+                            let part = (part, ready.as_deref());
+                            self.fill_part(output, part, within, piece, device, scratch)?
+                        }
+                    };
                     if health != Health::default() {
                         healths.push((tensor, health));
                     }
-                    for slice in part.0.slices() {
+                    for slice in part.slices() {
                         self.source(slice.source)?.check_unchanged(Some(&output.name))?;
                     }
                 }
@@ -223,6 +235,10 @@ impl Filler<'_> {
                 for (byte, at) in piece.iter_mut().zip(within.start..) {
                     *byte = pattern[index(at % width)];
                 }
+                Ok(Health::default())
+            }
+            Part::Random(random) => {
+                noise::fill(random, &output.dtype, within.start, piece);
                 Ok(Health::default())
             }
             Part::Blend(blend) => {
@@ -294,9 +310,9 @@ impl Filler<'_> {
         });
         let tiles = self.operands(blend, elements, device, buffers)?;
         let mut operands = blend
-            .slices()
+            .operands()
             .zip(&tiles)
-            .map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile });
+            .map(|(operand, tile)| Operand { dtype: operand.dtype(), bytes: tile });
         let base = if blend.base.is_some() { operands.next() } else { None };
         let terms: Vec<(Operand<'_>, f64)> =
             operands.zip(&blend.terms).map(|(operand, term)| (operand, term.weight)).collect();
@@ -318,11 +334,24 @@ impl Filler<'_> {
         device: &dyn Device,
         buffers: &'t mut Vec<Operands>,
     ) -> Result<Vec<Tile<'t>>> {
-        let count = blend.slices().count();
+        let count = blend.operands().count();
         buffers.resize_with(buffers.len().max(count), Operands::default);
         let mut tiles = Vec::with_capacity(count);
-        for (slice, Operands { own, plain }) in blend.slices().zip(buffers.iter_mut()) {
-            let width = slice.dtype.bytes().unwrap_or(1);
+        for (operand, Operands { own, plain, making }) in blend.operands().zip(buffers.iter_mut()) {
+            let width = operand.dtype().bytes().unwrap_or(1);
+            if !operand.is_plain() {
+                let len = index((elements.end - elements.start) * width);
+                let memory = if device.wants_own_memory() {
+                    own.bytes(device, len, self.tile)?
+                } else {
+                    plain.resize(len, 0);
+                    plain.as_mut_slice()
+                };
+                make(self.sources, operand, elements, memory, making)?;
+                tiles.push(Tile::made(memory));
+                continue;
+            }
+            let slice = &operand.slice;
             let start = slice.bytes.start;
             let bytes = start + elements.start * width..start + elements.end * width;
             let source = self.source(slice.source)?;
@@ -334,6 +363,12 @@ impl Filler<'_> {
         }
         Ok(tiles)
     }
+}
+
+/// A source that was opened for the shard.
+pub(super) fn open(sources: &Sources, id: SourceId) -> Result<&Arc<SourceFile>> {
+    let problem = || Error::Plan { problem: format!("source {} is not open", id.0) };
+    sources.get(&id).ok_or_else(problem)
 }
 
 /// Offsets inside a tile fit memory.

@@ -13,6 +13,7 @@ mod kernels;
 mod lane;
 mod pool;
 mod resident;
+mod rules;
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use self::gpu::OpenGpu;
 use self::kernels::MAX_TERMS;
 use self::pool::Pool;
 use super::device::{BlendTile, Checked, Device, Health, HostMemory};
-use super::sweep::{self, Digit, SweepTile, Want, sums_of};
+use super::sweep::{self, Digit, SweepTile};
 use crate::error::{Error, Result};
 
 /// Which GPUs to use and how much of them.
@@ -113,25 +114,13 @@ impl Device for Cuda {
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health> {
         let tile = Checked::new(tile, out)?;
         check_terms(tile.terms.len(), &self.name())?;
-        check_plain(tile.rules.is_none(), &self.name())?;
         self.pool.with_lane(None, |lane| lane.blend(&tile, out))
     }
 
     fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()> {
         let tile = sweep::Checked::of_sums(tile, sums)?;
         check_terms(tile.terms.len(), &self.name())?;
-        check_plain(tile.masks.is_empty(), &self.name())?;
-        self.pool.with_lane(None, |lane| lane.sums(&tile, sums))?;
-        let terms = tile.terms.len();
-        for leaf in sums.chunks_exact_mut(sums_of(terms)) {
-            let (magnitudes, products) = leaf.split_at_mut(terms);
-            match tile.want {
-                Want::All => {}
-                Want::Magnitudes => products.fill(0.0),
-                Want::Products => magnitudes.fill(0.0),
-            }
-        }
-        Ok(())
+        self.pool.with_lane(None, |lane| lane.sums(&tile, sums))
     }
 
     fn histogram(&self, tile: &SweepTile<'_>, digit: Digit, counts: &mut [u64]) -> Result<()> {
@@ -149,17 +138,6 @@ impl Device for Cuda {
     fn wants_own_memory(&self) -> bool {
         true
     }
-}
-
-fn check_plain(plain: bool, device: &str) -> Result<()> {
-    if plain {
-        return Ok(());
-    }
-    Err(Error::Device {
-        device: device.into(),
-        reason: "deltas, masks, votes and divisors are not carried out on the GPU yet".into(),
-        hint: "use `--device cpu`".into(),
-    })
 }
 
 fn check_terms(terms: usize, device: &str) -> Result<()> {

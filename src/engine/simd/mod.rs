@@ -12,12 +12,14 @@
 mod f16c;
 mod format;
 mod level;
+mod product;
 mod rules;
 mod sums;
 mod sweep;
 
 use format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Factors, Format, with_format};
 use level::{Job, Level};
+pub(super) use product::add_product;
 
 use super::device::{BlendTile, Checked, Device, Health, Mask, Rules, TermRule, Values};
 use super::float::Float;

@@ -173,7 +173,7 @@ impl Known {
 }
 
 pub(super) fn elements(blend: &Blend) -> u64 {
-    blend.terms.first().and_then(|t| t.operand.slice.shape.elements()).unwrap_or(0)
+    blend.terms.first().and_then(|t| t.operand.elements()).unwrap_or(0)
 }
 
 /// The first look that a blend needs.
@@ -191,7 +191,7 @@ pub(super) fn first(blend: &Blend) -> Option<Look> {
 impl Look {
     /// Elements of a run, if a worker is to take about so many bytes of an operand at once.
     pub(super) fn run(&self, blend: &Blend, tile: u64) -> u64 {
-        let width = blend.slices().filter_map(|s| s.dtype.bytes()).max().unwrap_or(1);
+        let width = blend.operands().filter_map(|o| o.dtype().bytes()).max().unwrap_or(1);
         let about = tile / width;
         let whole = |unit: u64| (about / unit).max(1) * unit;
         match self {
@@ -392,8 +392,10 @@ pub(super) fn values_of<'t>(
     blend: &'t Blend,
     tiles: &'t [crate::format::Tile<'_>],
 ) -> (Option<Operand<'t>>, Vec<Operand<'t>>) {
-    let mut operands =
-        blend.slices().zip(tiles).map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile });
+    let mut operands = blend
+        .operands()
+        .zip(tiles)
+        .map(|(operand, tile)| Operand { dtype: operand.dtype(), bytes: tile });
     let base = if blend.base.is_some() { operands.next() } else { None };
     (base.filter(|_| blend.is_of_deltas()), operands.collect())
 }

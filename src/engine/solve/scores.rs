@@ -108,11 +108,7 @@ impl Filler<'_> {
                     for (term, wide) in wide.iter_mut().enumerate() {
                         self.read(&values, term, start, &mut wide[..count]);
                     }
-                    if values.double {
-                        variances_f64(&wide, keys);
-                    } else {
-                        variances_f32(&wide, keys);
-                    }
+                    variances(&wide, keys);
                 }
                 Score::Importance(term) => {
                     let wide = &mut wide[term][..count];
@@ -273,33 +269,23 @@ pub(super) fn put(bits: &mut [u8], at: u64, kept: bool) {
     bits[index(at / 8)] |= u8::from(kept) << (at % 8);
 }
 
-/// Magnitudes of the variances of the terms' f32 values.
-fn variances_f32(values: &[Vec<f64>], keys: &mut [u32]) {
-    let count = single(number(values.len()));
-    let (mut mean, mut sum) = ([0.0_f32; LEAF], [0.0_f32; LEAF]);
+/// Magnitudes of the variances of the terms' values: equal values have none only if their sums are wider than they are.
+fn variances(values: &[Vec<f64>], keys: &mut [u32]) {
+    let count = number(values.len());
+    let (mut mean, mut sum) = ([0.0; LEAF], [0.0; LEAF]);
     for values in values {
         for (mean, x) in mean.iter_mut().zip(values) {
-            *mean += single(*x);
+            *mean += x;
         }
     }
     mean.iter_mut().for_each(|mean| *mean /= count);
     for values in values {
         for ((sum, mean), x) in sum.iter_mut().zip(&mean).zip(values) {
-            let difference = single(*x) - mean;
-            *sum += difference * difference;
+            *sum += (x - mean) * (x - mean);
         }
     }
     for (key, sum) in keys.iter_mut().zip(sum) {
-        *key = magnitude(sum / count);
-    }
-}
-
-fn variances_f64(values: &[Vec<f64>], keys: &mut [u32]) {
-    let count = number(values.len());
-    for (i, key) in keys.iter_mut().enumerate() {
-        let mean = values.iter().map(|x| x[i]).sum::<f64>() / count;
-        let square = |x: &Vec<f64>| (x[i] - mean) * (x[i] - mean);
-        *key = magnitude(single(values.iter().map(square).sum::<f64>() / count));
+        *key = magnitude(single(sum / count));
     }
 }
 

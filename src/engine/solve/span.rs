@@ -144,9 +144,9 @@ impl Filler<'_> {
         let rows = elements.start / columns * columns..elements.end.div_ceil(columns) * columns;
         let tiles = self.operands(blend, &rows, &self.host, buffers)?;
         let operands: Vec<Operand<'_>> = blend
-            .slices()
+            .operands()
             .zip(&tiles)
-            .map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile })
+            .map(|(operand, tile)| Operand { dtype: operand.dtype(), bytes: tile })
             .collect();
         let width = out.len() / index(elements.end - elements.start).max(1);
         let mut health = Health::default();

@@ -50,10 +50,10 @@ fn important(base: &[f32], x: &[f32], v: &[f32], columns: usize) -> Vec<bool> {
 }
 
 fn varied(values: &[Vec<f32>], share: f64) -> Vec<bool> {
-    let count = values.len() as f32;
+    let count = values.len() as f64;
     let variance = |i: usize| {
-        let mean = values.iter().map(|v| v[i]).sum::<f32>() / count;
-        values.iter().map(|v| (v[i] - mean) * (v[i] - mean)).sum::<f32>() / count
+        let mean = values.iter().map(|v| f64::from(v[i])).sum::<f64>() / count;
+        (values.iter().map(|v| (f64::from(v[i]) - mean).powi(2)).sum::<f64>() / count) as f32
     };
     let sizes: Vec<f64> = (0..values[0].len()).map(|i| size(variance(i))).collect();
     let some = sizes.iter().filter(|x| **x > 0.0).count();
