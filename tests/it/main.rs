@@ -34,6 +34,7 @@ mod quantised;
 #[cfg(feature = "cli")]
 mod randoms;
 mod solved;
+mod sparse;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;
