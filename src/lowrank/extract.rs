@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::difference::{Difference, index};
-use super::output::{Made, Piece, plan, read_work, work_folder, write_work};
+use super::output::{Made, Piece, create_work, plan, read_work, work_folder, write_work};
 use super::sketch::approximate;
 use crate::checkpoint::{Checkpoint, Role};
 use crate::engine::{Observer, Progress};
@@ -119,9 +119,9 @@ pub fn extract(
     request: &Extract,
     observer: &dyn Observer,
 ) -> Result<Extraction> {
-    let key = key(tuned, base, request);
-    let work = work_folder(out)?;
-    let tasks = tasks(tuned, base, &key, &work)?;
+    let work = work_folder(out);
+    let tasks = tasks(tuned, base, request, &work)?;
+    create_work(&work)?;
     let total: u64 = tasks.iter().map(|task| task.bytes(request)).sum();
     let (next, done, stop) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let failure: Mutex<Option<Error>> = Mutex::new(None);
@@ -158,7 +158,7 @@ pub fn extract(
 /// # Errors
 /// As [`extract`], for models that do not fit together.
 pub fn foresee(tuned: &Checkpoint, base: &Checkpoint, request: &Extract) -> Result<(u64, u64)> {
-    let tasks = tasks(tuned, base, &key(tuned, base, request), Path::new(""))?;
+    let tasks = tasks(tuned, base, request, Path::new(""))?;
     let matrices = tasks.iter().filter(|task| task.matrix).count() as u64;
     Ok((matrices, tasks.iter().map(|task| task.bytes(request)).sum()))
 }
@@ -179,9 +179,10 @@ fn key(tuned: &Checkpoint, base: &Checkpoint, request: &Extract) -> blake3::Hash
 fn tasks<'a>(
     tuned: &'a Checkpoint,
     base: &Checkpoint,
-    key: &blake3::Hasher,
+    request: &Extract,
     work: &Path,
 ) -> Result<Vec<Task<'a>>> {
+    let key = key(tuned, base, request);
     let mut problems = Vec::new();
     let mut tasks = Vec::new();
     for (name, _) in base.tensors() {
@@ -205,8 +206,9 @@ fn tasks<'a>(
         let mut hasher = key.clone();
         hasher.update(name.as_bytes());
         let hash = hasher.finalize();
+        let start = [&request.seed.to_le_bytes()[..], name.as_bytes()].concat();
         let mut seed = [0; 8];
-        seed.copy_from_slice(&hash.as_bytes()[..8]);
+        seed.copy_from_slice(&blake3::hash(&start).as_bytes()[..8]);
         let work = work.join(format!("{}.safetensors", &hash.to_hex()[..32]));
         tasks.push(Task { name, matrix, work, seed: u64::from_le_bytes(seed), difference });
     }
@@ -223,7 +225,8 @@ fn tasks<'a>(
 impl Task<'_> {
     /// Bytes that it reads.
     fn bytes(&self, request: &Extract) -> u64 {
-        let passes = if self.matrix { 2 + 2 * u64::from(request.power) } else { 1 };
+        // The sketch, its image, what is left; and two for each iteration.
+        let passes = if self.matrix { 3 + 2 * u64::from(request.power) } else { 1 };
         self.difference.bytes() * passes
     }
 

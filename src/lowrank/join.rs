@@ -6,7 +6,7 @@ use std::path::Path;
 use ndarray::{Array2, Axis, concatenate};
 use serde_json::{Value, json};
 
-use super::output::{Made, Piece, plan, read_work, work_folder, write_work};
+use super::output::{Made, Piece, create_work, plan, read_work, work_folder, write_work};
 use crate::checkpoint::{Adapter, ModuleFactors};
 use crate::engine::{BlendTile, Device as _, Operand, Simd};
 use crate::error::{Error, Result};
@@ -78,7 +78,8 @@ pub fn join(adapters: &[(&Adapter, f64)], out: &Path, dtype: &Dtype) -> Result<M
             hint: "apply them to the model instead: `elo-surgery lora apply --adapter A:0.5 --adapter B:0.5`".into(),
         });
     }
-    let work = work_folder(out)?;
+    let work = work_folder(out);
+    create_work(&work)?;
     let mut ranks = BTreeMap::new();
     let mut pieces = Vec::new();
     for (number, (module, factors)) in modules.iter().enumerate() {

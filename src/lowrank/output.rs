@@ -38,11 +38,14 @@ pub(super) struct Piece {
 type Work = (BTreeMap<String, String>, Vec<Piece>);
 
 /// The folder for work in progress beside an output.
-pub(super) fn work_folder(out: &Path) -> Result<PathBuf> {
+pub(super) fn work_folder(out: &Path) -> PathBuf {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
-    let work = out.with_file_name(format!(".{name}.elo-lora"));
-    fs::create_dir_all(&work).at("create", &work)?;
-    Ok(work)
+    out.with_file_name(format!(".{name}.elo-lora"))
+}
+
+/// Creates it.
+pub(super) fn create_work(work: &Path) -> Result<()> {
+    fs::create_dir_all(work).at("create", work)
 }
 
 /// Removes the folder for work in progress.

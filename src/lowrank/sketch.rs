@@ -70,14 +70,21 @@ pub(super) fn approximate(
     let roots = values.slice(s![..kept]).mapv(f64::sqrt);
     let up = sketch.dot(&right.slice(s![.., ..kept])) * &roots;
     let down = (basis.dot(&left.slice(s![.., ..kept])) * &roots).reversed_axes();
-    let left_over = (squares - energies[..kept].iter().sum::<f64>()).max(0.0);
     let narrow = |matrix: Array2<f64>| {
         #[expect(clippy::cast_possible_truncation, reason = "the rounding that is meant")]
         let round = |x: f64| x as f32;
         matrix.as_standard_layout().mapv(round)
     };
-    let error = (left_over / squares).sqrt();
-    Ok(Some(Product { down: narrow(down), up: narrow(up), error }))
+    let (down, up) = (narrow(down), narrow(up));
+    let mut left_over = 0.0_f64;
+    difference.each_block(|first, mut block| {
+        check()?;
+        let rows = up.slice(s![first..first + block.nrows(), ..]);
+        general_mat_mul(-1.0, &rows, &down, 1.0, &mut block);
+        left_over += block.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
+        Ok(())
+    })?;
+    Ok(Some(Product { down, up, error: (left_over / squares).sqrt() }))
 }
 
 /// One half of a power iteration: orthonormal columns of `difference^T * orthonormal(sketch)`.

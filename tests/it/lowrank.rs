@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::lora::{make_adapter, values};
-use crate::support::checkpoint::{Model, Tensor, config, read_raw, write_sharded};
+use crate::support::checkpoint::{Model, Raw, Tensor, config, read_raw, write_sharded};
 use crate::support::process::elo;
 use crate::support::random::Random;
 
@@ -96,6 +96,34 @@ fn full_rank_gives_the_model_back_and_less_the_error_that_is_told() {
     }
 }
 
+/// Eigenvalues of `D^T D` by Jacobi rotations, written out; the largest first.
+fn squared_singular_values(matrix: &[f64], n: usize) -> Vec<f64> {
+    let column = |j: usize| matrix.iter().skip(j).step_by(n);
+    let product = |i, j| column(i).zip(column(j)).map(|(x, y)| x * y).sum();
+    let mut gram: Vec<Vec<f64>> = (0..n).map(|i| (0..n).map(|j| product(i, j)).collect()).collect();
+    let turn = |x: &mut f64, y: &mut f64, (sin, cos): (f64, f64)| {
+        (*x, *y) = (cos * *x - sin * *y, sin * *x + cos * *y);
+    };
+    for _ in 0..60 {
+        for p in 0..n {
+            for q in p + 1..n {
+                let angle = 0.5 * (2.0 * gram[p][q]).atan2(gram[q][q] - gram[p][p]);
+                for row in &mut gram {
+                    let (head, tail) = row.split_at_mut(q);
+                    turn(&mut head[p], &mut tail[0], angle.sin_cos());
+                }
+                let (head, tail) = gram.split_at_mut(q);
+                for (x, y) in head[p].iter_mut().zip(tail[0].iter_mut()) {
+                    turn(x, y, angle.sin_cos());
+                }
+            }
+        }
+    }
+    let mut found: Vec<f64> = gram.iter().enumerate().map(|(i, row)| row[i]).collect();
+    found.sort_by(|a, b| b.total_cmp(a));
+    found
+}
+
 /// Singular values of a random 32 x 32 matrix decay slowly; the best approximation is that of a plain eigenvalue solver.
 #[test]
 fn the_error_is_near_the_best_there_is() {
@@ -110,39 +138,11 @@ fn the_error_is_near_the_best_there_is() {
     let lora = dir.path().join("lora");
     let run = elo("lora extract --no-sync --rank 8 --power-iterations 6");
     run.with("--model", &tuned).with("--base", &base).with("--out", &lora).ok();
-    // Eigenvalues of D^T D by Jacobi rotations, written out.
-    let (a, b) = (read_raw(&tuned), read_raw(&base));
+    let (ours, theirs) = (read_raw(&tuned), read_raw(&base));
     let name = format!("{Q}.weight");
-    let (x, y) = (values(&a[&name].0, &a[&name].2), values(&b[&name].0, &b[&name].2));
-    let d: Vec<f64> = x.iter().zip(&y).map(|(x, y)| x - y).collect();
-    let n = 32;
-    let mut g = vec![vec![0.0; n]; n];
-    for (i, row) in g.iter_mut().enumerate() {
-        for (j, value) in row.iter_mut().enumerate() {
-            *value = (0..n).map(|k| d[k * n + i] * d[k * n + j]).sum();
-        }
-    }
-    for _ in 0..60 {
-        for p in 0..n {
-            for q in p + 1..n {
-                if g[p][q].abs() < 1e-300 {
-                    continue;
-                }
-                let theta: f64 = 0.5 * (2.0 * g[p][q]).atan2(g[q][q] - g[p][p]);
-                let (s, c) = theta.sin_cos();
-                for row in &mut g {
-                    let (x, y) = (row[p], row[q]);
-                    (row[p], row[q]) = (c * x - s * y, s * x + c * y);
-                }
-                for k in 0..n {
-                    let (x, y) = (g[p][k], g[q][k]);
-                    (g[p][k], g[q][k]) = (c * x - s * y, s * x + c * y);
-                }
-            }
-        }
-    }
-    let mut eigenvalues: Vec<f64> = (0..n).map(|i| g[i][i]).collect();
-    eigenvalues.sort_by(|a, b| b.total_cmp(a));
+    let numbers = |raw: &Raw| values(&raw[&name].0, &raw[&name].2);
+    let pairs = numbers(&ours).into_iter().zip(numbers(&theirs));
+    let eigenvalues = squared_singular_values(&pairs.map(|(x, y)| x - y).collect::<Vec<f64>>(), 32);
     let all: f64 = eigenvalues.iter().sum();
     let best = (eigenvalues[8..].iter().sum::<f64>() / all).sqrt();
     let told = report(&lora)[&name].1;
@@ -171,7 +171,7 @@ fn ranks_follow_the_energy_and_peft_reads_the_settings() {
     for module in [Q, DOWN] {
         let (rank, error) = told[&format!("{module}.weight")];
         assert!(rank.is_some_and(|rank| rank <= 3), "{module}: {rank:?}");
-        assert!(error < 1e-3, "{module}: {error}");
+        assert!(error < 1e-5, "{module}: {error}");
     }
     let settings: Value =
         serde_json::from_slice(&fs::read(lora.join("adapter_config.json")).unwrap()).unwrap();
