@@ -8,9 +8,11 @@ mod architecture;
 mod card;
 mod config;
 mod experts;
+mod moe;
 mod open;
 mod quantised;
 mod recipe;
+mod residual;
 mod selector;
 
 use std::collections::BTreeMap;
@@ -23,10 +25,11 @@ pub use adapter::{Adapter, AdapterSettings, ModuleFactors};
 pub use architecture::{Anatomy, Role};
 pub use card::{CARD_FILE, ModelCard, code_block, hub_id, inline};
 pub use config::{
-    ConfigProblem, Kept, is_tied, keep_layers, quantization, set_dtype, set_tied, set_vocab_size,
-    vocab_size,
+    ConfigProblem, Kept, MoeTwin, densified, is_tied, keep_layers, quantization, set_dtype,
+    set_experts, set_tied, set_vocab_size, sparsified, vocab_size,
 };
 pub use experts::{Stretch, locate};
+pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
 pub use open::OpenOptions;
 pub use recipe::{CodesAt, Place, Product, Recipe};
 pub use selector::{LayerSelector, SelectorProblem};

@@ -9,7 +9,9 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::session::Session;
 use super::surgery::{Planned, Surgical};
-use super::{cast, chat_vector, extract, inject, lora, merge, reshard, summary};
+use super::{
+    cast, chat_vector, expand, experts, extract, inject, layers, lora, merge, reshard, summary,
+};
 use crate::error::{Error, IoContext as _};
 
 /// Print what a command would do as a plan, for `apply`; without a command, what the project's run will need
@@ -37,6 +39,9 @@ enum Verb {
     Inject(Box<inject::Inject>),
     ChatVector(Box<chat_vector::ChatVector>),
     Merge(Box<merge::Merge>),
+    Layers(Box<layers::Layers>),
+    Expand(Box<expand::Expand>),
+    Experts(Box<experts::Experts>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Lora(lora::Lora),
@@ -52,6 +57,9 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Inject(verb) => verb.planned(session),
         Verb::ChatVector(verb) => verb.planned(session),
         Verb::Merge(verb) => verb.planned(session),
+        Verb::Layers(verb) => verb.planned(session),
+        Verb::Expand(verb) => verb.planned(session),
+        Verb::Experts(verb) => verb.planned(session),
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),
         Verb::Lora(lora) => lora.planned(session),

@@ -140,10 +140,10 @@ impl How {
         let mut threads = if self.threads == 0 { cores } else { self.threads.into() };
         let mut tile = self.tile.unwrap_or(self.device.tile());
         let buffers = operands(plan) + 2;
-        let factors = factors(plan);
+        let (factors, held) = (factors(plan), plan.held());
         let bytes = |threads: usize, tile: u64| {
             let each = tile.saturating_mul(buffers).saturating_add(factors);
-            each.saturating_mul(threads as u64)
+            each.saturating_mul(threads as u64).saturating_add(held)
         };
         if let Some(limit) = self.memory {
             while bytes(threads, tile) > limit && tile > SMALLEST_TILE && self.tile.is_none() {

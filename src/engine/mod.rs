@@ -4,6 +4,7 @@
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
 mod auto;
+mod chain;
 mod codes;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -15,9 +16,11 @@ mod float;
 mod in_place;
 mod journal;
 mod made;
+mod noise;
 mod observer;
 mod options;
 mod output;
+mod random;
 mod reference;
 mod run;
 mod sidecar;
@@ -27,7 +30,6 @@ mod staging;
 pub mod statistics;
 pub mod sweep;
 mod tile;
-mod weights;
 
 pub use auto::{Auto, Verdict};
 pub use device::{BlendTile, Device, Edge, Health, HostMemory, Mask, Operand, Rules, TermRule};

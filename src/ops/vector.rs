@@ -91,7 +91,7 @@ fn metadata<'a>(checkpoint: &'a Checkpoint, key: &str) -> Option<&'a str> {
     checkpoint.shards().first()?.header.metadata.get(key).map(String::as_str)
 }
 
-fn is_saved_vector(checkpoint: &Checkpoint) -> bool {
+pub(super) fn is_saved_vector(checkpoint: &Checkpoint) -> bool {
     metadata(checkpoint, KIND) == Some(KIND_VECTOR)
 }
 
@@ -102,9 +102,14 @@ pub(super) fn refuse_vectors(models: &[&Checkpoint]) -> Result<()> {
         Some(vector) => Err(Error::Unsupported {
             what: format!("`{}`", vector.name()),
             reason: "it is a saved chat vector, not a model".into(),
-            hint: "add it with `elo-surgery chat-vector --vector DIR --into MODEL`".into(),
+            hint: "add it with `elo-surgery chat-vector --vector DIR --into MODEL`, or with `merge` by task_arithmetic and the like".into(),
         }),
     }
+}
+
+/// Rows of the vocabulary that a saved vector has differences for; further rows are values.
+pub(super) fn vocabulary_of(vector: &Checkpoint) -> Option<u64> {
+    metadata(vector, BASE_ROWS)?.parse().ok()
 }
 
 /// Whether a tensor of a saved vector is a copy of rows, not a difference.

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Operand, Part, Plan};
 
-/// Bytes by what happens to them. Every count is exact.
+/// Bytes by what happens to them. Every count is exact, but that of bytes read where thresholds are to be found: it is the most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Cost {
     /// Bytes read from sources: copied ones once, operands of blends once a sweep.
@@ -38,7 +38,7 @@ pub(super) fn cost(plan: &Plan) -> Cost {
                     cost.copied += len;
                     cost.read += len;
                 }
-                Part::Fill { .. } => cost.computed += len,
+                Part::Fill { .. } | Part::Random(_) => cost.computed += len,
                 Part::Blend(blend) => {
                     cost.computed += len;
                     cost.sweeps = cost.sweeps.max(blend.sweeps());
