@@ -25,6 +25,7 @@ mod golden;
 mod hostile;
 mod kernels;
 mod lora;
+mod lowrank;
 #[cfg(feature = "cli")]
 mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
