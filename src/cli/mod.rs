@@ -23,6 +23,7 @@ mod layers;
 mod live;
 mod man;
 mod merge;
+mod moe;
 mod plan;
 mod process;
 mod progress;
@@ -100,6 +101,7 @@ enum Command {
     Layers(Box<layers::Layers>),
     Expand(Box<expand::Expand>),
     Experts(Box<experts::Experts>),
+    Moe(Box<moe::Moe>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
@@ -160,6 +162,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Layers(verb) => verb.run(session),
         Command::Expand(verb) => verb.run(session),
         Command::Experts(verb) => verb.run(session),
+        Command::Moe(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::session::Session;
 use super::surgery::{Planned, Surgical};
-use super::{cast, chat_vector, expand, experts, extract, inject, layers, merge, reshard, summary};
+use super::{cast, chat_vector, expand, experts, extract, inject, layers, merge, moe, reshard, summary};
 use crate::error::{Error, IoContext as _};
 
 /// Print what a command would do as a plan, for `apply`; without a command, what the project's run will need
@@ -40,6 +40,7 @@ enum Verb {
     Layers(Box<layers::Layers>),
     Expand(Box<expand::Expand>),
     Experts(Box<experts::Experts>),
+    Moe(Box<moe::Moe>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
 }
@@ -57,6 +58,7 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Layers(verb) => verb.planned(session),
         Verb::Expand(verb) => verb.planned(session),
         Verb::Experts(verb) => verb.planned(session),
+        Verb::Moe(verb) => verb.planned(session),
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),
     }?;

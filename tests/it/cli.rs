@@ -16,12 +16,16 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 29] = [
     "",
     "extract",
     "inject",
     "chat-vector",
     "merge",
+    "layers",
+    "expand",
+    "experts",
+    "moe",
     "reshard",
     "cast",
     "inspect",

@@ -18,6 +18,8 @@ mod floors;
 #[cfg(feature = "cli")]
 mod golden;
 #[cfg(feature = "cli")]
+mod growth;
+#[cfg(feature = "cli")]
 mod hostile;
 mod kernels;
 #[cfg(feature = "cli")]
