@@ -114,9 +114,8 @@ impl Checkpoint {
             }
             all.layers.push(layer);
         }
-        let outside = |name: &&str| {
-            self.anatomy().layer_suffix(name).is_none() && name.contains(".experts.")
-        };
+        let outside =
+            |name: &&str| self.anatomy().layer_suffix(name).is_none() && name.contains(".experts.");
         if let Some(name) = self.tensors().map(|(name, _)| name).find(outside) {
             problems.push(format!("tensor `{name}` belongs to experts outside the layers"));
         }
@@ -135,11 +134,7 @@ impl Checkpoint {
     }
 
     /// How many experts a layer has and in which layout; none if it is dense.
-    fn layer_experts(
-        &self,
-        layer: u64,
-        problems: &mut Vec<String>,
-    ) -> Option<(u64, ExpertLayout)> {
+    fn layer_experts(&self, layer: u64, problems: &mut Vec<String>) -> Option<(u64, ExpertLayout)> {
         let prefix = format!("{}{layer}.", self.anatomy().layer_prefix);
         let router = ROUTERS.iter().find_map(|suffix| self.tensor(&format!("{prefix}{suffix}")));
         let names = self.tensors().map(|(name, _)| name);
@@ -147,7 +142,8 @@ impl Checkpoint {
         let roles = || own.iter().filter_map(|suffix| Some((*suffix, expert_role(suffix)?)));
         let Some((_, router)) = router else {
             if let Some((suffix, _)) = roles().next() {
-                problems.push(format!("tensor `{prefix}{suffix}` belongs to experts without a router"));
+                problems
+                    .push(format!("tensor `{prefix}{suffix}` belongs to experts without a router"));
             }
             return None;
         };
@@ -161,7 +157,8 @@ impl Checkpoint {
                     layout = ExpertLayout::PerExpert;
                 }
                 ExpertRole::Rows => {
-                    let rows = self.tensor(&format!("{prefix}{suffix}")).map(|(_, e)| e.shape.rows());
+                    let rows =
+                        self.tensor(&format!("{prefix}{suffix}")).map(|(_, e)| e.shape.rows());
                     if rows != Some(count) {
                         problems.push(format!(
                             "tensor `{prefix}{suffix}` has {} rows, the router {count}",
@@ -173,13 +170,17 @@ impl Checkpoint {
         }
         if layout == ExpertLayout::PerExpert && !seen.iter().copied().eq(0..count) {
             let has = seen.len();
-            problems.push(format!("layer {} has a router of {count} rows and {has} experts", layer + 1));
+            problems.push(format!(
+                "layer {} has a router of {count} rows and {has} experts",
+                layer + 1
+            ));
         }
         let block = router.name.strip_prefix(&prefix).and_then(|s| s.split_once('.'));
         let block = block.map_or("mlp", |(block, _)| block);
         let strange = own.iter().filter(|suffix| {
             let inner = suffix.strip_prefix(block).and_then(|rest| rest.strip_prefix('.'));
-            inner.is_some_and(|inner| !inner.starts_with("shared_") && expert_role(suffix).is_none())
+            inner
+                .is_some_and(|inner| !inner.starts_with("shared_") && expert_role(suffix).is_none())
         });
         problems.extend(
             strange.map(|suffix| format!("tensor `{prefix}{suffix}` may depend on the experts")),

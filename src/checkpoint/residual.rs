@@ -111,10 +111,7 @@ const BRANCHES: &[Branches] = &[
     },
     Branches { families: &["starcoder2"], groups: &[&["self_attn.o_proj"], &["mlp.c_proj"]] },
     Branches { families: &["phi"], groups: &[&["self_attn.dense"], &["mlp.fc2"]] },
-    Branches {
-        families: &["gpt2", "gpt_bigcode"],
-        groups: &[&["attn.c_proj"], &["mlp.c_proj"]],
-    },
+    Branches { families: &["gpt2", "gpt_bigcode"], groups: &[&["attn.c_proj"], &["mlp.c_proj"]] },
     Branches { families: &["gptj"], groups: &[&["attn.out_proj"], &["mlp.fc_out"]] },
     Branches {
         families: &["gpt_neo", "exaone"],
@@ -151,8 +148,7 @@ enum Part {
 impl Checkpoint {
     /// Whether a tensor must be zero for its layer to hand on its input.
     pub fn writes_residual(&self, name: &str) -> bool {
-        self.residual_part(name)
-            .is_some_and(|(_, part)| matches!(part, Part::Values | Part::Codes))
+        self.residual_part(name).is_some_and(|(_, part)| matches!(part, Part::Values | Part::Codes))
     }
 
     /// Refuses layers (from 0) that cannot be made to hand on their input: a family whose layers are not known to
@@ -166,7 +162,9 @@ impl Checkpoint {
         };
         let layer_text = "a copy that hands on its input";
         let Some(branches) = self.branches() else {
-            let reason = format!("it is not known how layers of the family `{family}` add to the residual stream");
+            let reason = format!(
+                "it is not known how layers of the family `{family}` add to the residual stream"
+            );
             return Err(refuse(layer_text.to_owned(), reason));
         };
         let normed = |(key, bad): &&(&str, bool)| {
@@ -250,7 +248,10 @@ mod tests {
     #[test]
     fn modules_match_whole_names() {
         assert_eq!(tail_of("mlp.down_proj.weight", "mlp.down_proj"), Some(".weight"));
-        assert_eq!(tail_of("mlp.experts.12.down_proj.weight", "mlp.experts.*.down_proj"), Some(".weight"));
+        assert_eq!(
+            tail_of("mlp.experts.12.down_proj.weight", "mlp.experts.*.down_proj"),
+            Some(".weight")
+        );
         assert_eq!(tail_of("mlp.experts.down_proj", "mlp.experts.down_proj"), Some(""));
         assert_eq!(tail_of("mlp.experts.down_proj_bias", "mlp.experts.down_proj"), Some("_bias"));
         assert_eq!(tail_of("mlp.experts.x.down_proj.weight", "mlp.experts.*.down_proj"), None);

@@ -31,10 +31,20 @@ pub(super) struct Experts {
     #[arg(long, value_name = "[LAYERS:]EXPERTS", allow_hyphen_values = true, conflicts_with_all = ["drop", "dense"])]
     keep: Vec<String>,
     /// Leave these experts out (repeatable)
-    #[arg(long, value_name = "[LAYERS:]EXPERTS", allow_hyphen_values = true, conflicts_with = "dense")]
+    #[arg(
+        long,
+        value_name = "[LAYERS:]EXPERTS",
+        allow_hyphen_values = true,
+        conflicts_with = "dense"
+    )]
     drop: Vec<String>,
     /// One expert a layer as a dense model: Mixtral as Mistral, Qwen3-MoE as Qwen3 (repeatable)
-    #[arg(long, value_name = "[LAYERS:]EXPERT", allow_hyphen_values = true, conflicts_with = "expert_layout")]
+    #[arg(
+        long,
+        value_name = "[LAYERS:]EXPERT",
+        allow_hyphen_values = true,
+        conflicts_with = "expert_layout"
+    )]
     dense: Vec<String>,
     /// Store expert weights so [default: as the model does]
     #[arg(long, value_enum, value_name = "LAYOUT")]

@@ -21,9 +21,11 @@ mod inject;
 mod inspect;
 mod layers;
 mod live;
+mod lora;
 mod man;
 mod merge;
 mod moe;
+mod merge_stages;
 mod plan;
 mod process;
 mod progress;
@@ -102,6 +104,7 @@ enum Command {
     Expand(Box<expand::Expand>),
     Experts(Box<experts::Experts>),
     Moe(Box<moe::Moe>),
+    Lora(lora::Lora),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
@@ -163,6 +166,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Expand(verb) => verb.run(session),
         Command::Experts(verb) => verb.run(session),
         Command::Moe(verb) => verb.run(session),
+        Command::Lora(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),

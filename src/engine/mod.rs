@@ -4,6 +4,8 @@
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
 mod auto;
+mod chain;
+mod codes;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
@@ -13,10 +15,12 @@ mod extents;
 mod float;
 mod in_place;
 mod journal;
+mod made;
+mod noise;
 mod observer;
 mod options;
 mod output;
-mod noise;
+mod random;
 mod reference;
 mod run;
 mod sidecar;
@@ -26,7 +30,6 @@ mod staging;
 pub mod statistics;
 pub mod sweep;
 mod tile;
-mod weights;
 
 pub use auto::{Auto, Verdict};
 pub use device::{BlendTile, Device, Edge, Health, HostMemory, Mask, Operand, Rules, TermRule};

@@ -47,7 +47,10 @@ pub fn expand(model: &Checkpoint, request: &Expand) -> Result<Plan> {
         }
         Blocks::Spread(blocks) => {
             return Err(Error::Usage {
-                problem: format!("`{}` has {count} layers, {blocks} blocks cannot be spread over them", model.name()),
+                problem: format!(
+                    "`{}` has {count} layers, {blocks} blocks cannot be spread over them",
+                    model.name()
+                ),
                 hint: format!("give 1 to {count} blocks"),
             });
         }

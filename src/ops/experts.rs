@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::draft::{Derived, Draft};
+use super::draft::{Derived, Draft, as_dtype};
 use super::extract::check_layer_count;
 use super::operand::rows_of;
 use super::vector::refuse_vectors;
@@ -55,7 +55,13 @@ const CONVERTIBLE: &[(&[&str], Names)] = &[
     (&["mixtral"], Names { block: "block_sparse_moe", gate: "w1", up: "w3", down: "w2" }),
     (
         &[
-            "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe",
+            "qwen2_moe",
+            "qwen3_moe",
+            "qwen3_next",
+            "olmoe",
+            "deepseek_v2",
+            "deepseek_v3",
+            "glm4_moe",
             "dots1",
         ],
         Names { block: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" },
@@ -122,7 +128,8 @@ pub fn experts(model: &Checkpoint, request: &SelectExperts) -> Result<Plan> {
         return Err(Error::Mismatch {
             what: format!("the experts of `{}` cannot be rearranged", model.name()),
             problems,
-            hint: "without `--expert-layout` the layout is kept; quantised experts keep theirs".into(),
+            hint: "without `--expert-layout` the layout is kept; quantised experts keep theirs"
+                .into(),
         });
     }
     let mut draft = work.draft;
@@ -194,7 +201,8 @@ impl Chosen {
         for rule in rules {
             let named = rule.experts.resolve(all.count, "").map_err(|_| {
                 let (text, count) = (&rule.experts, all.count);
-                let problem = format!("`{text}` does not choose from the {count} experts of a layer");
+                let problem =
+                    format!("`{text}` does not choose from the {count} experts of a layer");
                 usage(problem, "experts count from 1, and each is named once")
             })?;
             let kept: Vec<u64> = match drops {
@@ -214,7 +222,10 @@ impl Chosen {
         if let Some(missing) = all.layers.iter().find(|layer| !by_layer.contains_key(layer)) {
             if !drops {
                 let problem = format!("nothing is said of the experts of layer {}", missing + 1);
-                return Err(usage(problem, "name all layers, or give one choice without layers first"));
+                return Err(usage(
+                    problem,
+                    "name all layers, or give one choice without layers first",
+                ));
             }
             for layer in &all.layers {
                 by_layer.entry(*layer).or_insert_with(|| every.clone());
@@ -309,7 +320,9 @@ impl Work<'_> {
         if slice.dtype.bytes().is_none() {
             return Err(format!("tensor `{from}` ({}) has no rows of whole bytes", slice.dtype));
         }
-        let parts = runs(kept).into_iter().map(|(a, b)| Part::Copy(rows_of(slice, a, b))).collect();
+        let operand = slice.clone().into();
+        let part = |(a, b)| as_dtype(rows_of(&operand, a, b), &slice.dtype);
+        let parts = runs(kept).into_iter().map(part).collect();
         let shape = shape.with_rows(kept.len() as u64);
         self.draft.push(home, name, slice.dtype.clone(), shape, parts);
         Ok(())
@@ -355,7 +368,8 @@ impl Work<'_> {
         self.fused.push(layer);
         let locate = |expert, matrix| names.matrix(expert, matrix);
         if self.dense {
-            let dense = [("gate_proj", names.gate), ("up_proj", names.up), ("down_proj", names.down)];
+            let dense =
+                [("gate_proj", names.gate), ("up_proj", names.up), ("down_proj", names.down)];
             return dense.iter().try_for_each(|(own, matrix)| {
                 let from = [locate(kept[0], matrix)];
                 self.joined(home, prefix, &from, &format!("mlp.{own}.weight"), false)
@@ -389,13 +403,15 @@ impl Work<'_> {
         let mut slices: Vec<Slice> = Vec::new();
         for matrix in from {
             let stretches = locate(self.model, &format!("{prefix}{matrix}"));
-            let (_, stretches) = stretches.ok_or_else(|| format!("tensor `{prefix}{matrix}` is missing"))?;
+            let (_, stretches) =
+                stretches.ok_or_else(|| format!("tensor `{prefix}{matrix}` is missing"))?;
             slices.extend(self.draft.slices("model", &stretches));
         }
         let Some(first) = slices.first().cloned() else {
             return Err(format!("tensor `{prefix}{name}` would be empty"));
         };
-        if let Some(odd) = slices.iter().find(|s| s.shape != first.shape || s.dtype != first.dtype) {
+        if let Some(odd) = slices.iter().find(|s| s.shape != first.shape || s.dtype != first.dtype)
+        {
             return Err(format!(
                 "experts of `{prefix}{name}` are {} {} and {} {}",
                 first.dtype, first.shape, odd.dtype, odd.shape

@@ -11,6 +11,7 @@ mod extract;
 mod filter;
 mod inject;
 mod layers;
+mod lora;
 #[cfg(feature = "merge")]
 pub mod merge;
 mod operand;
@@ -18,6 +19,7 @@ mod quantised;
 mod relayout;
 mod stack;
 mod sums;
+mod values;
 mod vector;
 mod vocabulary;
 
@@ -28,6 +30,7 @@ pub use extract::{Extract, extract};
 pub use filter::TensorFilter;
 pub use inject::{Inject, inject};
 pub use layers::{Layers, Stack, layers};
+pub use lora::apply as apply_adapters;
 pub use relayout::{Cast, cast, reshard};
 pub use vector::save_vector;
 pub use vocabulary::VocabularyPolicy;

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Part, Plan};
+use super::{Operand, Part, Plan};
 
-/// Bytes by what happens to them. Every count is exact.
+/// Bytes by what happens to them. Every count is exact, but that of bytes read where thresholds are to be found: it is the most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Cost {
     /// Bytes read from sources: copied ones once, operands of blends once a sweep.
@@ -42,7 +42,7 @@ pub(super) fn cost(plan: &Plan) -> Cost {
                 Part::Blend(blend) => {
                     cost.computed += len;
                     cost.sweeps = cost.sweeps.max(blend.sweeps());
-                    let operands: u64 = blend.slices().map(|s| s.bytes.end - s.bytes.start).sum();
+                    let operands: u64 = blend.operands().map(Operand::bytes).sum();
                     cost.read += operands * u64::from(blend.sweeps());
                 }
             }

@@ -9,8 +9,11 @@
 //!   tensors themselves (angles, norms), [`Solve`] says how; [`Keep`], [`Vote`] and [`Divide`] say which elements count.
 
 mod blend;
+mod chain;
 mod cost;
 mod digest;
+mod keep;
+mod operand;
 mod path_text;
 mod random;
 mod solve;
@@ -22,8 +25,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use blend::{Blend, Divide, Keep, Operand, Span, Term, Vote};
+pub use blend::{Blend, Divide, Keep, Span, Term, Vote};
+pub use chain::{Chain, Steps};
 pub use cost::Cost;
+pub use operand::{Codes, LowRank, Operand};
 pub use random::{Distribution, Random};
 pub use solve::Solve;
 
@@ -182,9 +187,19 @@ pub enum Numerics {
     /// f32 arithmetic and one rounding, as [`Blend`] says.
     #[default]
     Precise,
+    /// mergekit's: computed blends have a [`Chain`] of roundings.
+    Mergekit,
 }
 
 impl Part {
+    /// The chain of roundings of a computed part that has one, and what it joins.
+    pub fn chain(&self) -> Option<(&Chain, &Blend)> {
+        match self {
+            Self::Blend(blend) => Some((blend.chain.as_ref()?, blend)),
+            _ => None,
+        }
+    }
+
     /// The slices it reads, base first.
     pub fn slices(&self) -> Vec<&Slice> {
         match self {
@@ -213,7 +228,7 @@ impl Output {
             Part::Fill { rows, .. } | Part::Random(Random { rows, .. }) => {
                 self.shape.with_rows(*rows).elements()
             }
-            Part::Blend(blend) => blend.terms.first()?.operand.slice.shape.elements(),
+            Part::Blend(blend) => blend.terms.first()?.operand.elements(),
         }
     }
 
@@ -254,6 +269,13 @@ impl Plan {
     /// Checks everything an engine relies on; all arithmetic is checked. Plans from files must pass this first.
     pub fn validate(&self) -> Result<()> {
         validate::validate(self)
+    }
+
+    /// Most memory that it takes to find out what is kept of a part, where that takes more than tiles: see
+    /// [`Chain::memory`].
+    pub fn held(&self) -> u64 {
+        let parts = self.tensors.iter().flat_map(|tensor| &tensor.parts);
+        parts.filter_map(Part::chain).map(|(chain, blend)| chain.memory(blend)).max().unwrap_or(0)
     }
 
     /// Bytes to read, write and compute.

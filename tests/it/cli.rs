@@ -16,7 +16,7 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 29] = [
+const COMMANDS: [&str; 30] = [
     "",
     "extract",
     "inject",
@@ -26,6 +26,7 @@ const COMMANDS: [&str; 29] = [
     "expand",
     "experts",
     "moe",
+    "lora",
     "reshard",
     "cast",
     "inspect",

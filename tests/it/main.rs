@@ -5,6 +5,8 @@
 #[cfg(feature = "pipeline")]
 mod backends;
 #[cfg(feature = "cli")]
+mod chain;
+#[cfg(feature = "cli")]
 mod cli;
 mod conformance;
 #[cfg(feature = "cli")]
@@ -12,6 +14,8 @@ mod crash;
 #[cfg(all(feature = "cli", feature = "cuda"))]
 mod cuda;
 mod devices;
+#[cfg(feature = "cli")]
+mod extension;
 #[cfg(feature = "cli")]
 mod faults;
 mod floors;
@@ -22,11 +26,15 @@ mod growth;
 #[cfg(feature = "cli")]
 mod hostile;
 mod kernels;
+mod lora;
 #[cfg(feature = "cli")]
 mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;
+mod quantised;
+#[cfg(feature = "cli")]
+mod randoms;
 mod solved;
 mod support;
 #[cfg(feature = "trainer")]

@@ -6,7 +6,8 @@ use super::problem::{ConfigProblem, shown};
 use super::{Anatomy, stack_scope, text_scopes};
 
 /// The keys that count experts.
-const COUNTS: &[&str] = &["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+const COUNTS: &[&str] =
+    &["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
 
 /// The keys that say how many of them a token takes.
 const TAKEN: &[&str] =
@@ -50,7 +51,9 @@ pub fn set_experts(
         says = true;
         let most = |value: &Value| value.as_u64().is_some_and(|taken| taken > new);
         let reduced = match value {
-            Value::Array(list) => list.iter_mut().filter(|v| most(v)).map(|v| *v = new.into()).count() > 0,
+            Value::Array(list) => {
+                list.iter_mut().filter(|v| most(v)).map(|v| *v = new.into()).count() > 0
+            }
             value if most(value) => {
                 *value = new.into();
                 true
@@ -70,7 +73,10 @@ pub fn set_experts(
     if groups > 1 && new < old {
         map.insert("n_group".into(), 1.into());
         map.insert("topk_group".into(), 1.into());
-        notes.push(format!("`{}` becomes 1: experts are no longer chosen by {groups} groups", scope.key("n_group")));
+        notes.push(format!(
+            "`{}` becomes 1: experts are no longer chosen by {groups} groups",
+            scope.key("n_group")
+        ));
     }
     let mut config = config.clone();
     if scope == super::Scope::default() {
@@ -107,7 +113,8 @@ pub fn densified(config: &Map<String, Value>) -> Result<Map<String, Value>, Conf
         "mixtral" => ("mistral", "MistralForCausalLM"),
         "qwen3_moe" => ("qwen3", "Qwen3ForCausalLM"),
         _ => {
-            let reason = format!("the family `{family}` has no dense twin: mixtral and qwen3_moe have");
+            let reason =
+                format!("the family `{family}` has no dense twin: mixtral and qwen3_moe have");
             return Err(ConfigProblem::NoTwin { reason });
         }
     };
@@ -235,7 +242,8 @@ pub fn sparsified(
         forget_window(&mut new, &mut notes);
     }
     if !experts.is_power_of_two() {
-        notes.push(format!("{experts} experts are no power of two: llama.cpp cannot use the model"));
+        notes
+            .push(format!("{experts} experts are no power of two: llama.cpp cannot use the model"));
     }
     (new, notes)
 }

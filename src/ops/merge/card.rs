@@ -6,11 +6,12 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::config::Config;
+use super::reference::Reference;
 use super::tensors::role;
 use crate::checkpoint::{CARD_FILE, Checkpoint, ModelCard, code_block, hub_id, inline};
 
 /// The card of what `config` makes of the models, each with the path that names it there.
-pub(super) fn card(config: &Config, models: &[(&Path, &Checkpoint)]) -> String {
+pub(super) fn card(config: &Config, models: &[(&Reference, &Checkpoint)]) -> String {
     let method = config.method.name;
     let mut text = String::from("This checkpoint was merged with elo-surgery");
     match source_of(method) {
@@ -24,13 +25,17 @@ pub(super) fn card(config: &Config, models: &[(&Path, &Checkpoint)]) -> String {
     text.push_str("\n## Models\n\n| model | part in the merge | licence |\n|---|---|---|\n");
     let mut base_models = Vec::new();
     let mut licenses = Vec::new();
-    for (path, model) in models {
+    for (reference, model) in models {
         let license = license_of(model.root());
-        let id = hub_id(model.name(), model.root());
-        let part = if role(config, path) == "base" { "base model" } else { "merged" };
+        let id = hub_id(&reference.path.to_string_lossy(), model.root());
+        let part = if role(config, reference) == "base" { "base model" } else { "merged" };
         let shown = match &id {
             Some(id) => format!("[{}](https://huggingface.co/{id})", inline(id)),
-            None => inline(&model_name(model)),
+            None => inline(&model_name(&reference.path)),
+        };
+        let shown = match &reference.lora {
+            Some(lora) => format!("{shown} with the adapter {}", inline(&model_name(lora))),
+            None => shown,
         };
         let said = license.as_deref().map_or_else(|| "not said".to_owned(), inline);
         let _ = writeln!(text, "| {shown} | {part} | {said} |");
@@ -55,9 +60,8 @@ pub(super) fn card(config: &Config, models: &[(&Path, &Checkpoint)]) -> String {
 }
 
 /// Local models are called by the name of their directory: where it lay says nothing to others.
-fn model_name(model: &Checkpoint) -> String {
-    let name = Path::new(model.name()).file_name();
-    name.map_or_else(|| model.name().to_owned(), |name| name.to_string_lossy().into_owned())
+fn model_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// The licence that a model's own card states.

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::super::config::{dtype, model};
+use super::super::config::dtype;
 use super::super::read::{Problems, below, given, suggestion};
+use super::super::reference::model;
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 
@@ -171,7 +172,11 @@ fn gate_mode(problems: &mut Problems, map: &Map<String, Value>) -> Option<GateMo
         "random" => Some(GateMode::Random),
         "uniform_random" => Some(GateMode::UniformRandom),
         "hidden" | "hidden_avg" | "hidden_last" => {
-            let default = if given(map, at).is_none() { ", which is what is meant if it is not given," } else { "" };
+            let default = if given(map, at).is_none() {
+                ", which is what is meant if it is not given,"
+            } else {
+                ""
+            };
             problems.unsupported(
                 at,
                 format!("`{name}`{default} wants the hidden states of the base model at work, which this program does not run; `cheap_embed` takes its embeddings, `random` and `uniform_random` are for training: it is"),
@@ -179,7 +184,8 @@ fn gate_mode(problems: &mut Problems, map: &Map<String, Value>) -> Option<GateMo
             None
         }
         _ => {
-            problems.add(at, format!("`{name}` is not a known mode{}", suggestion(name, GATE_MODES)));
+            problems
+                .add(at, format!("`{name}` is not a known mode{}", suggestion(name, GATE_MODES)));
             None
         }
     }
@@ -211,7 +217,12 @@ fn expert(problems: &mut Problems, at: &str, value: &Value) -> Option<ExpertOf> 
 }
 
 fn path(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
-    model(problems, at, value)
+    let named = model(problems, at, value)?;
+    if named.lora.is_some() {
+        problems.unsupported(at, "an expert with an adapter is");
+        return None;
+    }
+    Some(named.path)
 }
 
 fn prompts(problems: &mut Problems, map: &Map<String, Value>, at: &str, key: &str) -> Vec<String> {
@@ -226,12 +237,7 @@ fn prompts(problems: &mut Problems, map: &Map<String, Value>, at: &str, key: &st
     texts
 }
 
-fn number(
-    problems: &mut Problems,
-    map: &Map<String, Value>,
-    at: &str,
-    key: &str,
-) -> Option<f64> {
+fn number(problems: &mut Problems, map: &Map<String, Value>, at: &str, key: &str) -> Option<f64> {
     let value = given(map, key)?;
     let number = value.as_f64().filter(|number| number.is_finite());
     if number.is_none() {
@@ -261,7 +267,8 @@ fn check_prompts(
     let Some((first, others)) = experts.split_first() else {
         return;
     };
-    let same = |other: &ExpertOf| (&other.positive, &other.negative) == (&first.positive, &first.negative);
+    let same =
+        |other: &ExpertOf| (&other.positive, &other.negative) == (&first.positive, &first.negative);
     if !others.is_empty() && others.iter().all(same) {
         problems.add("experts", "have the same prompts: nothing tells them apart");
     }

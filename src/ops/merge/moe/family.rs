@@ -165,7 +165,9 @@ impl Family {
     pub(super) fn takes(&self, suffix: &str) -> bool {
         COMMON.contains(&suffix)
             || self.extra.contains(&suffix)
-            || (self.twin != MoeTwin::Mixtral && suffix.ends_with("_proj.bias") && self.attention_bias(suffix))
+            || (self.twin != MoeTwin::Mixtral
+                && suffix.ends_with("_proj.bias")
+                && self.attention_bias(suffix))
     }
 
     /// DeepSeek's and Qwen3's attention take biases where their config says so.

@@ -8,7 +8,7 @@ use super::config::ExpertOf;
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
-use crate::plan::{Blend, Distribution, Part, Random, Slice, Term};
+use crate::plan::{Blend, Distribution, Part, Random, Term};
 
 /// Norms below this count as this, as for mergekit.
 const LEAST_NORM: f64 = 1e-8;
@@ -78,7 +78,10 @@ impl<'a> Embedding<'a> {
         if length < LEAST_NORM {
             return Err(Error::Mismatch {
                 what: format!("`{}` gives no direction to route by", expert.at),
-                problems: vec!["the embeddings of its prompts cancel each other, or there are no tokens".into()],
+                problems: vec![
+                    "the embeddings of its prompts cancel each other, or there are no tokens"
+                        .into(),
+                ],
                 hint: "give it prompts of its own".into(),
             });
         }
@@ -107,8 +110,9 @@ impl<'a> Embedding<'a> {
 
     /// The gate as a part of a router.
     pub(super) fn part(&self, draft: &mut Draft, role: &str, gate: &Gate) -> Part {
-        let table: Slice = draft.slice(role, &self.stretch);
-        let terms = gate.rows.iter().map(|(id, weight)| Term::new(rows_of(&table, *id, id + 1), *weight));
+        let table = draft.slice(role, &self.stretch).into();
+        let terms =
+            gate.rows.iter().map(|(id, weight)| Term::new(rows_of(&table, *id, id + 1), *weight));
         Part::Blend(Box::new(Blend::sum(None, terms.collect(), 1.0)))
     }
 }
@@ -183,7 +187,9 @@ mod tests {
 
     #[test]
     fn halves() {
-        for (bits, value) in [(0x3c00, 1.0), (0xc000, -2.0), (0x0001, 2.0_f64.powi(-24)), (0x7bff, 65504.0)] {
+        for (bits, value) in
+            [(0x3c00, 1.0), (0xc000, -2.0), (0x0001, 2.0_f64.powi(-24)), (0x7bff, 65504.0)]
+        {
             assert!((f16(bits) - value).abs() == 0.0, "{bits:x}");
         }
     }

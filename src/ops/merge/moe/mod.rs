@@ -59,7 +59,11 @@ pub fn moe(config: &MoeConfig, models: &[Checkpoint], request: &Moe) -> Result<P
         hint: "docs/growth.md has the families, and what is supported".to_owned(),
     };
     let (Some(base), true) = (models.first(), models.len() == named.len()) else {
-        return Err(refuse(vec![format!("{} models are named, {} given", named.len(), models.len())]));
+        return Err(refuse(vec![format!(
+            "{} models are named, {} given",
+            named.len(),
+            models.len()
+        )]));
     };
     refuse_vectors(&models.iter().collect::<Vec<_>>())?;
     models.iter().try_for_each(check_layer_count)?;
@@ -67,7 +71,10 @@ pub fn moe(config: &MoeConfig, models: &[Checkpoint], request: &Moe) -> Result<P
     let layout = request.layout.unwrap_or(ExpertLayout::PerExpert);
     let mut problems = Vec::new();
     if layout == ExpertLayout::Fused && !family.fuses {
-        problems.push(format!("{} has no fused layout: its code reads one tensor an expert", family.name));
+        problems.push(format!(
+            "{} has no fused layout: its code reads one tensor an expert",
+            family.name
+        ));
     }
     for model in &models[1..] {
         let (own, other) = (&model.anatomy().family, &base.anatomy().family);
@@ -125,7 +132,11 @@ pub fn moe(config: &MoeConfig, models: &[Checkpoint], request: &Moe) -> Result<P
     }
     let content = SidecarContent::Text(config.text.clone());
     draft.plan().sidecars.push(Sidecar { file: CONFIG_FILE.to_owned(), content });
-    let derived = Derived { shard_size: request.shard_size, config: Some(new), ..Derived::from(base, "base") };
+    let derived = Derived {
+        shard_size: request.shard_size,
+        config: Some(new),
+        ..Derived::from(base, "base")
+    };
     draft.finish(&Derived { sidecars: &sidecars, ..derived })
 }
 
@@ -212,7 +223,8 @@ impl Work<'_> {
     fn kept(&mut self, home: usize, entry: &TensorEntry) {
         let dtype = self.dtype(&entry.dtype);
         if dtype != entry.dtype && !entry.dtype.is_float() {
-            self.problems.push(format!("tensor `{}` ({}) cannot become {dtype}", entry.name, entry.dtype));
+            self.problems
+                .push(format!("tensor `{}` ({}) cannot become {dtype}", entry.name, entry.dtype));
             return;
         }
         let stretches = locate(self.base, &entry.name).map(|(_, s)| s).unwrap_or_default();
@@ -226,7 +238,9 @@ impl Work<'_> {
         let Some(stem) = entry.name.strip_suffix(".weight") else {
             return;
         };
-        let projects = ["q_proj", "k_proj", "v_proj"].iter().any(|p| suffix == format!("self_attn.{p}.weight"));
+        let projects = ["q_proj", "k_proj", "v_proj"]
+            .iter()
+            .any(|p| suffix == format!("self_attn.{p}.weight"));
         let bias = format!("{stem}.bias");
         if !self.family.wants_bias || !projects || self.base.tensor(&bias).is_some() {
             return;
@@ -262,7 +276,9 @@ impl Work<'_> {
         }
         for expert in &config.shared {
             for (i, projection) in PROJECTIONS.iter().enumerate() {
-                let Some((shape, part)) = self.projection(prefix, expert, i, &dtype) else { continue };
+                let Some((shape, part)) = self.projection(prefix, expert, i, &dtype) else {
+                    continue;
+                };
                 let name = format!("{prefix}{}.{projection}.weight", self.family.shared_prefix);
                 self.draft.push(home, &name, dtype.clone(), shape, vec![part]);
             }
@@ -324,7 +340,8 @@ impl Work<'_> {
         let wanted = locate(self.base, &name).map(|(shape, _)| shape);
         if wanted.as_ref() != Some(&shape) {
             let wanted = wanted.map_or("nothing".to_owned(), |shape| shape.to_string());
-            self.problems.push(format!("{at}: tensor `{name}` is {shape}, in the base model {wanted}"));
+            self.problems
+                .push(format!("{at}: tensor `{name}` is {shape}, in the base model {wanted}"));
             return None;
         }
         if scale_of(model, &name).is_some() {
@@ -335,7 +352,8 @@ impl Work<'_> {
         let slice = self.draft.slices(role, &stretches).pop()?;
         let scale = expert.residual_scale.filter(|_| projection == 2);
         if (slice.dtype != *dtype || scale.is_some()) && !slice.dtype.is_float() {
-            self.problems.push(format!("{at}: tensor `{name}` ({}) cannot be computed on", slice.dtype));
+            self.problems
+                .push(format!("{at}: tensor `{name}` ({}) cannot be computed on", slice.dtype));
             return None;
         }
         Some((shape, scaled(slice, dtype, scale)))
@@ -343,7 +361,8 @@ impl Work<'_> {
 
     /// A router, or the gate of the shared expert.
     fn router(&mut self, home: usize, name: &str, width: u64, dtype: &Dtype, shared: bool) {
-        let count = if shared { self.config.shared.len() } else { self.config.experts.len() } as u64;
+        let count =
+            if shared { self.config.shared.len() } else { self.config.experts.len() } as u64;
         let parts = match &self.routers.embedding {
             None => {
                 let uniform = self.config.gates == GateMode::UniformRandom;
