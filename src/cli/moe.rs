@@ -95,7 +95,8 @@ fn tokens(config: &MoeConfig, base: &Checkpoint) -> Result<HashMap<String, Vec<u
     }
     Err(Failure::from(crate::error::Error::Unsupported {
         what: format!("`cheap_embed` with `{}`", base.name()),
-        reason: "this program was built without the feature `trainer`, which has the tokenizer".into(),
+        reason: "this program was built without the feature `trainer`, which has the tokenizer"
+            .into(),
         hint: "build it with the default features, or use `gate_mode: random`".into(),
     }))
 }

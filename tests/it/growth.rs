@@ -144,12 +144,31 @@ fn expanded_blocks_are_copies_with_zeros() {
         (
             "llama31-base",
             "expand --blocks 3",
-            vec![(0, false), (1, false), (1, true), (2, false), (3, false), (3, true), (4, false), (5, false), (5, true)],
+            vec![
+                (0, false),
+                (1, false),
+                (1, true),
+                (2, false),
+                (3, false),
+                (3, true),
+                (4, false),
+                (5, false),
+                (5, true),
+            ],
         ),
         (
             "qwen3moe",
             "expand --after 1,last",
-            vec![(0, false), (0, true), (1, false), (2, false), (3, false), (4, false), (5, false), (5, true)],
+            vec![
+                (0, false),
+                (0, true),
+                (1, false),
+                (2, false),
+                (3, false),
+                (4, false),
+                (5, false),
+                (5, true),
+            ],
         ),
     ] {
         let model = golden("models").join(model);
@@ -270,7 +289,10 @@ fn chosen_experts_stay_with_their_rows_of_the_router() {
             for ((layer, place, matrix), bytes) in &new {
                 let number: usize = layer.rsplit('.').next().unwrap().parse().unwrap();
                 let from = chosen[number - 1][*place];
-                assert!(old[&(layer.clone(), from, matrix.clone())] == *bytes, "{layer} {place} {matrix}");
+                assert!(
+                    old[&(layer.clone(), from, matrix.clone())] == *bytes,
+                    "{layer} {place} {matrix}"
+                );
             }
             for (number, chosen) in (1..).zip(chosen) {
                 let router = format!("model.layers.{number}.mlp.gate.weight");
@@ -279,7 +301,10 @@ fn chosen_experts_stay_with_their_rows_of_the_router() {
                 assert_eq!(after[&router].1, [2, 32]);
             }
             let config = config(&out);
-            assert_eq!((&config["num_local_experts"], &config["num_experts_per_tok"]), (&json!(2), &json!(2)));
+            assert_eq!(
+                (&config["num_local_experts"], &config["num_experts_per_tok"]),
+                (&json!(2), &json!(2))
+            );
             assert!(after.len() < before.len());
         }
     }
@@ -372,7 +397,8 @@ fn mixtures_are_those_of_mergekit() {
         let expected: Value =
             serde_json::from_slice(&fs::read(fixture("moe").join(format!("{name}.json"))).unwrap())
                 .unwrap();
-        let fused = expected["tensors"].as_object().unwrap().keys().any(|n| n.ends_with("gate_up_proj"));
+        let fused =
+            expected["tensors"].as_object().unwrap().keys().any(|n| n.ends_with("gate_up_proj"));
         let flags = if fused { "--expert-layout fused" } else { "" };
         let flags = format!("{flags} --identical-experts");
         let outcome = moe(&dir, &yaml, &flags);
@@ -384,15 +410,23 @@ fn mixtures_are_those_of_mergekit() {
             let mut seen = Vec::new();
             for layer in 0..layers {
                 let full = format!("model.layers.{layer}.mlp.{kind}");
-                let (dtype, shape, bytes, _) = found.remove(&full).unwrap_or_else(|| panic!("{name}: {full}"));
-                assert_eq!(json!([torch_name(&dtype), shape]), json!([router["dtype"], router["shape"]]), "{name}: {full}");
+                let (dtype, shape, bytes, _) =
+                    found.remove(&full).unwrap_or_else(|| panic!("{name}: {full}"));
+                assert_eq!(
+                    json!([torch_name(&dtype), shape]),
+                    json!([router["dtype"], router["shape"]]),
+                    "{name}: {full}"
+                );
                 let values = floats(&dtype, &bytes);
                 if let Some(wanted) = router["values"].as_array() {
                     for (value, wanted) in values.iter().zip(wanted) {
                         let wanted = wanted.as_f64().unwrap();
                         // One unit in the last place of bf16, where f32 sums fall on both sides of a seam.
                         let bound = wanted.abs() / 128.0 + 1e-6;
-                        assert!((f64::from(*value) - wanted).abs() <= bound, "{name}: {full}: {value} {wanted}");
+                        assert!(
+                            (f64::from(*value) - wanted).abs() <= bound,
+                            "{name}: {full}: {value} {wanted}"
+                        );
                     }
                 } else {
                     assert!(!seen.contains(&values), "{name}: routers must differ");
@@ -401,8 +435,10 @@ fn mixtures_are_those_of_mergekit() {
             }
         }
         for (tensor, wanted) in expected["tensors"].as_object().unwrap() {
-            let (dtype, shape, bytes, _) = found.remove(tensor).unwrap_or_else(|| panic!("{name}: {tensor} is missing"));
-            let own = json!({"dtype": torch_name(&dtype), "shape": shape, "sha256": sha256(&bytes)});
+            let (dtype, shape, bytes, _) =
+                found.remove(tensor).unwrap_or_else(|| panic!("{name}: {tensor} is missing"));
+            let own =
+                json!({"dtype": torch_name(&dtype), "shape": shape, "sha256": sha256(&bytes)});
             assert_eq!(own, *wanted, "{name}: {tensor}");
         }
         assert!(found.is_empty(), "{name}: {:?}", found.keys());
@@ -424,7 +460,9 @@ fn layouts_of_a_mixture_say_the_same() {
     let fused = read_raw(&dir.path().join("out"));
     let matrices = expert_matrices(&single);
     assert_eq!(matrices.len(), 6 * 2 * 3);
-    let unblocked = |found: BTreeMap<(String, usize, String), Vec<u8>>| -> Vec<Vec<u8>> { found.into_values().collect() };
+    let unblocked = |found: BTreeMap<(String, usize, String), Vec<u8>>| -> Vec<Vec<u8>> {
+        found.into_values().collect()
+    };
     assert!(unblocked(matrices) == unblocked(expert_matrices(&fused)));
     // Expert layouts convert into each other afterwards, too.
     let out = dir.path().join("out");
@@ -443,7 +481,9 @@ fn layouts_of_a_mixture_say_the_same() {
 fn random_routers_follow_their_seed() {
     let dir = moe_workplace();
     let yaml = |mode: &str| {
-        format!("base_model: llama31-base\ngate_mode: {mode}\ndtype: float32\nexperts:\n- source_model: llama31-inst\n- source_model: llama31-target\n")
+        format!(
+            "base_model: llama31-base\ngate_mode: {mode}\ndtype: float32\nexperts:\n- source_model: llama31-inst\n- source_model: llama31-target\n"
+        )
     };
     let routers = |mode: &str, flags: &str| -> Vec<f32> {
         moe(&dir, &yaml(mode), flags).expect(0, &[]);
@@ -494,12 +534,14 @@ experts:
     moe(&dir, &one("experts:\n- source_model: llama31-inst\n"), "")
         .expect(3, &["which is what is meant if it is not given"]);
     let experts = "gate_mode: cheap_embed\nexperts:\n- source_model: llama31-inst\n  positive_prompts: [a]\n- source_model: llama31-inst\n";
-    moe(&dir, &one(experts), "").expect(3, &["experts[1]: has no `positive_prompts`", "--identical-experts"]);
+    moe(&dir, &one(experts), "")
+        .expect(3, &["experts[1]: has no `positive_prompts`", "--identical-experts"]);
     let shared = "gate_mode: random\narchitecture: mixtral\nexperts:\n- source_model: llama31-inst\nshared_experts:\n- source_model: llama31-inst\n";
     moe(&dir, &one(shared), "").expect(3, &["Mixtral: has no shared experts"]);
     let other = "gate_mode: random\nexperts:\n- source_model: qwen2-untied\n";
     moe(&dir, &one(other), "").expect(3, &["is of the family qwen2"]);
-    let unknown = "gate_mode: random\narchitecture: olmoe\nexperts:\n- source_model: llama31-inst\n";
+    let unknown =
+        "gate_mode: random\narchitecture: olmoe\nexperts:\n- source_model: llama31-inst\n";
     moe(&dir, &one(unknown), "").expect(3, &["there is no `olmoe`"]);
     assert!(!dir.path().join("out").exists());
 }

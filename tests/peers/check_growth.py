@@ -80,6 +80,8 @@ def load(path, dtype=torch.float32):
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         assert not info.get(kind), f"{kind}: {sorted(map(str, info[kind]))[:3]}"
+    # With it transformers goes past a short cut of its own that fails without per-layer inputs.
+    model.config.output_hidden_states = model.config.model_type == "gemma4_text"
     return model.eval()
 
 
