@@ -16,7 +16,7 @@ pub(super) const WORDS: u64 = 4;
 
 /// The four words of a counter.
 #[inline(always)]
-const fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub(super) const fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     let mut round = 0;
     while round < ROUNDS {
         let low = counter[0] as u64 * MULTIPLIERS[0] as u64;

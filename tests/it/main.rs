@@ -22,6 +22,8 @@ mod floors;
 #[cfg(feature = "cli")]
 mod golden;
 #[cfg(feature = "cli")]
+mod growth;
+#[cfg(feature = "cli")]
 mod hostile;
 mod kernels;
 mod lora;
