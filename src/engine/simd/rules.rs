@@ -169,18 +169,19 @@ impl Bound {
     reason = "less than four; less than 2^32 where it is used"
 )]
 fn draw(seed: u64, below: u64, number: u64, kept: &mut Where) {
-    const GROUPS: usize = SMALL / 4 + 1;
     if below > u64::from(u32::MAX) {
         kept.fill(u32::MAX);
         return;
     }
     let below = below as u32;
-    let first = number / random::WORDS;
-    let mut words = [[0; 4]; GROUPS];
-    for (words, group) in words.iter_mut().zip(first..) {
-        *words = random::words(seed, group);
+    let (first, skip) = (number / random::WORDS, (number % random::WORDS) as usize);
+    // One more group than a block has, if it does not begin with one.
+    let mut words = [[[0; 4]; random::LANES]; SMALL / 4 / random::LANES + 1];
+    let needed = if skip == 0 { words.len() - 1 } else { words.len() };
+    for (words, first) in words[..needed].iter_mut().zip((first..).step_by(random::LANES)) {
+        *words = random::many_words(seed, first);
     }
-    let words = &words.as_flattened()[(number % random::WORDS) as usize..];
+    let words = &words.as_flattened().as_flattened()[skip..];
     for (kept, word) in kept.iter_mut().zip(words) {
         *kept = u32::from(*word < below).wrapping_neg();
     }
