@@ -25,8 +25,8 @@ pub use adapter::{Adapter, AdapterSettings};
 pub use architecture::{Anatomy, Role};
 pub use card::{CARD_FILE, ModelCard, code_block, hub_id, inline};
 pub use config::{
-    ConfigProblem, Kept, densified, is_tied, keep_layers, quantization, set_dtype, set_experts,
-    set_tied, set_vocab_size, vocab_size,
+    ConfigProblem, Kept, MoeTwin, densified, is_tied, keep_layers, quantization, set_dtype,
+    set_experts, set_tied, set_vocab_size, sparsified, vocab_size,
 };
 pub use experts::{Stretch, locate};
 pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
@@ -59,6 +59,8 @@ pub struct Checkpoint {
     adapters: Vec<Parent>,
     /// The digest of the files' structure, where they are seen as something else.
     structure: Option<String>,
+    /// Whether its config is another than the file's.
+    changed_config: bool,
 }
 
 /// One safetensors file of a checkpoint.
@@ -171,6 +173,11 @@ impl Checkpoint {
     /// The parsed `config.json`, key order and number spelling as in the file.
     pub fn config(&self) -> Option<&Map<String, Value>> {
         self.config.as_ref()
+    }
+
+    /// Whether [`Checkpoint::config`] is another than the file's, because the tensors are seen as something else.
+    pub fn has_changed_config(&self) -> bool {
+        self.changed_config
     }
 
     /// Where its `config.json` is, or would be.

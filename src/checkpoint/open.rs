@@ -269,6 +269,7 @@ impl Opened {
             recipes: BTreeMap::new(),
             adapters: Vec::new(),
             structure: None,
+            changed_config: false,
         })
     }
 }

@@ -100,6 +100,7 @@ impl Checkpoint {
             remove_quantization(&mut config);
             config
         });
+        view.changed_config = true;
         let count = found.len();
         view.recipes.extend(found.into_values().map(|found| (found.name, found.recipe)));
         view.warnings

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::arguments::{Opening, ShardSize, parse_dtype};
 use super::failure::{Failure, Origins};
 use super::session::Session;
-use super::surgery::{How, Surgical, origin_of};
+use super::surgery::{How, Planned, Surgical, origin_of};
 use crate::checkpoint::Adapter;
 use crate::format::Dtype;
 use crate::ops;
@@ -78,6 +78,13 @@ impl Lora {
     pub(super) fn run(&self, session: &Session) -> Result<(), Failure> {
         match &self.verb {
             Verb::Apply(verb) => verb.run(session),
+        }
+    }
+
+    /// The plan, for `plan`.
+    pub(super) fn planned(&self, session: &Session) -> Result<Planned, Failure> {
+        match &self.verb {
+            Verb::Apply(verb) => verb.planned(session),
         }
     }
 }

@@ -9,7 +9,9 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::session::Session;
 use super::surgery::{Planned, Surgical};
-use super::{cast, chat_vector, expand, experts, extract, inject, layers, merge, reshard, summary};
+use super::{
+    cast, chat_vector, expand, experts, extract, inject, layers, lora, merge, reshard, summary,
+};
 use crate::error::{Error, IoContext as _};
 
 /// Print what a command would do as a plan, for `apply`; without a command, what the project's run will need
@@ -42,6 +44,7 @@ enum Verb {
     Experts(Box<experts::Experts>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
+    Lora(lora::Lora),
 }
 
 /// Makes the plan and prints or saves it.
@@ -59,6 +62,7 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Experts(verb) => verb.planned(session),
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),
+        Verb::Lora(lora) => lora.planned(session),
     }?;
     let json = serde_json::to_string_pretty(&plan)
         .map_err(|e| Error::Plan { problem: format!("it cannot be written as JSON: {e}") })?;

@@ -255,7 +255,8 @@ impl Draft {
         };
         let path = derived.base.config_path();
         let size = std::fs::metadata(&path).map_or(0, |m| m.len());
-        let content = if derived.base.config() == Some(config) && size > 0 {
+        let same = derived.base.config() == Some(config) && !derived.base.has_changed_config();
+        let content = if same && size > 0 {
             SidecarContent::Copy { path, size }
         } else {
             SidecarContent::Text(pretty(config))

@@ -6,9 +6,9 @@ use super::draft::{Derived, Draft, as_dtype};
 use super::filter::TensorFilter;
 use super::quantised::refuse_quantised;
 use super::values::{Seen, explained};
-use crate::checkpoint::{Checkpoint, locate, set_dtype};
+use crate::checkpoint::{Checkpoint, Role, locate, set_dtype};
 use crate::error::{Error, Result};
-use crate::format::Dtype;
+use crate::format::{Dtype, TensorEntry};
 use crate::plan::{Part, Plan};
 
 /// Plans the same tensors in shards of at most `shard_size` data bytes, in file order. All bytes are copied.
@@ -52,7 +52,16 @@ pub fn cast(model: &Checkpoint, request: &Cast) -> Result<Plan> {
         });
     }
     let planned = cast_seen(&seen.checkpoint, request);
-    explained(planned, [seen.refusal()])
+    // Scales may bear any name: of what cannot be read, only vectors are no part of a quantised weight.
+    let matrix = |(_, entry): (usize, &TensorEntry)| {
+        let layer = matches!(model.anatomy().role(&entry.name), Role::Layer(_));
+        layer && entry.shape.0.len() > 1 && request.filter.selects(&entry.name)
+    };
+    let touches = model.names_in_file_order().any(matrix);
+    match seen.refusal() {
+        Some(refusal) if touches => Err(refusal),
+        refusal => explained(planned, [refusal]),
+    }
 }
 
 fn cast_seen(model: &Checkpoint, request: &Cast) -> Result<Plan> {

@@ -24,11 +24,13 @@ mod golden;
 #[cfg(feature = "cli")]
 mod hostile;
 mod kernels;
+mod lora;
 #[cfg(feature = "cli")]
 mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;
+mod quantised;
 #[cfg(feature = "cli")]
 mod randoms;
 mod solved;

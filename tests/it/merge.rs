@@ -43,8 +43,8 @@ impl Tolerance {
     fn of(case: &Value) -> Self {
         let number = |key: &str| case["tolerance"][key].as_f64();
         let count = |key: &str| case["tolerance"][key].as_u64().unwrap_or(0);
-        let mask =
-            case["tolerance"]["mask"].as_str().map(|file| raw(golden(file).parent().unwrap()));
+        let file = case["tolerance"]["mask"].as_str().map(golden);
+        let masks = file.iter().flat_map(|file| raw(file.parent().unwrap()));
         Self {
             atol: number("atol").unwrap_or(0.0),
             rtol: number("rtol").unwrap_or(0.0),
@@ -277,7 +277,7 @@ fn models_that_do_not_fit_are_refused() {
         "merge_method: linear\nmodels: [{model: models/mrg32-a}]\nparameters: {weight: [{filter: mlp, value: 1}]}\n",
         "merge_method: passthrough\nslices: [{sources: [{model: models/mrg32-a, layer_range: [2, 9]}]}]\n",
         "merge_method: passthrough\nslices: [{sources: [{model: models/gemma2, layer_range: [0, 2]}]}, {sources: [{model: models/qwen2-untied, layer_range: [0, 1]}]}]\n",
-        "merge_method: linear\nmodels: [{model: models/mrg32-a}]\nparameters: {weight: 1}\ndtype: float64\nout_dtype: float32\n",
+        "merge_method: linear\nmodels: [{model: models/mrg32-a}, {model: models/mrg32-b}]\nparameters: {weight: 1}\ndtype: float64\nout_dtype: float32\n",
         "merge_method: della\nbase_model: models/mrg32-base\nmodels: [{model: models/mrg32-a}]\nparameters: {weight: 1, density: [0.5, 0.9]}\n",
         "merge_method: karcher\nmodels: [{model: models/mrg32-a}]\nparameters: {max_iter: 1.5}\n",
     ] {

@@ -11,7 +11,9 @@ use crate::format::{Shape, TensorEntry};
 /// What PEFT's wrappers put before the names of the model's modules.
 const WRAPPERS: &[&str] = &["base_model.model.", "base_model."];
 /// What it puts between a module and its tensors for modules that are trained whole.
-const SAVED: &[&str] = &[".modules_to_save.default.", ".modules_to_save."];
+const SAVED: &[&str] = &[".modules_to_save.default.", ".modules_to_save.", BASE_LAYER];
+/// The module beneath a product, saved where it may have changed: embeddings always are.
+const BASE_LAYER: &str = ".base_layer.";
 
 /// The two matrices of a module.
 #[derive(Default)]
@@ -160,7 +162,7 @@ impl Checkpoint {
             return Err(format!("{} cannot replace {}", entry.dtype, old.dtype));
         }
         #[expect(clippy::float_cmp, reason = "only an exact 1 leaves no doubt")]
-        if weight != 1.0 {
+        if weight != 1.0 && !entry.name.contains(&format!("{BASE_LAYER}weight")) {
             return Err(format!(
                 "it replaces the model's `{name}` whole, which a weight of {weight} does not say how to"
             ));

@@ -145,6 +145,122 @@ pub fn densified(config: &Map<String, Value>) -> Result<Map<String, Value>, Conf
     Ok(new)
 }
 
+/// The families with experts that dense models can become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MoeTwin {
+    /// Mixtral, from Llama and Mistral.
+    Mixtral,
+    /// The first `DeepSeek` with experts, whose code lies on the Hub; from Llama and Mistral.
+    DeepSeek,
+    /// Qwen2-MoE, from Qwen2, Llama and Mistral.
+    Qwen2,
+    /// Qwen3-MoE, from Qwen3.
+    Qwen3,
+}
+
+/// The config of a dense model whose feed-forward parts have become experts in every layer, and what was decided.
+///
+/// Values that the two classes have other defaults for are written out.
+pub fn sparsified(
+    config: &Map<String, Value>,
+    twin: MoeTwin,
+    experts: u64,
+    experts_per_token: u64,
+    shared: u64,
+) -> (Map<String, Value>, Vec<String>) {
+    let family = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let mut new = config.clone();
+    let mut notes = Vec::new();
+    write_defaults(&mut new, family);
+    let width = new.get("intermediate_size").cloned().unwrap_or_default();
+    let mut set = |values: &[(&str, Value)]| {
+        for (key, value) in values {
+            new.insert((*key).to_owned(), value.clone());
+        }
+    };
+    let per_token = Value::from(experts_per_token);
+    match twin {
+        MoeTwin::Mixtral => set(&[
+            ("model_type", json!("mixtral")),
+            ("architectures", json!(["MixtralForCausalLM"])),
+            ("num_local_experts", experts.into()),
+            ("num_experts_per_tok", per_token),
+        ]),
+        MoeTwin::DeepSeek => set(&[
+            ("model_type", json!("deepseek")),
+            ("architectures", json!(["DeepseekForCausalLM"])),
+            ("n_routed_experts", experts.into()),
+            ("n_shared_experts", if shared > 0 { shared.into() } else { Value::Null }),
+            ("num_experts_per_tok", per_token),
+            ("first_k_dense_replace", 0.into()),
+            ("moe_layer_freq", 1.into()),
+            ("scoring_func", json!("softmax")),
+            ("norm_topk_prob", true.into()),
+            ("moe_intermediate_size", width),
+            (
+                "auto_map",
+                json!({
+                    "AutoConfig": "deepseek-ai/deepseek-moe-16b-base--configuration_deepseek.DeepseekConfig",
+                    "AutoModel": "deepseek-ai/deepseek-moe-16b-base--modeling_deepseek.DeepseekModel",
+                    "AutoModelForCausalLM": "deepseek-ai/deepseek-moe-16b-base--modeling_deepseek.DeepseekForCausalLM",
+                }),
+            ),
+        ]),
+        MoeTwin::Qwen2 => set(&[
+            ("model_type", json!("qwen2_moe")),
+            ("architectures", json!(["Qwen2MoeForCausalLM"])),
+            ("num_experts", experts.into()),
+            ("num_experts_per_tok", per_token),
+            ("decoder_sparse_step", 1.into()),
+            ("mlp_only_layers", json!([])),
+            ("norm_topk_prob", true.into()),
+            ("moe_intermediate_size", width.clone()),
+            ("shared_expert_intermediate_size", width),
+            ("use_sliding_window", false.into()),
+        ]),
+        MoeTwin::Qwen3 => set(&[
+            ("model_type", json!("qwen3_moe")),
+            ("architectures", json!(["Qwen3MoeForCausalLM"])),
+            ("num_experts", experts.into()),
+            ("num_experts_per_tok", per_token),
+            ("decoder_sparse_step", 1.into()),
+            ("mlp_only_layers", json!([])),
+            ("norm_topk_prob", true.into()),
+            ("moe_intermediate_size", width),
+        ]),
+    }
+    if twin == MoeTwin::DeepSeek {
+        // Its code knows the older spelling only.
+        let theta = new.get("rope_parameters").and_then(|rope| rope.get("rope_theta")).cloned();
+        if let (Some(theta), None) = (theta, new.get("rope_theta")) {
+            new.insert("rope_theta".into(), theta);
+        }
+        notes.push("transformers has no class for `deepseek`: it loads with `trust_remote_code` and the code on the Hub".into());
+    }
+    if matches!(twin, MoeTwin::Mixtral | MoeTwin::Qwen2) {
+        forget_window(&mut new, &mut notes);
+    }
+    if !experts.is_power_of_two() {
+        notes
+            .push(format!("{experts} experts are no power of two: llama.cpp cannot use the model"));
+    }
+    (new, notes)
+}
+
+/// mergekit's results attend to everything.
+fn forget_window(config: &mut Map<String, Value>, notes: &mut Vec<String>) {
+    let old = config.insert("sliding_window".into(), Value::Null);
+    let mut slid = old.is_some_and(|old| !old.is_null());
+    if let Some(Value::Array(types)) = config.get_mut("layer_types") {
+        slid |= types.iter().any(|kind| kind != "full_attention");
+        types.fill("full_attention".into());
+    }
+    if slid {
+        notes.push("`sliding_window` becomes null, as mergekit does: beyond the window the result differs from its models".into());
+    }
+}
+
 /// What each class takes where a config has no value, as far as the twins differ.
 pub(super) fn write_defaults(config: &mut Map<String, Value>, family: &str) {
     let heads = config.get("num_attention_heads").and_then(Value::as_u64);

@@ -210,7 +210,7 @@ fn unsupported(problems: &mut Problems, map: &Map<String, Value>) {
     }
 }
 
-fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
+pub(super) fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
     let name = problems.text(key, given(map, key)?)?;
     match name {
         "bfloat16" => Some(Dtype::BF16),

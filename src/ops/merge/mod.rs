@@ -15,6 +15,7 @@ mod dtypes;
 mod exceptions;
 mod extension;
 mod methods;
+pub mod moe;
 mod parameters;
 mod read;
 mod reference;
