@@ -65,7 +65,9 @@ impl Job for Ruled<'_> {
             if tile.base.is_some() {
                 each(&mut sum, &base, |sum, base| base + lambda * sum);
             } else {
-                sum.iter_mut().for_each(|sum| *sum *= lambda);
+                for sum in &mut sum {
+                    *sum *= lambda;
+                }
             }
             let out = &mut self.out[start * size..][..count * size];
             let special =
@@ -156,8 +158,7 @@ impl Bound {
     #[inline(always)]
     const fn holds(self, value: f32, i: u32) -> u32 {
         let magnitude = magnitude(value).cast_signed();
-        let inside =
-            (magnitude > self.magnitude) | ((magnitude == self.magnitude) & (i < self.end));
+        let inside = magnitude > self.magnitude || (magnitude == self.magnitude && i < self.end);
         (inside as u32).wrapping_neg()
     }
 }
@@ -266,8 +267,8 @@ fn elect(tile: &Checked<'_>, vote: Vote, blocks: &mut [Block]) {
         for ((value, kept), sum) in block.values.iter().zip(&mut block.kept).zip(&sum) {
             let ballot = factor * value;
             // Not a number is on every side.
-            let plus = !(ballot <= 0.0);
-            let minus = !(ballot >= 0.0);
+            let plus = ballot > 0.0 || ballot.is_nan();
+            let minus = ballot < 0.0 || ballot.is_nan();
             *kept &= u32::from(if *sum < 0.0 { minus } else { plus }).wrapping_neg();
         }
     }
