@@ -20,10 +20,10 @@ pub(super) fn check(blend: &Blend, elements: u64) -> Result<(), String> {
         check_term(blend, term, elements)?;
     }
     check_alike(blend)?;
-    if let Some(Divide { least, instead }) = blend.divide {
-        if !(least.is_finite() && least >= 0.0 && instead.is_finite() && instead != 0.0) {
-            return Err(format!("a sum divided by {instead} below {least}"));
-        }
+    if let Some(Divide { least, instead }) = blend.divide
+        && !(least.is_finite() && least >= 0.0 && instead.is_finite() && instead != 0.0)
+    {
+        return Err(format!("a sum divided by {instead} below {least}"));
     }
     let columns = match blend.span {
         Span::Part => return Ok(()),

@@ -1,6 +1,14 @@
 //! Blends that keep some values, vote and divide, in whole plans: against an oracle that sorts, and the same bytes for any tiles,
 //! threads and interruption.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::float_cmp,
+    reason = "a test: it rounds where it says so"
+)]
+
 mod oracle;
 
 use std::collections::BTreeMap;

@@ -65,7 +65,9 @@ impl Job for Ruled<'_> {
             if tile.base.is_some() {
                 each(&mut sum, &base, |sum, base| base + lambda * sum);
             } else {
-                sum.iter_mut().for_each(|sum| *sum *= lambda);
+                for sum in &mut sum {
+                    *sum *= lambda;
+                }
             }
             let out = &mut self.out[start * size..][..count * size];
             let special =
@@ -156,8 +158,7 @@ impl Bound {
     #[inline(always)]
     const fn holds(self, value: f32, i: u32) -> u32 {
         let magnitude = magnitude(value).cast_signed();
-        let inside =
-            (magnitude > self.magnitude) | ((magnitude == self.magnitude) & (i < self.end));
+        let inside = magnitude > self.magnitude || (magnitude == self.magnitude && i < self.end);
         (inside as u32).wrapping_neg()
     }
 }
@@ -169,18 +170,19 @@ impl Bound {
     reason = "less than four; less than 2^32 where it is used"
 )]
 fn draw(seed: u64, below: u64, number: u64, kept: &mut Where) {
-    const GROUPS: usize = SMALL / 4 + 1;
     if below > u64::from(u32::MAX) {
         kept.fill(u32::MAX);
         return;
     }
     let below = below as u32;
-    let first = number / random::WORDS;
-    let mut words = [[0; 4]; GROUPS];
-    for (words, group) in words.iter_mut().zip(first..) {
-        *words = random::words(seed, group);
+    let (first, skip) = (number / random::WORDS, (number % random::WORDS) as usize);
+    // One more group than a block has, if it does not begin with one.
+    let mut words = [[[0; 4]; random::LANES]; SMALL / 4 / random::LANES + 1];
+    let needed = if skip == 0 { words.len() - 1 } else { words.len() };
+    for (words, first) in words[..needed].iter_mut().zip((first..).step_by(random::LANES)) {
+        *words = random::many_words(seed, first);
     }
-    let words = &words.as_flattened()[(number % random::WORDS) as usize..];
+    let words = &words.as_flattened().as_flattened()[skip..];
     for (kept, word) in kept.iter_mut().zip(words) {
         *kept = u32::from(*word < below).wrapping_neg();
     }
@@ -265,8 +267,8 @@ fn elect(tile: &Checked<'_>, vote: Vote, blocks: &mut [Block]) {
         for ((value, kept), sum) in block.values.iter().zip(&mut block.kept).zip(&sum) {
             let ballot = factor * value;
             // Not a number is on every side.
-            let plus = !(ballot <= 0.0);
-            let minus = !(ballot >= 0.0);
+            let plus = ballot > 0.0 || ballot.is_nan();
+            let minus = ballot < 0.0 || ballot.is_nan();
             *kept &= u32::from(if *sum < 0.0 { minus } else { plus }).wrapping_neg();
         }
     }

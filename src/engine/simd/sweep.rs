@@ -320,6 +320,7 @@ impl Job for Histogram<'_> {
         let tile = self.tile;
         let (mut base, mut wide) = ([0.0; BLOCK], [0.0; BLOCK]);
         let mut magnitudes = [0; BLOCK];
+        let mut others = vec![0; if self.digit == Digit::High { Digit::High.bins() } else { 0 }];
         for start in (0..tile.elements).step_by(BLOCK) {
             let count = BLOCK.min(tile.elements - start);
             let (wide, magnitudes) = (&mut wide[..count], &mut magnitudes[..count]);
@@ -338,18 +339,31 @@ impl Job for Histogram<'_> {
                 *magnitude = self::magnitude(*x);
             }
             match self.digit {
-                Digit::High => count_high(magnitudes, self.counts),
+                Digit::High => count_high(magnitudes, self.counts, &mut others),
                 Digit::Low(high) => count_low(magnitudes, high.into(), self.counts),
             }
+        }
+        for (count, other) in self.counts.iter_mut().zip(others) {
+            *count += u64::from(other);
         }
     }
 }
 
+/// Every other element is counted apart: equal ones often follow each other, and each would wait for the one before.
 #[inline(always)]
-fn count_high(magnitudes: &[u32], counts: &mut [u64]) {
-    let Some(counts) = counts.first_chunk_mut::<{ Digit::High.bins() }>() else { return };
-    for magnitude in magnitudes {
-        counts[(magnitude >> LOW_BITS) as usize % Digit::High.bins()] += 1;
+fn count_high(magnitudes: &[u32], counts: &mut [u64], others: &mut [u32]) {
+    const BINS: usize = Digit::High.bins();
+    let Some(counts) = counts.first_chunk_mut::<BINS>() else { return };
+    let Some(others) = others.first_chunk_mut::<BINS>() else { return };
+    let (pairs, rest) = magnitudes.as_chunks::<2>();
+    for [first, second] in pairs {
+        counts[(first >> LOW_BITS) as usize % BINS] += 1;
+        // A tile has fewer than 2^32 elements.
+        let other = &mut others[(second >> LOW_BITS) as usize % BINS];
+        *other = other.wrapping_add(1);
+    }
+    for magnitude in rest {
+        counts[(magnitude >> LOW_BITS) as usize % BINS] += 1;
     }
 }
 

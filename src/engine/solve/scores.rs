@@ -272,13 +272,15 @@ pub(super) fn put(bits: &mut [u8], at: u64, kept: bool) {
 /// Magnitudes of the variances of the terms' values: equal values have none only if their sums are wider than they are.
 fn variances(values: &[Vec<f64>], keys: &mut [u32]) {
     let count = number(values.len());
-    let (mut mean, mut sum) = ([0.0; LEAF], [0.0; LEAF]);
+    let (mut mean, mut sum) = (vec![0.0; keys.len()], vec![0.0; keys.len()]);
     for values in values {
         for (mean, x) in mean.iter_mut().zip(values) {
             *mean += x;
         }
     }
-    mean.iter_mut().for_each(|mean| *mean /= count);
+    for mean in &mut mean {
+        *mean /= count;
+    }
     for values in values {
         for ((sum, mean), x) in sum.iter_mut().zip(&mean).zip(values) {
             *sum += (x - mean) * (x - mean);

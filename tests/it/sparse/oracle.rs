@@ -251,15 +251,15 @@ pub(super) fn expected(
             if let Some(vote) = blend.vote {
                 let q = |k: usize| if vote == Vote::Weighted { p(k) } else { values[k][i] };
                 let sum = counting.iter().fold(-0.0, |sum: f32, &k| sum + q(k));
-                let plus = !(sum < 0.0);
+                let plus = sum >= 0.0 || sum.is_nan();
                 counting
                     .retain(|&k| q(k).is_nan() || (q(k) > 0.0 && plus) || (q(k) < 0.0 && !plus));
             }
             let mut sum = counting.iter().fold(-0.0, |sum: f32, &k| sum + p(k));
-            if let [k] = counting[..] {
-                if alone[k] != 1.0 {
-                    sum *= alone[k] as f32;
-                }
+            if let [k] = counting[..]
+                && alone[k] != 1.0
+            {
+                sum *= alone[k] as f32;
             }
             if let Some(divide) = blend.divide {
                 let by = counting.iter().fold(0.0, |sum: f32, &k| sum + weights[k] as f32);
