@@ -378,3 +378,37 @@ fn expressions_are_values_by_layer() {
         &["elo_surgery.tensors[0]: `density` is 1.5, expected 0 to 1 (`model.layers.3."],
     );
 }
+
+/// Differences that were saved are those that are taken: the same bytes by every method that adds them.
+#[test]
+fn vectors_of_the_base_are_its_differences() {
+    let dir = TempDir::new().unwrap();
+    let vector = |model: &str| {
+        let out = dir.path().join(format!("vector-{model}"));
+        elo("chat-vector --no-sync --base models/mrg16-base")
+            .with("--inst", format!("models/mrg16-{model}"))
+            .with("--save-vector", &out)
+            .within(&golden(""))
+            .ok();
+        format!("{{model: {{path: '{}'}}}}", out.display())
+    };
+    let (a, b) = (vector("a"), vector("b"));
+    for (method, more) in [
+        ("ties", "density: 0.5"),
+        ("dare_ties", "density: 0.5"),
+        ("della_linear", "density: 0.5"),
+        ("breadcrumbs", "density: 0.5, gamma: 0.1"),
+        ("ram", ""),
+    ] {
+        let yaml = |a: &str, b: &str| {
+            let weight =
+                if method == "ram" { String::new() } else { format!("weight: 0.5, {more}") };
+            format!(
+                "merge_method: {method}\nbase_model: models/mrg16-base\nmodels: [{{model: {a}, parameters: {{{weight}}}}}, {{model: {b}, parameters: {{{weight}}}}}]\n"
+            )
+        };
+        let found = merged(&dir, &format!("{method}-vectors"), &yaml(&a, &b));
+        let wanted = merged(&dir, method, &yaml("models/mrg16-a", "models/mrg16-b"));
+        assert_same(&weights_and_config(&found), &weights_and_config(&wanted), method);
+    }
+}
