@@ -289,3 +289,34 @@ impl Filler<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Dtype, Shape};
+    use crate::plan::{Keep, Slice, SourceId, Term};
+
+    #[test]
+    fn a_look_is_concluded_once() {
+        let dtype = Dtype::F32;
+        let slice = Slice { source: SourceId(0), bytes: 0..40, dtype, shape: Shape(vec![10]) };
+        let keep = Keep::Largest { skip: 0, count: 5 };
+        let term = Term { keep, ..Term::new(slice, 1.0) };
+        let blend = Blend::sum(None, vec![term], 1.0);
+        let sweep = Sweep::new(&blend, 40, 1 << 20);
+        let enter = || sweep.enter().unwrap().unwrap();
+        // The other one came while there was something left, and got nothing.
+        let (mut first, mut other) = (enter(), enter());
+        assert_eq!(first.take(&blend), Some(0..10));
+        assert_eq!(other.take(&blend), None);
+        let mut concluded = 0;
+        let conclude = |_: &Look, known: Known, _: Found| {
+            other.finish(|_, _, _| panic!("twice")).unwrap();
+            concluded += 1;
+            Ok(Step::Look(Look::Sums, known))
+        };
+        assert!(!first.finish(conclude).unwrap());
+        assert_eq!(concluded, 1);
+        assert!(matches!(*enter().look, Look::Sums));
+    }
+}
