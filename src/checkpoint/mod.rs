@@ -8,6 +8,7 @@ mod config;
 mod experts;
 mod open;
 mod selector;
+mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -23,6 +24,7 @@ pub use config::{
 pub use experts::{Stretch, locate};
 pub use open::OpenOptions;
 pub use selector::{LayerSelector, SelectorProblem};
+pub use vocabulary::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Vocabulary, json_beside};
 
 use crate::format::{
     Dtype, Header, Identity, Index, Parent, Provenance, Shape, SourceFile, TensorEntry,

@@ -16,6 +16,7 @@ use super::units::{parse_size, size};
 use super::{process, summary};
 use crate::engine::{Execution, Link, Observer, Report, execute_on};
 use crate::error::Error;
+use crate::format::Dtype;
 use crate::plan::Plan;
 
 /// Smallest tile the engine takes.
@@ -187,8 +188,7 @@ fn operands(plan: &Plan) -> u64 {
     let takes = tensors.flat_map(|tensor| {
         let own = tensor.dtype.bytes().unwrap_or(1);
         tensor.parts.iter().map(move |part| {
-            let slices = part.slices();
-            let widths = slices.iter().filter_map(|slice| slice.dtype.bytes());
+            let widths = part.dtypes().into_iter().filter_map(Dtype::bytes);
             widths.map(|width| width.div_ceil(own)).sum::<u64>()
         })
     });

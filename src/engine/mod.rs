@@ -11,6 +11,7 @@ mod digest;
 mod execute;
 mod extents;
 mod float;
+mod gather;
 mod in_place;
 mod journal;
 mod observer;

@@ -65,9 +65,8 @@ impl Sweeps {
 
 impl Sweep {
     fn new(blend: &Blend, tile: u64) -> Self {
-        let elements =
-            blend.terms.first().and_then(|t| t.operand.slice.shape.elements()).unwrap_or(0);
-        let width = blend.slices().filter_map(|s| s.dtype.bytes()).max().unwrap_or(1);
+        let elements = blend.terms.first().and_then(|t| t.operand.elements()).unwrap_or(0);
+        let width = blend.operands().filter_map(|o| o.dtype().bytes()).max().unwrap_or(1);
         let leaf = LEAF as u64;
         let state =
             State::Open { sums: TreeSum::new(blend.terms.len(), elements), missing: elements };
@@ -208,9 +207,9 @@ impl Filler<'_> {
     ) -> Result<Vec<f64>> {
         let tiles = self.operands(blend, run, device, buffers)?;
         let mut operands = blend
-            .slices()
+            .operands()
             .zip(&tiles)
-            .map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile });
+            .map(|(operand, tile)| Operand { dtype: operand.dtype(), bytes: tile });
         let base = if blend.base.is_some() { operands.next() } else { None };
         let terms: Vec<Operand<'_>> = operands.collect();
         let leaves = leaves_of(index(run.end - run.start));
@@ -229,8 +228,7 @@ fn with_weights(blend: &Blend, weights: &[f64]) -> Blend {
         return Blend { terms, solve: None, ..blend.clone() };
     };
     let taken = blend.lambda * weights.iter().sum::<f64>();
-    let mut terms =
-        vec![Term { operand: base.clone(), ..Term::new(base.slice.clone(), 1.0 - taken) }];
+    let mut terms = vec![Term::new(base.clone(), 1.0 - taken)];
     terms.extend(
         blend
             .terms

@@ -263,9 +263,9 @@ impl Filler<'_> {
     ) -> Result<Health> {
         let tiles = self.operands(blend, elements, device, buffers)?;
         let mut operands = blend
-            .slices()
+            .operands()
             .zip(&tiles)
-            .map(|(slice, tile)| Operand { dtype: &slice.dtype, bytes: tile });
+            .map(|(operand, tile)| Operand { dtype: operand.dtype(), bytes: tile });
         let base = if blend.base.is_some() { operands.next() } else { None };
         let terms: Vec<(Operand<'_>, f64)> =
             operands.zip(&blend.terms).map(|(operand, term)| (operand, term.weight)).collect();
@@ -287,10 +287,24 @@ impl Filler<'_> {
         device: &dyn Device,
         buffers: &'t mut Vec<Operands>,
     ) -> Result<Vec<Tile<'t>>> {
-        let count = blend.slices().count();
+        let count = blend.operands().count();
         buffers.resize_with(buffers.len().max(count), Operands::default);
         let mut tiles = Vec::with_capacity(count);
-        for (slice, Operands { own, plain }) in blend.slices().zip(buffers.iter_mut()) {
+        for (operand, Operands { own, plain }) in blend.operands().zip(buffers.iter_mut()) {
+            let slice = &operand.slice;
+            if let Some(rows) = &operand.gather {
+                let width = operand.dtype().bytes().unwrap_or(1);
+                let len = index((elements.end - elements.start) * width);
+                let into = if device.wants_own_memory() {
+                    own.bytes(device, len, self.tile)?
+                } else {
+                    plain.resize(len, 0);
+                    plain.as_mut_slice()
+                };
+                self.gather(operand, rows, elements, into)?;
+                tiles.push(Tile::made(into));
+                continue;
+            }
             let width = slice.dtype.bytes().unwrap_or(1);
             let start = slice.bytes.start;
             let bytes = start + elements.start * width..start + elements.end * width;

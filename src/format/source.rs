@@ -220,6 +220,13 @@ pub struct Tile<'a> {
     mapping: Option<(&'a MmapRaw, usize)>,
 }
 
+impl<'a> Tile<'a> {
+    /// Bytes that were made elsewhere.
+    pub fn made(bytes: &'a [u8]) -> Self {
+        Self { bytes, mapping: None }
+    }
+}
+
 impl Deref for Tile<'_> {
     type Target = [u8];
 

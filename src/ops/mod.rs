@@ -8,12 +8,16 @@ mod draft;
 mod extract;
 mod filter;
 mod inject;
+mod invented;
+mod matrix;
 #[cfg(feature = "merge")]
 pub mod merge;
 mod operand;
 mod quantised;
 mod relayout;
+mod rows;
 mod sums;
+mod tokenizer_files;
 mod vector;
 mod vocabulary;
 

@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Slice, Solve};
+use super::{Gather, Slice, Solve};
+use crate::format::Dtype;
 
 /// `base + lambda * (w0*v0 + w1*v1 + ...)`, element by element.
 ///
@@ -79,6 +80,9 @@ pub enum Span {
 pub struct Operand {
     /// The elements.
     pub slice: Slice,
+    /// The elements are rows of that slice and of others, in another order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gather: Option<Box<Gather>>,
 }
 
 /// One weighted operand.
@@ -214,9 +218,9 @@ impl Blend {
         self.base.iter().chain(self.terms.iter().map(|term| &term.operand))
     }
 
-    /// The slices of base and operands.
+    /// The slices of base and operands: everything that is read.
     pub fn slices(&self) -> impl Iterator<Item = &Slice> {
-        self.operands().map(|operand| &operand.slice)
+        self.operands().flat_map(Operand::slices)
     }
 
     /// Whether every term counts everywhere, as what it is.
@@ -228,6 +232,34 @@ impl Blend {
     }
 }
 
+impl Operand {
+    /// How many elements it has; `None` if that does not fit 64 bits.
+    pub fn elements(&self) -> Option<u64> {
+        match &self.gather {
+            Some(rows) => rows.rows()?.checked_mul(rows.columns),
+            None => self.slice.shape.elements(),
+        }
+    }
+
+    /// What its elements are.
+    pub fn dtype(&self) -> &Dtype {
+        let own = &self.slice.dtype;
+        self.gather.as_ref().map_or(own, |rows| rows.dtype(own))
+    }
+
+    /// The slices it is read from.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        let further = self.gather.iter().flat_map(|rows| &rows.further);
+        std::iter::once(&self.slice).chain(further)
+    }
+
+    /// Bytes that are read for it.
+    pub fn bytes(&self) -> u64 {
+        let all = self.slice.bytes.end - self.slice.bytes.start;
+        self.gather.as_ref().map_or(all, |rows| rows.read(&self.slice))
+    }
+}
+
 impl Span {
     const fn is_part(&self) -> bool {
         matches!(self, Self::Part)
@@ -236,8 +268,8 @@ impl Span {
 
 impl Term {
     /// An operand that counts everywhere.
-    pub const fn new(slice: Slice, weight: f64) -> Self {
-        let operand = Operand { slice };
+    pub fn new(operand: impl Into<Operand>, weight: f64) -> Self {
+        let operand = operand.into();
         Self { operand, weight, keep: Keep::All, gain: 1.0, rescale: false, alone: 1.0 }
     }
 }
@@ -250,7 +282,7 @@ impl Keep {
 
 impl From<Slice> for Operand {
     fn from(slice: Slice) -> Self {
-        Self { slice }
+        Self { slice, gather: None }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Part, Plan};
+use super::{Operand, Part, Plan};
 
 /// Bytes by what happens to them. Every count is exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -39,7 +39,7 @@ pub(super) fn cost(plan: &Plan) -> Cost {
                 Part::Fill { .. } => cost.computed += len,
                 Part::Blend(blend) => {
                     cost.computed += len;
-                    let operands: u64 = blend.slices().map(|s| s.bytes.end - s.bytes.start).sum();
+                    let operands: u64 = blend.operands().map(Operand::bytes).sum();
                     cost.read += operands * u64::from(blend.sweeps());
                 }
             }

@@ -11,6 +11,7 @@
 mod blend;
 mod cost;
 mod digest;
+mod gather;
 mod path_text;
 mod solve;
 mod validate;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use blend::{Blend, Divide, Keep, Operand, Span, Term, Vote};
 pub use cost::Cost;
+pub use gather::{Gather, Rows};
 pub use solve::Solve;
 
 use crate::error::Result;
@@ -189,6 +191,15 @@ impl Part {
             Self::Blend(blend) => blend.slices().collect(),
         }
     }
+
+    /// What the elements of each operand are, base first.
+    pub fn dtypes(&self) -> Vec<&Dtype> {
+        match self {
+            Self::Copy(slice) => vec![&slice.dtype],
+            Self::Fill { .. } => Vec::new(),
+            Self::Blend(blend) => blend.operands().map(Operand::dtype).collect(),
+        }
+    }
 }
 
 impl Output {
@@ -207,7 +218,7 @@ impl Output {
         match part {
             Part::Copy(slice) => slice.shape.elements(),
             Part::Fill { rows, .. } => self.shape.with_rows(*rows).elements(),
-            Part::Blend(blend) => blend.terms.first()?.operand.slice.shape.elements(),
+            Part::Blend(blend) => blend.terms.first()?.operand.elements(),
         }
     }
 

@@ -108,13 +108,14 @@ fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
             Err(format!("{} bytes copied into a {} tensor", slice.dtype, tensor.dtype))
         }
         Part::Blend(blend) => {
-            let shape = blend
-                .terms
-                .first()
-                .map(|t| &t.operand.slice.shape)
-                .ok_or("a blend without terms")?;
-            if let Some(odd) = blend.slices().find(|s| s.shape.elements() != shape.elements()) {
-                return Err(format!("a blend of shapes {shape} and {}", odd.shape));
+            for operand in blend.operands() {
+                operand.gather.as_ref().map_or(Ok(()), |rows| rows.check(&operand.slice))?;
+            }
+            let first = blend.terms.first().ok_or("a blend without terms")?;
+            let elements = first.operand.elements();
+            if let Some(odd) = blend.operands().find(|o| o.elements() != elements) {
+                let shape = &first.operand.slice.shape;
+                return Err(format!("a blend of shapes {shape} and {}", odd.slice.shape));
             }
             let mut dtypes = blend.slices().map(|s| &s.dtype).chain([&tensor.dtype]);
             if let Some(odd) = dtypes.find(|d| !d.is_float()) {

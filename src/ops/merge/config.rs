@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::methods::{Base, Kind, METHODS, Method};
 use super::parameters::{Level, Parameters};
 use super::read::{Problems, below, given, suggestion};
+use super::vocabulary::{self, Chat, Wish};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 
@@ -25,6 +26,9 @@ pub struct Config {
     /// What inputs are cast to before anything else.
     pub(super) dtype: Option<Dtype>,
     pub(super) out_dtype: Option<Dtype>,
+    /// Whose tokens the result has; none where all models have the same rows.
+    pub(super) tokenizer: Option<Wish>,
+    pub(super) chat: Option<Chat>,
     pub(super) text: String,
 }
 
@@ -92,6 +96,17 @@ impl Config {
 
     /// The models it names, each once: first the one whose config and tokenizer the result keeps.
     pub fn models(&self) -> Vec<&Path> {
+        let mut models = self.merged();
+        for model in self.tokenizer.iter().flat_map(Wish::models) {
+            if !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        models
+    }
+
+    /// Those of [`models`](Self::models) that are not named for their tokens alone.
+    pub(super) fn merged(&self) -> Vec<&Path> {
         let named = self
             .slices
             .iter()
@@ -120,6 +135,8 @@ fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config>
     let parameters = Parameters::read(problems, at, value, method, Level::Shared);
     let dtype = dtype(problems, map, "dtype");
     let out_dtype = self::dtype(problems, map, "out_dtype");
+    let tokenizer = vocabulary::read(problems, map);
+    let chat = vocabulary::chat(problems, map);
     let slices = match (given(map, "models"), given(map, "slices")) {
         (Some(_), Some(_)) => {
             problems.add("", "there are both `models` and `slices`: give one of them");
@@ -136,7 +153,8 @@ fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config>
     };
     let text = text.to_owned();
     let method = method?;
-    let config = Config { method, slices, base, parameters, dtype, out_dtype, text };
+    let config =
+        Config { method, slices, base, parameters, dtype, out_dtype, tokenizer, chat, text };
     for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
         check_inputs(problems, &config, slice);
     }
@@ -166,21 +184,6 @@ fn unsupported(problems: &mut Problems, map: &Map<String, Value>) {
     if given(map, "modules").is_some() {
         problems.unsupported("modules", "merging models of several modules is");
     }
-    if let Some(value) = given(map, "tokenizer_source") {
-        problems.text("tokenizer_source", value);
-        problems.unsupported("tokenizer_source", "aligning vocabularies is");
-        if given(map, "tokenizer").is_some() {
-            problems.add("tokenizer", "`tokenizer_source` is there too: give one of them");
-        }
-    }
-    if let Some(value) = given(map, "tokenizer") {
-        problems.map("tokenizer", value, &["source", "tokens", "pad_to_multiple_of"]);
-        problems.unsupported("tokenizer", "aligning vocabularies is");
-    }
-    if let Some(value) = given(map, "chat_template") {
-        problems.text("chat_template", value);
-        problems.unsupported("chat_template", "choosing a chat template is");
-    }
 }
 
 fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
@@ -204,7 +207,7 @@ fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option
 }
 
 /// A model: `PATH`, or `{model: {path: PATH}}`, whose path may hold `@` and `+`.
-fn model(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
+pub(super) fn model(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
     if let Value::String(text) = value {
         return plain_model(problems, at, text);
     }

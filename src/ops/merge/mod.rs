@@ -14,6 +14,7 @@ mod parameters;
 mod read;
 mod slices;
 mod tensors;
+mod vocabulary;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -24,10 +25,12 @@ pub use config::Config;
 
 use self::read::Problems;
 use self::tensors::{Tensors, role};
+use self::vocabulary::Alignment;
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
+use super::invented::AUDIT_FILE;
 use super::vector::refuse_vectors;
-use crate::checkpoint::{Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size};
+use crate::checkpoint::{Checkpoint, keep_layers, set_dtype, set_vocab_size};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Sidecar, SidecarContent};
 
@@ -84,6 +87,13 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
+    let alignment = match &config.tokenizer {
+        Some(wish) => Alignment::new(&mut problems, config, wish, &bound)?,
+        None => None,
+    };
+    if !problems.0.is_empty() {
+        return Err(refuse(problems));
+    }
     let described = if config.is_whole() {
         (0..donor.layers()).collect()
     } else {
@@ -91,6 +101,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     };
     let mut tensors = Tensors::new(config, &slices, donor, draft, request.truncate_embeddings);
     tensors.problems = problems;
+    tensors.alignment = alignment.as_ref();
     if config.is_whole() {
         tensors.add_whole()?;
     } else {
@@ -102,8 +113,6 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         return Err(refuse(problems));
     }
     let role = role(config, bound[0].0);
-    let own = |sidecar: &&SidecarFile| sidecar.file != CONFIG_FILE;
-    let sidecars: Vec<SidecarFile> = donor.sidecars().iter().filter(own).cloned().collect();
     let mut derived = Derived { shard_size: request.shard_size, ..Derived::from(donor, role) };
     if let Some(old) = donor.config() {
         let mut new = old.clone();
@@ -119,11 +128,19 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         if let Some(dtype) = config.out_dtype.as_ref().or(config.dtype.as_ref()).or(only) {
             set_dtype(&mut new, dtype);
         }
-        if let Some(rows) = rows {
+        if let Some(rows) = alignment.as_ref().map(|alignment| alignment.rows).or(rows) {
             set_vocab_size(&mut new, rows);
         }
         derived.config = Some(new);
     }
+    let mut problems = Problems::default();
+    let files = &mut derived.config;
+    let mut sidecars =
+        vocabulary::files(&mut problems, config, alignment.as_ref(), models, files, &mut draft)?;
+    if !problems.0.is_empty() {
+        return Err(refuse(problems));
+    }
+    sidecars.retain(|sidecar| sidecar.file != CONFIG_FILE && sidecar.file != AUDIT_FILE);
     if models.len() > 1 && config.base.is_none() {
         let name = donor.name();
         draft.note(format!("config and tokenizer are those of `{name}`, the first model: `base_model` would say which"));

@@ -7,13 +7,14 @@ use super::dtypes::output_dtype;
 use super::methods::{Formula, Parameter, Values};
 use super::read::Problems;
 use super::slices::{Input, Slice};
+use super::vocabulary::{Alignment, put_in_order};
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Shape};
 use crate::ops::draft::{Draft, as_dtype};
 use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
-use crate::plan::{Blend, Part, Term};
+use crate::plan::{self, Blend, Part, Term};
 
 /// What is said of a tensor whose shapes differ.
 pub(super) const DIFFERS: &str = "differs in shape";
@@ -36,6 +37,8 @@ pub(super) struct Tensors<'a> {
     causes: Vec<(String, String, String, u64)>,
     /// The rows that were left of a vocabulary.
     pub(super) rows: Option<u64>,
+    /// The one vocabulary of the result.
+    pub(super) alignment: Option<&'a Alignment<'a>>,
 }
 
 /// An output tensor and where its counterparts are.
@@ -58,6 +61,8 @@ struct Operand<'a> {
     name: String,
     shape: Shape,
     stretches: Vec<Stretch<'a>>,
+    /// Its rows in the order of the result's vocabulary.
+    aligned: Option<plan::Operand>,
 }
 
 impl<'a> Tensors<'a> {
@@ -82,6 +87,7 @@ impl<'a> Tensors<'a> {
             truncates,
             causes: Vec::new(),
             rows: None,
+            alignment: None,
         }
     }
 
@@ -228,7 +234,7 @@ impl<'a> Tensors<'a> {
             };
             match effective(template, &theirs, input.model) {
                 Some((shape, stretches)) => {
-                    operands.push(Operand { name: theirs, shape, stretches });
+                    operands.push(Operand { name: theirs, shape, stretches, aligned: None });
                 }
                 None => self.problems.add(
                     &input.of.at,
@@ -239,7 +245,16 @@ impl<'a> Tensors<'a> {
         if operands.len() < slice.inputs.len() {
             return Ok(());
         }
-        if self.truncates && template.anatomy().role(own).is_vocabulary() {
+        if let Some(alignment) = self.alignment
+            && template.anatomy().role(own).is_vocabulary()
+        {
+            for (input, operand) in slice.inputs.iter().zip(&mut operands) {
+                let aligned =
+                    alignment.operand(&mut self.draft, self.config, template, own, input)?;
+                operand.shape = operand.shape.with_rows(alignment.rows);
+                operand.aligned = Some(aligned);
+            }
+        } else if self.truncates && template.anatomy().role(own).is_vocabulary() {
             self.truncate(name, &mut operands);
         }
         if operands.iter().any(|operand| operand.shape != operands[0].shape) {
@@ -346,6 +361,8 @@ impl<'a> Tensors<'a> {
         formula: &Formula,
     ) -> Result<()> {
         let copied = formula.copied();
+        let aligned: Vec<_> =
+            operands.iter().filter_map(|operand| operand.aligned.clone()).collect();
         let used: Vec<&Dtype> = match copied {
             Some(input) => operands[input].stretches.iter().map(|s| s.dtype).collect(),
             None => operands.iter().flat_map(|o| o.stretches.iter().map(|s| s.dtype)).collect(),
@@ -380,10 +397,10 @@ impl<'a> Tensors<'a> {
             .zip(&slice.inputs)
             .map(|(operand, input)| self.draft.slices(self.role(input), &operand.stretches))
             .collect();
-        let parts: Vec<Part> = if let Some(input) = copied {
+        let mut parts: Vec<Part> = if let Some(input) = copied {
             operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
         } else {
-            let blend = |group: Vec<crate::plan::Slice>| {
+            let blend = |group: Vec<plan::Slice>| {
                 let term =
                     |(input, weight): &(usize, f64)| Term::new(group[*input].clone(), *weight);
                 let base = formula.base.map(|base| group[base].clone().into());
@@ -392,7 +409,11 @@ impl<'a> Tensors<'a> {
                 Part::Blend(Box::new(Blend { solve: formula.solve, ..sum }))
             };
             // Where expert layouts differ, a tensor is several blends, but weights are solved for over one.
-            let groups = line_up(&operands).unwrap_or_default();
+            let groups = if aligned.is_empty() {
+                line_up(&operands).unwrap_or_default()
+            } else {
+                vec![aligned.iter().map(|operand| operand.slice.clone()).collect()]
+            };
             if formula.solve.is_some() && groups.len() > 1 {
                 let cause = format!(
                     "{} of models that lay out their experts differently is not supported yet",
@@ -403,6 +424,7 @@ impl<'a> Tensors<'a> {
             }
             groups.into_iter().map(blend).collect()
         };
+        put_in_order(&mut parts, &aligned);
         let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
         self.differs |= donors.is_some_and(|donors| *donors != dtype);
         self.dtypes.insert(dtype.clone());

@@ -1,0 +1,123 @@
+//! Rows of vocabularies put together from several models, as runs.
+
+use crate::error::Result;
+use crate::plan::{Gather, Operand, Rows, Slice};
+
+/// Which row of which model, or which sum of rows, each row of an output is. Models have numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct RowMap {
+    runs: Vec<Rows>,
+}
+
+/// Where one row comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Row {
+    /// Row of a model.
+    Take(u32, u64),
+    /// Zeros.
+    Zero,
+    /// A weighted sum of rows of models.
+    Mix(Vec<(u32, u64, f64)>),
+}
+
+impl RowMap {
+    /// Appends a row to the run that it continues.
+    pub(super) fn push(&mut self, row: Row) {
+        match (row, self.runs.last_mut()) {
+            (Row::Take(model, at), Some(Rows::Take(of, first, count)))
+                if *of == model && *first + *count == at =>
+            {
+                *count += 1;
+            }
+            (Row::Zero, Some(Rows::Zero(count))) => *count += 1,
+            (Row::Take(model, at), _) => self.runs.push(Rows::Take(model, at, 1)),
+            (Row::Zero, _) => self.runs.push(Rows::Zero(1)),
+            (Row::Mix(of), _) => self.runs.push(Rows::Mix(of)),
+        }
+    }
+
+    /// Rows of the same elements.
+    pub(super) fn push_constant(&mut self, count: u64, values: Vec<f32>) {
+        if count > 0 {
+            self.runs.push(Rows::Constant(count, values));
+        }
+    }
+
+    pub(super) fn runs(&self) -> &[Rows] {
+        &self.runs
+    }
+
+    /// Whether it is all `rows` rows of a model as they are.
+    pub(super) fn is_identity(&self, model: u32, rows: u64) -> bool {
+        self.runs == [Rows::Take(model, 0, rows)]
+    }
+
+    /// The operand: matrices are given by models' numbers, `own` comes first.
+    pub(super) fn operand(
+        &self,
+        own: u32,
+        columns: u64,
+        mut matrix: impl FnMut(u32) -> Result<Slice>,
+    ) -> Result<Operand> {
+        let slice = matrix(own)?;
+        let mut numbers = vec![own];
+        let mut runs = self.runs.clone();
+        let mut number = |model: &mut u32| {
+            let known = numbers.iter().position(|known| *known == *model);
+            let at = known.unwrap_or_else(|| {
+                numbers.push(*model);
+                numbers.len() - 1
+            });
+            // Models are few.
+            *model = u32::try_from(at).unwrap_or(u32::MAX);
+        };
+        for run in &mut runs {
+            match run {
+                Rows::Take(model, ..) => number(model),
+                Rows::Mix(of) => of.iter_mut().for_each(|(model, ..)| number(model)),
+                _ => {}
+            }
+        }
+        let further = numbers[1..].iter().map(|model| matrix(*model)).collect::<Result<_>>()?;
+        let gather = Some(Box::new(Gather { columns, further, runs }));
+        Ok(Operand { gather, ..slice.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Dtype, Shape};
+    use crate::plan::SourceId;
+
+    #[test]
+    fn neighbours_join_and_models_become_matrices() {
+        let mut map = RowMap::default();
+        for row in [Row::Take(2, 5), Row::Take(2, 6), Row::Zero, Row::Zero, Row::Take(0, 7)] {
+            map.push(row);
+        }
+        map.push(Row::Mix(vec![(0, 1, 0.5), (2, 3, 0.5)]));
+        map.push_constant(0, vec![1.0]);
+        map.push_constant(2, vec![1.0]);
+        let slice = |model: u32| {
+            let source = SourceId(model);
+            Ok(Slice { source, bytes: 0..40, dtype: Dtype::F32, shape: Shape(vec![10, 1]) })
+        };
+        let operand = map.operand(2, 1, slice).unwrap();
+        assert_eq!(operand.slice.source, SourceId(2));
+        let gather = operand.gather.unwrap();
+        assert_eq!(gather.further[0].source, SourceId(0));
+        let runs = [
+            Rows::Take(0, 5, 2),
+            Rows::Zero(2),
+            Rows::Take(1, 7, 1),
+            Rows::Mix(vec![(1, 1, 0.5), (0, 3, 0.5)]),
+            Rows::Constant(2, vec![1.0]),
+        ];
+        assert_eq!(gather.runs, runs);
+        assert_eq!(gather.rows(), Some(8));
+        let mut whole = RowMap::default();
+        (0..3).for_each(|row| whole.push(Row::Take(1, row)));
+        assert!(whole.is_identity(1, 3) && !whole.is_identity(1, 4) && !whole.is_identity(0, 3));
+    }
+}
