@@ -30,6 +30,7 @@ mod run;
 mod session;
 mod summary;
 mod surgery;
+mod transplant;
 mod units;
 mod verify;
 
@@ -94,6 +95,7 @@ enum Command {
     Inject(Box<inject::Inject>),
     ChatVector(Box<chat_vector::ChatVector>),
     Merge(Box<merge::Merge>),
+    Transplant(Box<transplant::Transplant>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
@@ -151,6 +153,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Inject(verb) => inject::run(verb, session),
         Command::ChatVector(verb) => verb.run(session),
         Command::Merge(verb) => verb.run(session),
+        Command::Transplant(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),

@@ -31,7 +31,10 @@ impl Filler<'_> {
                 let within = part.start - start..part.end - start;
                 match run {
                     Rows::Zero(_) => out.fill(0),
-                    Rows::Constant(_, values) => {
+                    Rows::Constant(which, _) => {
+                        let values = rows.constants.get(*which as usize).ok_or_else(|| {
+                            Error::Plan { problem: format!("there is no constant {which}") }
+                        })?;
                         for (to, at) in out.chunks_exact_mut(float.size()).zip(within) {
                             float.write(f64::from(values[index(at % rows.columns)]), to);
                         }

@@ -45,10 +45,6 @@ impl Matrix {
         Ok(Self { source, start, dtype: stretch.dtype.clone(), width, rows, columns })
     }
 
-    pub(super) fn rows(&self) -> u64 {
-        self.rows
-    }
-
     /// Elements of a row.
     pub(super) fn columns(&self) -> usize {
         self.columns
@@ -71,6 +67,32 @@ impl Matrix {
             from += rows;
         }
         self.source.check_unchanged(None)
+    }
+
+    /// Chosen rows as f32, one after the other.
+    #[expect(clippy::cast_possible_truncation, reason = "f64 matrices are approximated in f32")]
+    pub(super) fn chosen(&self, rows: &[u64]) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(rows.len() * self.columns);
+        let mut at = 0;
+        while at < rows.len() {
+            let run =
+                (at..rows.len()).take_while(|i| rows[*i] == rows[at] + (i - at) as u64).count();
+            self.each(rows[at], run as u64, |row| values.extend(row.iter().map(|v| *v as f32)))?;
+            at += run;
+        }
+        Ok(values)
+    }
+
+    /// The mean of all rows.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "rounded once to f32"
+    )]
+    pub(super) fn mean(&self) -> Result<Vec<f32>> {
+        let mut sums = vec![0.0; self.columns];
+        self.each(0, self.rows, |row| sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += v))?;
+        Ok(sums.into_iter().map(|sum| (sum / self.rows.max(1) as f64) as f32).collect())
     }
 
     fn decode(&self, bytes: &[u8], values: &mut [f64]) {

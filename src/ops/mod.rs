@@ -1,4 +1,5 @@
-//! Intents: each operation turns checkpoints into a [`crate::plan::Plan`]. Headers and configs are read, never tensor data.
+//! Intents: each operation turns checkpoints into a [`crate::plan::Plan`]. Headers and configs are read; of tensor data, only
+//! embeddings and heads where rows must be made up.
 //!
 //! Requests say what; plans say how, down to the byte. Whatever can be refused is refused here, all problems at once,
 //! before anything is written.
@@ -18,6 +19,7 @@ mod relayout;
 mod rows;
 mod sums;
 mod tokenizer_files;
+mod transplant;
 mod vector;
 mod vocabulary;
 
@@ -26,5 +28,6 @@ pub use extract::{Extract, extract};
 pub use filter::TensorFilter;
 pub use inject::{Inject, inject};
 pub use relayout::{Cast, cast, reshard};
+pub use transplant::{Approximation, Transplant, transplant};
 pub use vector::save_vector;
 pub use vocabulary::VocabularyPolicy;

@@ -7,6 +7,7 @@ use crate::plan::{Gather, Operand, Rows, Slice};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct RowMap {
     runs: Vec<Rows>,
+    constants: Vec<Vec<f32>>,
 }
 
 /// Where one row comes from.
@@ -18,6 +19,8 @@ pub(super) enum Row {
     Zero,
     /// A weighted sum of rows of models.
     Mix(Vec<(u32, u64, f64)>),
+    /// A row of [`RowMap::constant`].
+    Constant(u32),
 }
 
 impl RowMap {
@@ -30,17 +33,19 @@ impl RowMap {
                 *count += 1;
             }
             (Row::Zero, Some(Rows::Zero(count))) => *count += 1,
+            (Row::Constant(which), Some(Rows::Constant(of, count))) if *of == which => *count += 1,
+            (Row::Constant(which), _) => self.runs.push(Rows::Constant(which, 1)),
             (Row::Take(model, at), _) => self.runs.push(Rows::Take(model, at, 1)),
             (Row::Zero, _) => self.runs.push(Rows::Zero(1)),
             (Row::Mix(of), _) => self.runs.push(Rows::Mix(of)),
         }
     }
 
-    /// Rows of the same elements.
-    pub(super) fn push_constant(&mut self, count: u64, values: Vec<f32>) {
-        if count > 0 {
-            self.runs.push(Rows::Constant(count, values));
-        }
+    /// A row of these elements, to be pushed.
+    pub(super) fn constant(&mut self, values: Vec<f32>) -> Row {
+        self.constants.push(values);
+        // There are one or two.
+        Row::Constant(u32::try_from(self.constants.len() - 1).unwrap_or(u32::MAX))
     }
 
     pub(super) fn runs(&self) -> &[Rows] {
@@ -79,7 +84,8 @@ impl RowMap {
             }
         }
         let further = numbers[1..].iter().map(|model| matrix(*model)).collect::<Result<_>>()?;
-        let gather = Some(Box::new(Gather { columns, further, runs }));
+        let constants = self.constants.clone();
+        let gather = Some(Box::new(Gather { columns, further, constants, runs }));
         Ok(Operand { gather, ..slice.into() })
     }
 }
@@ -97,8 +103,9 @@ mod tests {
             map.push(row);
         }
         map.push(Row::Mix(vec![(0, 1, 0.5), (2, 3, 0.5)]));
-        map.push_constant(0, vec![1.0]);
-        map.push_constant(2, vec![1.0]);
+        let constant = map.constant(vec![1.0]);
+        map.push(constant.clone());
+        map.push(constant);
         let slice = |model: u32| {
             let source = SourceId(model);
             Ok(Slice { source, bytes: 0..40, dtype: Dtype::F32, shape: Shape(vec![10, 1]) })
@@ -112,7 +119,7 @@ mod tests {
             Rows::Zero(2),
             Rows::Take(1, 7, 1),
             Rows::Mix(vec![(1, 1, 0.5), (0, 3, 0.5)]),
-            Rows::Constant(2, vec![1.0]),
+            Rows::Constant(0, 2),
         ];
         assert_eq!(gather.runs, runs);
         assert_eq!(gather.rows(), Some(8));

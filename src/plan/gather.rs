@@ -18,13 +18,16 @@ pub struct Gather {
     /// More matrices that rows come from, numbered from 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub further: Vec<Slice>,
+    /// Rows that are in no matrix, numbered from 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub constants: Vec<Vec<f32>>,
     /// The rows, run by run.
     pub runs: Vec<Rows>,
 }
 
 /// A run of rows.
 ///
-/// In JSON: `{"take": [0, 17, 200]}`, `{"zero": 3}`, `{"mix": [[0, 5, 0.5], [1, 7, 0.5]]}`, `{"constant": [2, [0.1, ..]]}`.
+/// In JSON: `{"take": [0, 17, 200]}`, `{"zero": 3}`, `{"mix": [[0, 5, 0.5], [1, 7, 0.5]]}`, `{"constant": [0, 2]}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -35,15 +38,15 @@ pub enum Rows {
     Zero(u64),
     /// One row: the weighted sum of rows of matrices, in order, in f64, rounded once. Each is matrix, row, weight.
     Mix(Vec<(u32, u64, f64)>),
-    /// So many rows of these elements.
-    Constant(u64, Vec<f32>),
+    /// Of these elements, so many rows.
+    Constant(u32, u64),
 }
 
 impl Rows {
     /// How many rows it is.
     pub const fn count(&self) -> u64 {
         match self {
-            Self::Take(_, _, count) | Self::Zero(count) | Self::Constant(count, _) => *count,
+            Self::Take(_, _, count) | Self::Zero(count) | Self::Constant(_, count) => *count,
             Self::Mix(_) => 1,
         }
     }
@@ -126,10 +129,13 @@ impl Gather {
                         }
                     }
                 }
-                Rows::Constant(_, values) if values.len() as u64 != self.columns => {
-                    return Err(format!("{} values are no row", values.len()));
+                Rows::Constant(which, _) => {
+                    let values = self.constants.get(*which as usize).map(Vec::len);
+                    if values.is_none_or(|len| len as u64 != self.columns) {
+                        return Err(format!("constant {which} is no row"));
+                    }
                 }
-                Rows::Zero(_) | Rows::Constant(..) => {}
+                Rows::Zero(_) => {}
             }
         }
         let all = self.rows().and_then(|rows| rows.checked_mul(self.columns));

@@ -16,12 +16,13 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 26] = [
     "",
     "extract",
     "inject",
     "chat-vector",
     "merge",
+    "transplant",
     "reshard",
     "cast",
     "inspect",

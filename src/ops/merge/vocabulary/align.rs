@@ -226,7 +226,7 @@ impl<'a> Alignment<'a> {
     fn told_of(&self, row: &Row) -> Value {
         let name = |member: &u32| self.members[*member as usize].model.name();
         match row {
-            Row::Zero => json!("zero"),
+            Row::Zero | Row::Constant(_) => json!("zero"),
             Row::Take(member, row) => json!({"model": name(member), "row": row}),
             Row::Mix(of) => {
                 json!({"mean_of": of.iter().map(|(m, ..)| name(m)).collect::<Vec<_>>()})

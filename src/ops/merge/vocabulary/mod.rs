@@ -62,7 +62,9 @@ impl Alignment<'_> {
         let columns = whole.shape.with_rows(1).elements().unwrap_or(1);
         if self.padding() > 0 {
             let matrix = |member: u32| Matrix::open(name, &stretch(member)?);
-            map.push_constant(self.padding(), mean(&map, columns, matrix)?);
+            let row = mean(&map, columns, matrix)?;
+            let row = map.constant(row);
+            (0..self.padding()).for_each(|_| map.push(row.clone()));
         }
         map.operand(number, columns, |member| {
             let path = self.members[member as usize].path;

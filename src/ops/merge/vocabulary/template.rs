@@ -80,3 +80,59 @@ pub(super) fn built_in(name: &str) -> Option<&'static str> {
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     BUILT_IN.iter().map(|(name, _)| *name)
 }
+
+#[cfg(all(test, feature = "pipeline"))]
+mod tests {
+    use minijinja::value::Value;
+    use minijinja::{Environment, Error, ErrorKind, context};
+
+    use super::*;
+
+    fn rendered(name: &str, turns: &[(&str, &str)], prompt: bool) -> Result<String, Error> {
+        let mut environment = Environment::new();
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_template("chat", built_in(name).unwrap()).unwrap();
+        let messages: Vec<Value> = turns
+            .iter()
+            .map(|(role, content)| context! { role => role, content => content })
+            .collect();
+        let values = context! { messages, bos_token => "<s>", eos_token => "</s>", add_generation_prompt => prompt };
+        environment.get_template("chat").unwrap().render(values)
+    }
+
+    #[test]
+    fn templates_write_what_the_makers_document() {
+        let turns =
+            [("system", "Be nice."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye")];
+        for (name, whole) in [
+            (
+                "alpaca",
+                "Be nice.\n\n### Instruction:\nHi\n\n### Response:\nHello!\n\n### Instruction:\nBye\n\n### Response:\n",
+            ),
+            (
+                "chatml",
+                "<|im_start|>system\nBe nice.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
+            ),
+            (
+                "llama3",
+                "<s><|start_header_id|>system<|end_header_id|>\n\nBe nice.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHello!<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            ),
+            ("mistral", "<s> [INST] Be nice.\n\nHi [/INST] Hello!</s> [INST] Bye [/INST]"),
+            (
+                "exaone",
+                "[|system|]Be nice.[|endofturn|]\n[|user|]Hi\n[|assistant|]Hello![|endofturn|]\n[|user|]Bye\n[|assistant|]",
+            ),
+        ] {
+            assert_eq!(rendered(name, &turns, true).unwrap(), whole, "{name}");
+        }
+        assert_eq!(
+            rendered("exaone", &turns[1..2], false).unwrap(),
+            "[|system|][|endofturn|]\n[|user|]Hi\n"
+        );
+        assert_eq!(rendered("alpaca", &turns[1..2], false).unwrap(), "### Instruction:\nHi");
+        assert!(rendered("mistral", &turns[2..], false).is_err(), "turns must alternate");
+        assert_eq!(names().count(), 5);
+    }
+}
