@@ -226,7 +226,7 @@ mod tests {
     fn no_weights_leave_less() {
         let noise = |seed: usize| {
             let bits = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            (bits >> 40) as f32 / 16_777_216.0 - 0.5
+            f32::from((bits >> 48) as u16) / 65_536.0 - 0.5
         };
         let columns = 20;
         let atoms: Vec<f32> = (0..3000 * columns).map(noise).collect();

@@ -12,9 +12,9 @@ use crate::checkpoint::Vocabulary;
 pub(super) enum Spelling {
     /// Every byte is a character; a space is `Ġ` (GPT-2).
     Bytes,
-    /// A space is `▁`; bytes without a token are `<0x0A>` (SentencePiece).
+    /// A space is `▁`; bytes without a token are `<0x0A>` (`SentencePiece`).
     Metaspace,
-    /// Tokens begin a word unless they begin with `##` (WordPiece).
+    /// Tokens begin a word unless they begin with `##` (`WordPiece`).
     Hashes,
     /// As it is.
     Plain,

@@ -210,13 +210,14 @@ fn tell(alignment: &Alignment<'_>, draft: &mut Draft) {
     let owner = alignment.members[alignment.owner].model.name();
     let (appended, invented) = (&alignment.appended, &alignment.invented);
     let (rows, tokens) = (alignment.rows, alignment.named());
-    let mut note =
-        format!("vocabulary: {tokens} tokens in {rows} rows, ordered as those of `{owner}`");
-    if !appended.is_empty() {
-        let names = some(appended.iter().map(|a| a.token.as_str()));
-        note += &format!("; {} are appended to its {TOKENIZER_FILE}: {names}", appended.len());
-    }
-    draft.note(note);
+    let names = some(appended.iter().map(|a| a.token.as_str()));
+    let more = match appended.len() {
+        0 => String::new(),
+        count => format!("; {count} are appended to its {TOKENIZER_FILE}: {names}"),
+    };
+    draft.note(format!(
+        "vocabulary: {tokens} tokens in {rows} rows, ordered as those of `{owner}`{more}"
+    ));
     let ordinary: Vec<&str> =
         appended.iter().filter(|a| a.described.is_none()).map(|a| a.token.as_str()).collect();
     if !ordinary.is_empty() {

@@ -81,7 +81,8 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     BUILT_IN.iter().map(|(name, _)| *name)
 }
 
-#[cfg(all(test, feature = "pipeline"))]
+#[cfg(test)]
+#[cfg(feature = "pipeline")]
 mod tests {
     use minijinja::value::Value;
     use minijinja::{Environment, Error, ErrorKind, context};
@@ -96,7 +97,7 @@ mod tests {
         environment.add_template("chat", built_in(name).unwrap()).unwrap();
         let messages: Vec<Value> = turns
             .iter()
-            .map(|(role, content)| context! { role => role, content => content })
+            .map(|(role, content)| context! { role => *role, content => *content })
             .collect();
         let values = context! { messages, bos_token => "<s>", eos_token => "</s>", add_generation_prompt => prompt };
         environment.get_template("chat").unwrap().render(values)
