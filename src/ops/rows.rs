@@ -48,6 +48,7 @@ impl RowMap {
         Row::Constant(u32::try_from(self.constants.len() - 1).unwrap_or(u32::MAX))
     }
 
+    #[cfg(feature = "merge")]
     pub(super) fn runs(&self) -> &[Rows] {
         &self.runs
     }

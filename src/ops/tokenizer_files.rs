@@ -25,9 +25,9 @@ const FILES: [&str; 13] = [
     CHAT_JSON_FILE,
 ];
 
-const CHAT_FILE: &str = "chat_template.jinja";
+pub(super) const CHAT_FILE: &str = "chat_template.jinja";
 /// Where processors keep it.
-const CHAT_JSON_FILE: &str = "chat_template.json";
+pub(super) const CHAT_JSON_FILE: &str = "chat_template.json";
 const GENERATION_FILE: &str = "generation_config.json";
 
 /// The files beside an output's weights: copied ones, and those that are written anew.
@@ -48,95 +48,10 @@ impl Beside {
     }
 
     /// Writes a file instead of the copy.
-    fn write(&mut self, file: &str, text: String) {
+    pub(super) fn write(&mut self, file: &str, text: String) {
         self.copied.retain(|copy| copy.file != file);
         self.written.retain(|old| old.file != file);
         self.written.push(Sidecar { file: file.into(), content: SidecarContent::Text(text) });
-    }
-
-    fn has(&self, file: &str) -> bool {
-        self.copied.iter().any(|copy| copy.file == file)
-            || self.written.iter().any(|text| text.file == file)
-    }
-
-    /// The JSON of a file as it will be.
-    fn json(&self, owner: &Checkpoint, file: &str) -> Result<Option<Value>> {
-        match self.written.iter().find(|written| written.file == file) {
-            Some(Sidecar { content: SidecarContent::Text(text), .. }) => {
-                Ok(serde_json::from_str(text).ok())
-            }
-            _ => json_beside(owner, file),
-        }
-    }
-
-    /// Adds tokens to the tokenizer of `owner`: id, text, and how it is described if it is an added token elsewhere.
-    pub(super) fn add_tokens<'t>(
-        &mut self,
-        owner: &Checkpoint,
-        vocabulary: &Vocabulary,
-        tokens: impl Iterator<Item = (u64, &'t str, Option<&'t Map<String, Value>>)>,
-    ) -> Result<()> {
-        let mut json = vocabulary.json().clone();
-        let mut settings = self.json(owner, TOKENIZER_CONFIG_FILE)?;
-        let mut slow = self.json(owner, "added_tokens.json")?;
-        if slow.is_none() && self.has("tokenizer.model") {
-            slow = Some(Value::Object(Map::new()));
-        }
-        let Some(whole) = json.as_object_mut() else { return Ok(()) };
-        let list = whole.entry("added_tokens").or_insert_with(|| Value::Array(Vec::new()));
-        for (id, token, described) in tokens {
-            let flag = |key: &str, or: bool| {
-                described.and_then(|d| d.get(key)).and_then(Value::as_bool).unwrap_or(or)
-            };
-            let special = flag("special", false);
-            let mut entry = Map::new();
-            entry.insert("id".into(), id.into());
-            entry.insert("content".into(), token.into());
-            for key in ["single_word", "lstrip", "rstrip"] {
-                entry.insert(key.into(), flag(key, false).into());
-            }
-            entry.insert("normalized".into(), flag("normalized", !special).into());
-            entry.insert("special".into(), special.into());
-            if let Some(decoder) = settings.as_mut().and_then(decoder_of) {
-                let mut entry = entry.clone();
-                entry.shift_remove("id");
-                decoder.insert(id.to_string(), entry.into());
-            }
-            if let Some(slow) = slow.as_mut().and_then(Value::as_object_mut) {
-                slow.insert(token.to_owned(), id.into());
-            }
-            if let Some(list) = list.as_array_mut() {
-                list.push(entry.into());
-            }
-        }
-        self.write(TOKENIZER_FILE, text(&json));
-        if let Some(settings) =
-            settings.filter(|settings| settings.get("added_tokens_decoder").is_some())
-        {
-            self.write(TOKENIZER_CONFIG_FILE, text(&settings));
-        }
-        if let Some(slow) = slow {
-            self.write("added_tokens.json", text(&slow));
-        }
-        Ok(())
-    }
-
-    /// Writes the chat template wherever versions of transformers look for it.
-    pub(super) fn set_chat_template(&mut self, owner: &Checkpoint, template: &str) -> Result<()> {
-        if let Some(mut settings) = self.json(owner, TOKENIZER_CONFIG_FILE)?
-            && let Some(map) = settings.as_object_mut()
-        {
-            map.insert("chat_template".into(), template.into());
-            self.write(TOKENIZER_CONFIG_FILE, text(&settings));
-        }
-        if let Some(mut processor) = self.json(owner, CHAT_JSON_FILE)?
-            && let Some(map) = processor.as_object_mut()
-        {
-            map.insert("chat_template".into(), template.into());
-            self.write(CHAT_JSON_FILE, text(&processor));
-        }
-        self.write(CHAT_FILE, template.to_owned());
-        Ok(())
     }
 
     /// Gives `generation_config.json` of `donor` the ids of the tokens of `ids`.
@@ -157,24 +72,6 @@ impl Beside {
         }
         Ok(lost.into_iter().map(|key| format!("{GENERATION_FILE}: `{key}`")).collect())
     }
-}
-
-/// The chat template of a checkpoint, as transformers finds it.
-pub(super) fn chat_template(model: &Checkpoint) -> Result<Option<String>> {
-    if let Some(file) = model.sidecars().iter().find(|sidecar| sidecar.file == CHAT_FILE) {
-        use crate::error::IoContext as _;
-        return std::fs::read_to_string(&file.path).at("read", &file.path).map(Some);
-    }
-    let settings = json_beside(model, TOKENIZER_CONFIG_FILE)?;
-    let template = settings.as_ref().and_then(|settings| settings.get("chat_template"));
-    Ok(match template {
-        Some(Value::String(text)) => Some(text.clone()),
-        Some(Value::Array(named)) => named
-            .iter()
-            .find(|one| one.get("name").and_then(Value::as_str) == Some("default"))
-            .and_then(|one| one.get("template")?.as_str().map(str::to_owned)),
-        _ => None,
-    })
 }
 
 /// Token ids in configs, when another tokenizer takes the place of the one they were written for.
@@ -234,16 +131,12 @@ impl TokenIds<'_> {
     }
 }
 
-fn decoder_of(settings: &mut Value) -> Option<&mut Map<String, Value>> {
-    settings.get_mut("added_tokens_decoder")?.as_object_mut()
-}
-
 fn is_id(key: &str) -> bool {
     ["_token_id", "_token_ids", "_token_index"].iter().any(|end| key.ends_with(end))
 }
 
 /// JSON as the Hub's tools write it.
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
     text.push('\n');
     text

@@ -78,13 +78,16 @@ pub(in crate::ops::merge) fn read(
     if legacy.is_some() && block.is_some() {
         problems.add("tokenizer", "`tokenizer_source` is there too: give one of them");
     }
-    if let Some(value) = legacy {
-        let at = "tokenizer_source";
-        let source = source(problems, at, value)?;
-        return Some(Wish { source, tokens: Vec::new(), multiple: None, at });
-    }
+    let block = block.and_then(|block| read_block(problems, block));
+    let Some(value) = legacy else { return block };
+    let at = "tokenizer_source";
+    let source = source(problems, at, value)?;
+    Some(Wish { source, tokens: Vec::new(), multiple: None, at })
+}
+
+fn read_block(problems: &mut Problems, block: &Value) -> Option<Wish> {
     let at = "tokenizer";
-    let map = problems.map(at, block?, &["source", "tokens", "pad_to_multiple_of"])?;
+    let map = problems.map(at, block, &["source", "tokens", "pad_to_multiple_of"])?;
     let whose = given(map, "source").map(|value| source(problems, "tokenizer.source", value));
     let multiple = given(map, "pad_to_multiple_of").and_then(|value| {
         let count = value.as_u64().filter(|count| (1..=1 << 20).contains(count));

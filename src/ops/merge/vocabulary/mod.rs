@@ -1,12 +1,14 @@
 //! Models of different vocabularies: one tokenizer for the result, and rows in its order.
 
 mod align;
+mod files;
 mod language;
 mod template;
 
 use serde_json::{Map, Value};
 
 pub(super) use self::align::Alignment;
+use self::files::chat_template;
 pub(super) use self::language::{Chat, Wish, chat, read};
 use super::read::Problems;
 use super::tensors::role;
@@ -18,7 +20,7 @@ use crate::ops::invented::{AUDIT_FILE, audit, some};
 use crate::ops::matrix::Matrix;
 use crate::ops::operand::effective;
 use crate::ops::rows::RowMap;
-use crate::ops::tokenizer_files::{Beside, TokenIds, chat_template};
+use crate::ops::tokenizer_files::{Beside, TokenIds};
 use crate::plan::{Blend, Operand, Part, Rows, Slice, Term};
 
 impl Alignment<'_> {
