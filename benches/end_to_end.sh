@@ -3,6 +3,7 @@
 #
 #   RUNS=5               rounds; each runs everything once, a floor right before what it is compared with
 #   PARTS="pairs large"  pairs: three related 2.2 GB models in the page cache (10 GB of disk)
+#                        merges: the pairs merged by every method (METHODS), beside mergekit with PEERS
 #                        gpu: the pairs' chat vector on the CPU, on GPUs and with --device auto (needs a GPU)
 #                        large: sparse checkpoints, 141 GB of 30 shards and one tensor of more than 2^32 elements (22 GB of disk)
 #   PEERS=python         a Python with torch, safetensors and mergekit: measures those on the same inputs too
@@ -165,6 +166,52 @@ YAML
     table
 }
 
+# merge_config METHOD: a configuration of the pairs, B the base.
+merge_config() {
+    local method=$1 own='{weight: 0.6, density: 0.5}' shared=''
+    case $method in
+        linear) printf 'merge_method: linear\nmodels:\n' ;;
+        passthrough) printf 'merge_method: passthrough\nmodels: [{model: %s}]\n' "$dir/A"; return ;;
+        *) printf 'merge_method: %s\nbase_model: %s\nmodels:\n' "$method" "$dir/B" ;;
+    esac
+    case $method in
+        linear | nuslerp | multislerp) own='{weight: 0.6}' ;;
+        slerp | nearswap) own='' shared='parameters: {t: 0.4}' ;;
+        task_arithmetic) own='{weight: 0.6}' ;;
+        model_stock | karcher | ram | ramplus_tl | arcee_fusion) own='' ;;
+        sce) own='' shared='parameters: {select_topk: 0.5}' ;;
+        breadcrumbs | breadcrumbs_ties) own='{weight: 0.6, density: 0.5, gamma: 0.01}' ;;
+    esac
+    local model models=(A C)
+    case $method in
+        linear) models=(A B C) ;;
+        slerp | nearswap | arcee_fusion) models=(A) ;;
+    esac
+    for model in "${models[@]}"; do printf '%s\n' "- {model: $dir/$model${own:+, parameters: $own}}"; done
+    printf '%s\ndtype: bfloat16\n' "$shared"
+}
+
+merges() {
+    results=$scratch/merges.tsv
+    generate_pairs
+    local methods=${METHODS:-linear task_arithmetic slerp model_stock ties}
+    conditions "$runs"
+    for run in $(seq "$runs"); do
+        cat "$dir"/{A,B,C}/*.safetensors >/dev/null
+        for method in $methods; do
+            merge_config "$method" >"$scratch/$method.yml"
+            if [[ -n $peers ]]; then
+                measure "mergekit $method" '' "$peers" -m mergekit.scripts.run_yaml "$scratch/$method.yml" "$out" \
+                    --lazy-unpickle --no-copy-tokenizer --no-write-model-card
+                measure "$method" "mergekit $method" "$bin" merge "$scratch/$method.yml" --out "$out" --no-sync --quiet
+            else
+                measure "$method" '' "$bin" merge "$scratch/$method.yml" --out "$out" --no-sync --quiet
+            fi
+        done
+    done
+    table
+}
+
 gpu() {
     results=$scratch/gpu.tsv
     generate_pairs
@@ -214,6 +261,9 @@ large() {
     fi
     measure '141 GB, chat-vector --dry-run' '' \
         "$bin" chat-vector --inst "$dir/A70" --base "$dir/B70" --into "$dir/C70" --out "$out" --dry-run
+    printf '%s\n' 'merge_method: ties' "base_model: $dir/B70" 'models:' "- {model: $dir/A70}" "- {model: $dir/C70}" \
+        'parameters: {weight: 0.5, density: 0.3}' >"$scratch/ties70.yml"
+    measure '141 GB, merge by ties, --dry-run' '' "$bin" merge "$scratch/ties70.yml" --out "$out" --dry-run
     rm -rf "$part" "$out"
     if (($(df --output=avail "$dir" | tail -n 1) > 15000000)); then
         # A vector of nothing: C + (A - A) is C, to the last byte of every shard.

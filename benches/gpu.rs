@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr as _};
 use elo_surgery::engine::cuda::{Cuda, CudaOptions, ResidentBlend, ResidentOperand};
 use elo_surgery::engine::sweep::{Digit, SweepTile, leaves_of, sums_of};
-use elo_surgery::engine::{BlendTile, Device, Operand, Simd};
+use elo_surgery::engine::{BlendTile, Device, Edge, Mask, Operand, Rules, Simd, TermRule};
 use elo_surgery::format::Dtype;
+use elo_surgery::plan::{Divide, Vote};
 
 use Dtype::{BF16, F8E4M3, F8E5M2, F16, F32, F64};
 
@@ -44,6 +45,7 @@ fn main() {
     }
     kernels(&cuda, time);
     sweeps(&cuda, time);
+    rules(&cuda, time);
     ways(&cuda, time);
 }
 
@@ -60,7 +62,7 @@ fn sweeps(cuda: &Cuda, time: Duration) {
             }
             let operands: Vec<_> =
                 made.iter().map(|m| Operand { dtype: &BF16, bytes: &m[..bytes] }).collect();
-            let tile = SweepTile { base: Some(operands[0]), terms: &operands[1..] };
+            let tile = SweepTile::new(Some(operands[0]), &operands[1..]);
             let mut sums = vec![0.0; leaves_of(bytes / 2) * sums_of(terms)];
             fastest((terms + 1) * bytes, time, || device.sums(&tile, &mut sums).unwrap())
         };
@@ -69,12 +71,57 @@ fn sweeps(cuda: &Cuda, time: Duration) {
     let rate = |device: &dyn Device| {
         let mut memory = cuda.memory(bytes).unwrap();
         memory.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * 31 % 251) as u8 & 0x3f);
-        let operand = Operand { dtype: &BF16, bytes: &memory[..bytes] };
-        let tile = SweepTile { base: None, terms: &[operand] };
+        let terms = [Operand { dtype: &BF16, bytes: &memory[..bytes] }];
+        let tile = SweepTile::new(None, &terms);
         let mut counts = vec![0; Digit::High.bins()];
         fastest(bytes, time, || device.histogram(&tile, Digit::High, &mut counts).unwrap())
     };
     println!("| histogram | {:.1} | {:.1} |", rate(&Simd::new()), rate(cuda));
+}
+
+/// A tile with rules beside one without: TIES of two terms, a fifth of the elements kept.
+fn rules(cuda: &Cuda, time: Duration) {
+    println!(
+        "\nTiles of 64 MiB bf16, base and two terms in page-locked memory, GB/s of operands and result.\n"
+    );
+    println!("| tile | CPU, one thread | GPU, one lane |\n|---|---:|---:|");
+    let (bytes, edge) = (64 << 20, Edge { magnitude: 2_f32.to_bits(), end: 1000 });
+    let mask = Mask::Band { low: edge, high: Edge::NONE };
+    let divide = Some(Divide { least: 1e-8, instead: 1.0 });
+    let ties = Rules {
+        first: 0,
+        deltas: true,
+        terms: &[TermRule { mask, share: 0.7, alone: 1.0 }; 2],
+        vote: Some(Vote::Weighted),
+        divide,
+    };
+    for (name, rules) in [("plain", None), ("ties", Some(&ties))] {
+        let rate = |device: &dyn Device| {
+            let mut made: Vec<_> = (0..4).map(|_| cuda.memory(bytes).unwrap()).collect();
+            for (seed, memory) in made.iter_mut().enumerate() {
+                // From -4 to 4, signs and magnitudes in an order of no length that matters.
+                let words = memory.as_chunks_mut::<2>().0.iter_mut().enumerate();
+                words.for_each(|(i, word)| {
+                    let draw = (i + seed).wrapping_mul(0x9e37_79b9) >> 7;
+                    let value = (draw % 2048) as f32 / 256.0 - 4.0;
+                    *word = ((value.to_bits() >> 16) as u16).to_le_bytes();
+                });
+            }
+            let mut out = made.pop().unwrap();
+            let operand = |n: usize| Operand { dtype: &BF16, bytes: &made[n][..bytes] };
+            let tile = BlendTile {
+                base: Some(operand(0)),
+                terms: &[(operand(1), 0.7), (operand(2), 0.7)],
+                lambda: 1.0,
+                dtype: &BF16,
+                rules,
+            };
+            fastest(4 * bytes, time, || {
+                device.blend(&tile, &mut out[..bytes]).unwrap();
+            })
+        };
+        println!("| {name} | {:.1} | {:.1} |", rate(&Simd::new()), rate(cuda));
+    }
 }
 
 /// Kernels on operands in GPU memory, beside a copy of as many bytes.

@@ -70,7 +70,7 @@ fn sweeps(filter: &str) {
                 continue;
             }
             let terms = &operands[1..=terms];
-            let tile = SweepTile { base: base.then_some(operands[0]), terms };
+            let tile = SweepTile::new(base.then_some(operands[0]), terms);
             let mut sums = vec![0.0; elements / LEAF * sums_of(terms.len())];
             let speed = fastest((terms.len() + usize::from(base)) * TILE, || {
                 device.sums(black_box(&tile), black_box(&mut sums)).unwrap();
@@ -80,7 +80,8 @@ fn sweeps(filter: &str) {
     }
     let operands = [1, 2].map(|seed| weights(&bf16, TILE / 2, seed));
     let [base, term] = operands.each_ref().map(|bytes| Operand { dtype: &bf16, bytes });
-    let tile = SweepTile { base: Some(base), terms: &[term] };
+    let terms = [term];
+    let tile = SweepTile::new(Some(base), &terms);
     // A low digit that few elements belong to: magnitudes just above 2^-6.
     for (name, digit) in [("high", Digit::High), ("low", Digit::Low(0x7900))] {
         for device in Simd::levels() {

@@ -22,17 +22,30 @@ template <class Real> struct Blend {
     Health* health;
     const void* term[MAX_TERMS];
     Real weight[MAX_TERMS];
-    Real lambda;
+    Real lambda, unused;
     u32 terms;
-    u8 out_dtype, base_dtype;
     u8 term_dtype[MAX_TERMS];
+    u8 out_dtype, base_dtype, padding[2];
 };
 
-static_assert(sizeof(Blend<float>) == 880 && sizeof(Blend<double>) == 1136, "the host lays it out so");
+static_assert(sizeof(Blend<float>) == 880 && sizeof(Blend<double>) == 1144, "the host lays it out so");
 
 // The smallest sum: whatever is added to it, a zero of either sign too, is the result.
 ELO_DEVICE float nothing(float) { return __uint_as_float(0x80000000u); }
 ELO_DEVICE double nothing(double) { return __longlong_as_double((long long)0x8000000000000000ull); }
+
+// The weighted sum of one element's terms, and whether all of them are finite.
+template <class Real, class Operands>
+ELO_DEVICE Real plain_sum(const Blend<Real>& blend, const Operands& operands, u64 i, bool& finite) {
+    Real sum = nothing(Real());
+    ELO_ROLL
+    for (u32 k = 0; k < operands.terms(); k++) {
+        const Real x = operands.term(k, i);
+        finite = finite && is_finite(x);
+        sum = add(sum, multiply(blend.weight[k], x));
+    }
+    return sum;
+}
 
 // Elements `first` to `end`, one by one, from memory to memory.
 template <class Real, class Operands>
@@ -41,14 +54,7 @@ ELO_DEVICE void blend_elements(const Blend<Real>& blend, const Operands& operand
     ELO_ROLL
     for (u64 i = first; i < end; i++) {
         bool finite = true;
-        Real sum = nothing(Real());
-        ELO_ROLL
-        for (u32 k = 0; k < operands.terms(); k++) {
-            const Real x = operands.term(k, i);
-            finite = finite && is_finite(x);
-            sum = add(sum, multiply(blend.weight[k], x));
-        }
-        Real value = multiply(blend.lambda, sum);
+        Real value = multiply(blend.lambda, operands.sum(i, finite));
         if (blend.base) {
             const Real x = operands.base(i);
             finite = finite && is_finite(x);
@@ -107,6 +113,7 @@ template <class F> struct Same {
     ELO_DEVICE u32 terms() const { return 2; }
     ELO_DEVICE float term(u32 k, u64 i) const { return read<float>(F(), blend.term[k], i); }
     ELO_DEVICE float base(u64 i) const { return read<float>(F(), blend.base, i); }
+    ELO_DEVICE float sum(u64 i, bool& finite) const { return plain_sum(blend, *this, i, finite); }
     template <class Body> ELO_DEVICE void with_output(const Body& body) const { body(F()); }
 };
 
@@ -146,10 +153,28 @@ template <class Real> struct Mixed {
     ELO_DEVICE u32 terms() const { return blend.terms; }
     ELO_DEVICE Real term(u32 k, u64 i) const { return read_any<Real>(blend.term_dtype[k], blend.term[k], i); }
     ELO_DEVICE Real base(u64 i) const { return read_any<Real>(blend.base_dtype, blend.base, i); }
+    ELO_DEVICE Real sum(u64 i, bool& finite) const { return plain_sum(blend, *this, i, finite); }
     template <class Body> ELO_DEVICE void with_output(const Body& body) const {
         with_format<sizeof(Real)>(blend.out_dtype, body);
     }
 };
+
+// Rounds and writes a vector, or says that some element of it is no finite number.
+template <u32 widest, u32 count, class Real>
+ELO_DEVICE bool write_vector(const Blend<Real>& blend, u64 first, const Real (&value)[count]) {
+    bool special = false;
+    Pack out = {{0, 0, 0, 0}};
+    with_format<widest>(blend.out_dtype, [&](auto format) {
+        ELO_UNROLL
+        for (u32 e = 0; e < count; e++) {
+            special |= !(magnitude(value[e]) < format.template limit<Real>());
+            put(format, out, e, format.round_finite(value[e]));
+        }
+    });
+    if (special) return false;
+    store<count>(blend.out, size_of(blend.out_dtype), first, out);
+    return true;
+}
 
 // 16 bytes of the widest operand and as many elements of the others.
 template <u32 widest, class Real> ELO_DEVICE bool blend_vector(const Blend<Real>& blend, u64 first) {
@@ -183,18 +208,15 @@ template <u32 widest, class Real> ELO_DEVICE bool blend_vector(const Blend<Real>
             for (u32 e = 0; e < count; e++) sum[e] = add((Real)format.widen(element(format, base, e)), sum[e]);
         });
     }
-    bool special = false;
-    Pack out = {{0, 0, 0, 0}};
-    with_format<widest>(blend.out_dtype, [&](auto format) {
-        ELO_UNROLL
-        for (u32 e = 0; e < count; e++) {
-            special |= !(magnitude(sum[e]) < format.template limit<Real>());
-            put(format, out, e, format.round_finite(sum[e]));
-        }
-    });
-    if (special) return false;
-    store<count>(blend.out, size_of(blend.out_dtype), first, out);
-    return true;
+    return write_vector<widest>(blend, first, sum);
+}
+
+// Whether all operands have the phase `at`.
+template <class Real> ELO_DEVICE bool in_phase(const Blend<Real>& blend, u32 at, u32 log_count) {
+    bool together = phase(blend.out, blend.out_dtype, log_count) == at;
+    if (blend.base) together &= phase(blend.base, blend.base_dtype, log_count) == at;
+    for (u32 k = 0; k < blend.terms; k++) together &= phase(blend.term[k], blend.term_dtype[k], log_count) == at;
+    return together;
 }
 
 template <class Real> ELO_DEVICE void blend_mixed(const Blend<Real>& blend) {
@@ -202,9 +224,7 @@ template <class Real> ELO_DEVICE void blend_mixed(const Blend<Real>& blend) {
     if (blend.base) widest = max(widest, log_size_of(blend.base_dtype));
     for (u32 k = 0; k < blend.terms; k++) widest = max(widest, log_size_of(blend.term_dtype[k]));
     const u32 log_count = 4 - widest, at = phase(blend.out, blend.out_dtype, log_count);
-    bool together = !blend.base || phase(blend.base, blend.base_dtype, log_count) == at;
-    for (u32 k = 0; k < blend.terms; k++) together &= phase(blend.term[k], blend.term_dtype[k], log_count) == at;
-    const u64 head = head_of(blend.elements, together, at, log_count);
+    const u64 head = head_of(blend.elements, in_phase(blend, at, log_count), at, log_count);
     blend_all(blend, Mixed<Real>{blend}, head, log_count, [&](u64 first) {
         if constexpr (sizeof(Real) == 8) {
             return blend_vector<8>(blend, first);

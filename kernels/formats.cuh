@@ -36,6 +36,12 @@ ELO_DEVICE double magnitude(double a) { return fabs(a); }
 ELO_DEVICE float to_single(float a) { return a; }
 ELO_DEVICE float to_single(double a) { return __double2float_rn(a); }
 
+// Where a value is in the order of magnitudes (src/engine/sweep.rs): NaNs are alike, and above all.
+template <class Real> ELO_DEVICE u32 magnitude_bits(Real value) {
+    const u32 bits = __float_as_uint(magnitude(to_single(value)));
+    return bits > 0x7f800000u ? 0x7fc00000u : bits;
+}
+
 // What arithmetic is done in. Constants are enumerators, which take no place in the module.
 template <class Real> struct Arithmetic;
 

@@ -1,11 +1,11 @@
 // What is read of tensors without writing any: sums over leaves, histograms of magnitudes.
 //
-// The value of an element is x - base, or x without a base, in f32 or f64. The order of every sum is a part of the result:
-// a leaf of 4096 elements in 256 lanes, lanes in halves; the host adds leaves in a tree of its own.
+// The value of an element is x - base, or x without a base, in f32 or f64; with masks zero where it is not kept. The order of every sum
+// is a part of the result: a leaf of 4096 elements in 256 lanes, lanes in halves; the host adds leaves in a tree of its own.
 
 #pragma once
 
-#include "blend.cuh"
+#include "rules.cuh"
 
 enum : u32 {
     LANES = 256,
@@ -22,6 +22,9 @@ enum : u32 {
     PIECES = 1u << 21,
 };
 
+// Sums that are wanted; the others are zero.
+enum Want : u32 { MAGNITUDES = 1, PRODUCTS = 2 };
+
 // The parameters as the host lays them out (src/engine/cuda).
 struct Sums {
     u64 elements;
@@ -29,8 +32,17 @@ struct Sums {
     double* sums;
     const void* term[MAX_TERMS];
     u32 terms;
-    u8 base_dtype;
     u8 term_dtype[MAX_TERMS];
+    u8 base_dtype, want, padding[2];
+};
+
+// Sums over what is kept.
+struct MaskedSums {
+    Sums sums;
+    // Number of the first element within the part.
+    u64 first;
+    Mask mask[MAX_TERMS];
+    u8 keep[MAX_TERMS];
 };
 
 struct Histogram {
@@ -39,10 +51,10 @@ struct Histogram {
     u64* counts;
     // 0: the high digit of all elements; 1: the low digit of those whose high digit is `high`.
     u32 low, high;
-    u8 base_dtype, term_dtype;
+    u8 base_dtype, term_dtype, padding[6];
 };
 
-static_assert(sizeof(Sums) == 608 && sizeof(Histogram) == 48, "the host lays them out so");
+static_assert(sizeof(Sums) == 608 && sizeof(MaskedSums) == 2216 && sizeof(Histogram) == 48, "the host lays them out so");
 
 // What a thread holds: every 256th element from one of its own.
 template <class Real, u32 rounds> struct Lane {
@@ -109,8 +121,34 @@ ELO_DEVICE void write_batch(Batch& batch, u32 count, double* sums) {
     __syncthreads();
 }
 
+// Values that are as they are.
+struct Unmasked {
+    template <class Real> ELO_DEVICE void operator()(u32, u64, u32, Lane<Real, ROUNDS>&) const {}
+};
+
+// Values that are not kept become zero. Numbers are drawn in a loop: it is long.
+struct Masked {
+    const MaskedSums& task;
+    template <class Real> ELO_DEVICE void operator()(u32 k, u64 first, u32 count, Lane<Real, ROUNDS>& lane) const {
+        const u32 keep = task.keep[k];
+        const u64 number = task.first + first;
+        u32 bits = kept_by_value<LANES>(keep, task.mask[k], number, lane.value);
+        if (keep == KEEP_RANDOM || keep == KEEP_BITS) {
+            bits = 0;
+            ELO_ROLL
+            for (u32 r = 0; r < count; r++) {
+                bits |= kept_anyway<1>(keep, task.mask[k], first + r * LANES, number + r * LANES) << r;
+            }
+        }
+        ELO_UNROLL
+        for (u32 r = 0; r < ROUNDS; r++) {
+            if (!(bits >> r & 1)) lane.value[r] = 0;
+        }
+    }
+};
+
 // One block a leaf at a time. The leaf is read again for every pair: it is in the cache.
-template <class Real> ELO_DEVICE void sums(const Sums& task) {
+template <class Real, class Masking> ELO_DEVICE void sums(const Sums& task, const Masking& mask) {
     __shared__ Batch batch;
     const u32 terms = task.terms, total = terms + terms * (terms + 1) / 2;
     const u64 leaves = (task.elements + LEAF - 1) / LEAF;
@@ -119,6 +157,12 @@ template <class Real> ELO_DEVICE void sums(const Sums& task) {
         double* const out = task.sums + leaf * total;
         const u64 first = leaf * LEAF + threadIdx.x;
         const u32 count = present<ROUNDS>(task.elements, first);
+        if (!(task.want & MAGNITUDES)) {
+            for (u32 i = threadIdx.x; i < terms; i += LANES) out[i] = 0;
+        }
+        if (!(task.want & PRODUCTS)) {
+            for (u32 i = terms + threadIdx.x; i < total; i += LANES) out[i] = 0;
+        }
         // Without a base zeros: what they are subtracted from does not change, not even -0.
         Lane<Real, ROUNDS> base = {}, left = {};
         bool base_is_next = task.base;
@@ -140,28 +184,34 @@ template <class Real> ELO_DEVICE void sums(const Sums& task) {
                 continue;
             }
             subtract_base(right, base);
-            if (j == i) {
-                left = right;
+            mask(j, first, count, right);
+            if (j == i) left = right;
+            if (j == i && task.want & MAGNITUDES) {
                 double magnitudes = 0;
                 ELO_UNROLL
                 for (u32 r = 0; r < ROUNDS; r++) magnitudes = add(magnitudes, (double)magnitude(left.value[r]));
                 finish(magnitudes, i);
             }
-            double products = 0;
-            ELO_UNROLL
-            for (u32 r = 0; r < ROUNDS; r++) {
-                products = add(products, multiply((double)left.value[r], (double)right.value[r]));
+            if (task.want & PRODUCTS) {
+                double products = 0;
+                ELO_UNROLL
+                for (u32 r = 0; r < ROUNDS; r++) {
+                    products = add(products, multiply((double)left.value[r], (double)right.value[r]));
+                }
+                finish(products, product_place++);
             }
-            finish(products, product_place++);
+            if (++j == terms || !(task.want & PRODUCTS)) j = ++i;
             // The next pair may bring two.
-            if (pending + 2 > BATCH || product_place == total) {
+            if (pending + 2 > BATCH || i == terms) {
                 write_batch(batch, pending, out);
                 pending = 0;
             }
-            if (++j == terms) j = ++i;
         }
     }
 }
+
+template <class Real> ELO_DEVICE void plain_sums(const Sums& task) { sums<Real>(task, Unmasked()); }
+template <class Real> ELO_DEVICE void masked_sums(const MaskedSums& task) { sums<Real>(task.sums, Masked{task}); }
 
 // Most elements fall into a window of bins that the block counts in its own memory, or are zero; the rest go to memory.
 template <class Real> ELO_DEVICE void histogram(const Histogram& task) {
@@ -183,8 +233,7 @@ template <class Real> ELO_DEVICE void histogram(const Histogram& task) {
             subtract_base(lane, base);
             ELO_UNROLL
             for (u32 r = 0; r < PIECE; r++) {
-                u32 bits = __float_as_uint(magnitude(to_single(lane.value[r])));
-                if (bits > 0x7f800000u) bits = 0x7fc00000u;
+                const u32 bits = magnitude_bits(lane.value[r]);
                 const u32 digit = task.low ? bits & 0x7fff : bits >> 15;
                 if (r >= count || (task.low && bits >> 15 != task.high)) continue;
                 if (digit == 0) zeros++;

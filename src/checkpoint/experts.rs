@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Checkpoint, ShardFile};
+use super::{Checkpoint, Recipe, ShardFile};
 use crate::format::{Dtype, Shape, TensorEntry};
 
 /// A run of bytes of one shard that is part of a tensor.
@@ -19,22 +19,37 @@ pub struct Stretch<'a> {
     pub dtype: &'a Dtype,
     /// Dimensions of this run.
     pub shape: Shape,
+    /// What its values come from if not from the bytes, which mean nothing then.
+    pub recipe: Option<&'a Recipe>,
+    /// The first element of the run, by its number in the tensor.
+    pub first: u64,
 }
 
 /// Where the values of tensor `name` are in `checkpoint`, in order: the tensor itself, or its counterpart in the other
 /// expert layout. The shape is the one the tensor has under `name`.
 pub fn locate<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Vec<Stretch<'a>>)> {
     if let Some((shard, entry)) = checkpoint.tensor(name) {
-        return Some((entry.shape.clone(), vec![whole(shard, entry)]));
+        return Some((entry.shape.clone(), vec![whole(checkpoint, shard, entry)]));
     }
     from_fused(checkpoint, name).or_else(|| from_experts(checkpoint, name)).or_else(|| {
         let (shard, entry) = checkpoint.tensor(&router_twin(name)?)?;
-        Some((entry.shape.clone(), vec![whole(shard, entry)]))
+        Some((entry.shape.clone(), vec![whole(checkpoint, shard, entry)]))
     })
 }
 
-fn whole<'a>(shard: &'a ShardFile, entry: &'a TensorEntry) -> Stretch<'a> {
-    Stretch { shard, bytes: shard.bytes(entry), dtype: &entry.dtype, shape: entry.shape.clone() }
+fn whole<'a>(
+    checkpoint: &'a Checkpoint,
+    shard: &'a ShardFile,
+    entry: &'a TensorEntry,
+) -> Stretch<'a> {
+    Stretch {
+        shard,
+        bytes: shard.bytes(entry),
+        dtype: &entry.dtype,
+        shape: entry.shape.clone(),
+        recipe: checkpoint.recipe(&entry.name),
+        first: 0,
+    }
 }
 
 fn router_twin(name: &str) -> Option<String> {
@@ -85,7 +100,10 @@ fn from_fused<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Vec<
     let start = shard.bytes(entry).start + (expert * rows + first) * row_bytes;
     let shape = Shape(vec![count, columns]);
     let bytes = start..start + count * row_bytes;
-    Some((shape.clone(), vec![Stretch { shard, bytes, dtype: &entry.dtype, shape }]))
+    let (recipe, first) = (checkpoint.recipe(&entry.name), (expert * rows + first) * columns);
+    let stretch =
+        Stretch { shard, bytes, dtype: &entry.dtype, shape: shape.clone(), recipe, first };
+    Some((shape, vec![stretch]))
 }
 
 fn from_experts<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Vec<Stretch<'a>>)> {
@@ -108,7 +126,7 @@ fn from_experts<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<(Shape, Ve
     while find(experts, 0).is_some() {
         for i in 0..hub.len() {
             let (shard, entry) = find(experts, i)?;
-            stretches.push(whole(shard, entry));
+            stretches.push(whole(checkpoint, shard, entry));
         }
         experts += 1;
     }

@@ -3,10 +3,16 @@
 //! Owns opening (directories, single files, Hugging Face cache snapshots) and every question about structure.
 //! Reads headers and small files only; never tensor data.
 
+mod adapter;
 mod architecture;
+mod card;
 mod config;
 mod experts;
+mod moe;
 mod open;
+mod quantised;
+mod recipe;
+mod residual;
 mod selector;
 mod vocabulary;
 
@@ -16,13 +22,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+pub use adapter::{Adapter, AdapterSettings};
 pub use architecture::{Anatomy, Role};
+pub use card::{CARD_FILE, ModelCard, code_block, hub_id, inline};
 pub use config::{
-    ConfigProblem, Kept, is_tied, keep_layers, quantization, set_dtype, set_tied, set_vocab_size,
-    vocab_size,
+    ConfigProblem, Kept, MoeTwin, densified, is_tied, keep_layers, quantization, set_dtype,
+    set_experts, set_tied, set_vocab_size, sparsified, vocab_size,
 };
 pub use experts::{Stretch, locate};
+pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
 pub use open::OpenOptions;
+pub use recipe::{CodesAt, Place, Product, Recipe};
 pub use selector::{LayerSelector, SelectorProblem};
 pub use vocabulary::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Vocabulary, json_beside};
 
@@ -32,7 +42,7 @@ use crate::format::{
 use crate::{Error, Result};
 
 /// An opened checkpoint. Every header has been checked; no tensor data has been read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     name: String,
     root: PathBuf,
@@ -45,10 +55,18 @@ pub struct Checkpoint {
     provenance: Option<Provenance>,
     sidecars: Vec<SidecarFile>,
     warnings: Vec<String>,
+    /// Tensors whose values are not their bytes.
+    recipes: BTreeMap<String, Recipe>,
+    /// Models besides the files' own that the values come from.
+    adapters: Vec<Parent>,
+    /// The digest of the files' structure, where they are seen as something else.
+    structure: Option<String>,
+    /// Whether its config is another than the file's.
+    changed_config: bool,
 }
 
 /// One safetensors file of a checkpoint.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ShardFile {
     /// File name inside the checkpoint.
     pub file: String,
@@ -159,6 +177,11 @@ impl Checkpoint {
         self.config.as_ref()
     }
 
+    /// Whether [`Checkpoint::config`] is another than the file's, because the tensors are seen as something else.
+    pub fn has_changed_config(&self) -> bool {
+        self.changed_config
+    }
+
     /// Where its `config.json` is, or would be.
     pub fn config_path(&self) -> PathBuf {
         self.root.join("config.json")
@@ -241,8 +264,15 @@ impl Checkpoint {
             .collect()
     }
 
-    /// This checkpoint as a parent of an output.
-    pub fn as_parent(&self, role: &str) -> Parent {
+    /// The adapters that it is seen with, as parents of an output.
+    pub fn adapters(&self) -> &[Parent] {
+        &self.adapters
+    }
+
+    fn structure(&self) -> String {
+        if let Some(structure) = &self.structure {
+            return structure.clone();
+        }
         let mut hasher = blake3::Hasher::new();
         if let Some(config) = &self.config {
             hasher.update(serde_json::to_string(config).unwrap_or_default().as_bytes());
@@ -251,10 +281,15 @@ impl Checkpoint {
             hasher.update(shard.file.as_bytes());
             hasher.update(&shard.raw_header);
         }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// This checkpoint as a parent of an output.
+    pub fn as_parent(&self, role: &str) -> Parent {
         Parent {
             role: role.to_owned(),
             model: self.name.clone(),
-            structure: hasher.finalize().to_hex().to_string(),
+            structure: self.structure(),
             plan: self.provenance.as_ref().map(|p| p.plan.clone()),
         }
     }

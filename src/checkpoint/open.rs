@@ -23,7 +23,7 @@ const MAX_SIDECAR_BYTES: u64 = 256 << 20;
 /// How strictly to open.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions {
-    follow_symlinks: bool,
+    pub(super) follow_symlinks: bool,
     unknown: UnknownDtypes,
     allow_unfinished: bool,
 }
@@ -163,7 +163,7 @@ impl OpenOptions {
             .collect()
     }
 
-    fn read_shard(self, path: &Path, file: String) -> Result<ShardFile> {
+    pub(super) fn read_shard(self, path: &Path, file: String) -> Result<ShardFile> {
         let source = SourceFile::open(path)?;
         let (header, raw_header) = source.header(self.unknown)?;
         Ok(ShardFile {
@@ -266,6 +266,10 @@ impl Opened {
             provenance: self.provenance,
             sidecars: self.sidecars,
             warnings: self.warnings,
+            recipes: BTreeMap::new(),
+            adapters: Vec::new(),
+            structure: None,
+            changed_config: false,
         })
     }
 }
@@ -392,7 +396,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// A file of a checkpoint must be regular and lie in it. Links may lead into the `blobs` folder of a Hugging Face cache.
-fn check_link(path: &Path, root: &Path, follow: bool) -> Result<()> {
+pub(super) fn check_link(path: &Path, root: &Path, follow: bool) -> Result<()> {
     let meta = fs::symlink_metadata(path).at("open", path)?;
     let inside_by_name = path.parent() == Some(root);
     if follow || (!meta.is_symlink() && inside_by_name) {
@@ -408,7 +412,7 @@ fn check_link(path: &Path, root: &Path, follow: bool) -> Result<()> {
     Err(Error::NotRegular { path: path.to_owned(), kind })
 }
 
-fn read_small(path: &Path, limit: u64, follow: bool, root: &Path) -> Result<Vec<u8>> {
+pub(super) fn read_small(path: &Path, limit: u64, follow: bool, root: &Path) -> Result<Vec<u8>> {
     check_link(path, root, follow)?;
     let source = SourceFile::open(path)?;
     let Identity { size, .. } = source.identity();

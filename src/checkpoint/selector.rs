@@ -1,5 +1,6 @@
 //! Layer selectors: `1,32`, `first,last`, `-1`, `1-4`, `all`. Layers count from 1, as in the ELO paper.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -169,6 +170,19 @@ impl LayerSelector {
 
     /// Binds the selector to a model of `count` layers: indices from 0, in the order written, each once.
     pub fn resolve(&self, count: u64, model: &str) -> Result<Vec<u64>> {
+        let chosen = self.resolve_repeating(count, model)?;
+        let mut seen = HashSet::new();
+        match chosen.iter().find(|index| !seen.insert(**index)) {
+            Some(index) => {
+                let (layer, text) = (index + 1, self.text.clone());
+                Err(Error::Selector { problem: SelectorProblem::Twice { layer, text } })
+            }
+            None => Ok(chosen),
+        }
+    }
+
+    /// The same, for stacks in which a layer may occur more than once.
+    pub fn resolve_repeating(&self, count: u64, model: &str) -> Result<Vec<u64>> {
         let mut chosen = Vec::new();
         for item in &self.items {
             let (from, to) = match *item {
@@ -183,15 +197,7 @@ impl LayerSelector {
                 let item = format!("{}-{}", from + 1, to + 1);
                 return Err(Error::Selector { problem: SelectorProblem::EmptyRange { item } });
             }
-            for index in from..=to {
-                if chosen.contains(&index) {
-                    let (layer, text) = (index + 1, self.text.clone());
-                    return Err(Error::Selector {
-                        problem: SelectorProblem::Twice { layer, text },
-                    });
-                }
-                chosen.push(index);
-            }
+            chosen.extend(from..=to);
         }
         Ok(chosen)
     }
@@ -231,6 +237,14 @@ mod tests {
         assert_eq!(chosen("-3--1", 6).unwrap(), [3, 4, 5]);
         assert_eq!(chosen("first-3", 6).unwrap(), [0, 1, 2]);
         assert_eq!(chosen("all", 2).unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn stacks_may_repeat_layers() {
+        let stack = |text: &str| text.parse::<LayerSelector>().unwrap().resolve_repeating(4, "m");
+        assert_eq!(stack("1-3,2-4").unwrap(), [0, 1, 2, 1, 2, 3]);
+        assert_eq!(stack("2,2").unwrap(), [1, 1]);
+        assert!(stack("1-5").is_err());
     }
 
     #[test]

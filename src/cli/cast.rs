@@ -14,7 +14,7 @@ use crate::plan::Plan;
 
 /// Write the same weights in another float dtype, rounded once to nearest even
 ///
-/// Tensors that are not floats keep their dtype. Quantised weights are refused: their codes mean nothing without scales.
+/// Tensors that are not floats keep their dtype. A quantised model becomes its values.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   elo-surgery cast llama-8b --dtype bf16 --out llama-8b-bf16

@@ -8,7 +8,7 @@ use super::session::Session;
 use super::units::size;
 use crate::engine::{Auto, Device, Execution, Simd};
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Numerics, Plan};
 
 /// What `auto` computes on the CPU without asking for a GPU. Starting one takes about a second of a core: 5 % of what this
 /// takes two cores.
@@ -82,9 +82,10 @@ impl DeviceChoice {
 
     /// What will compute the plan, as far as that is known before.
     pub(super) fn foresee(&self, plan: &Plan) -> Result<String, Failure> {
+        self.suits(plan)?;
         Ok(match self {
             Self::Cuda(_) => self.names()?.join(", "),
-            Self::Auto if plan.cost().computed >= WORTH_A_GPU => {
+            Self::Auto if plan.cost().computed >= WORTH_A_GPU && is_precise(plan) => {
                 format!("{}, or GPUs if they prove faster", Simd::new().name())
             }
             Self::Auto | Self::Cpu => Simd::new().name(),
@@ -99,6 +100,17 @@ impl DeviceChoice {
         }
     }
 
+    /// Refuses GPUs for what they cannot compute.
+    fn suits(&self, plan: &Plan) -> Result<(), Failure> {
+        if matches!(self, Self::Cuda(_)) && !is_precise(plan) {
+            return Err(Failure::usage(
+                "mergekit's arithmetic is carried out on the CPU alone",
+                "leave `--device` out, or use `--numerics precise`",
+            ));
+        }
+        Ok(())
+    }
+
     /// Starts what computes the plan, on as many lanes as there are threads.
     pub(super) fn open(
         &self,
@@ -106,8 +118,12 @@ impl DeviceChoice {
         memory: Option<u64>,
         lanes: usize,
     ) -> Result<Chosen, Failure> {
+        self.suits(plan)?;
         let computed = plan.cost().computed;
         match self {
+            Self::Auto if !is_precise(plan) => {
+                Ok(Chosen::cpu("mergekit's arithmetic is carried out on the CPU alone"))
+            }
             Self::Cpu => Ok(Chosen::cpu("asked for")),
             Self::Cuda(numbers) => {
                 let device = start(numbers, memory, lanes).map_err(|error| self.explain(error))?;
@@ -141,6 +157,10 @@ impl DeviceChoice {
         };
         origins.explain(error.into())
     }
+}
+
+fn is_precise(plan: &Plan) -> bool {
+    plan.numerics == Numerics::Precise
 }
 
 /// What computes.
@@ -227,3 +247,27 @@ mod with_cuda {
 }
 
 use with_cuda::{is_installed, present, start};
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn mergekits_arithmetic_is_not_for_gpus() {
+        let plan = |numerics: &str| -> Plan {
+            let operation = json!({"verb": "merge", "parameters": {}});
+            let none: [(); 0] = [];
+            let plan = json!({
+                "version": 1, "operation": operation, "sources": none, "tensors": none, "shards": none,
+                "sidecars": none, "numerics": numerics, "parents": none, "notes": none,
+            });
+            serde_json::from_value(plan).unwrap()
+        };
+        let (cuda, cpu) = (DeviceChoice::Cuda(Vec::new()), DeviceChoice::Cpu);
+        assert!(cuda.suits(&plan("mergekit")).is_err());
+        assert!(cuda.suits(&plan("precise")).is_ok());
+        assert!(cpu.suits(&plan("mergekit")).is_ok());
+    }
+}

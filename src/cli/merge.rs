@@ -3,16 +3,20 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::arguments::{Opening, ShardSize};
 use super::failure::{Failure, Origins};
+use super::merge_stages::{self, Stages};
 use super::session::Session;
-use super::surgery::{How, Surgical, origin_of};
+use super::surgery::{How, Surgical, carry_out, origin_of};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, IoContext as _};
-use crate::ops;
-use crate::plan::Plan;
+use crate::ops::{
+    self,
+    merge::{Config, Reference},
+};
+use crate::plan::{Numerics, Plan};
 
 /// Much more than any configuration has.
 const MOST_BYTES: u64 = 1 << 20;
@@ -28,17 +32,24 @@ const MOST_BYTES: u64 = 1 << 20;
   elo-surgery merge config.yml --out merged --dry-run
   elo-surgery plan merge config.yml > plan.json
 
-Methods: linear, task_arithmetic, passthrough, slerp, nuslerp, multislerp, karcher, model_stock.
-docs/merge.md has the language and what is supported.")]
+Methods: all of mergekit 0.1.5: linear, slerp, nuslerp, multislerp, karcher, task_arithmetic, ties,
+dare_linear, dare_ties, breadcrumbs, breadcrumbs_ties, della, della_linear, sce, ram, ramplus_tl,
+model_stock, nearswap, arcee_fusion, passthrough. docs/merge.md has their formulas and the language.")]
 pub(super) struct Merge {
     /// The configuration
     config: PathBuf,
-    /// Rules of arithmetic: `precise` is f32 with one rounding
-    #[arg(long, value_name = "RULES", default_value = "precise", value_parser = parse_numerics)]
-    numerics: Precise,
+    /// Rules of arithmetic: f32 with one rounding, or mergekit's operation by operation
+    #[arg(long, value_enum, value_name = "RULES", default_value_t)]
+    numerics: Rules,
     /// Where vocabularies differ in size, keep the rows that all models have
     #[arg(long)]
     truncate_embeddings: bool,
+    /// Where the random numbers of dare_* and della* start; the same seed gives the same bytes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    random_seed: u64,
+    /// Write no model card (`README.md`)
+    #[arg(long)]
+    no_model_card: bool,
     #[command(flatten)]
     shard_size: ShardSize,
     #[command(flatten)]
@@ -47,15 +58,22 @@ pub(super) struct Merge {
     how: How,
 }
 
-/// The only rules of arithmetic so far.
-#[derive(Clone, Copy, Debug)]
-struct Precise;
+/// Rules of arithmetic.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Rules {
+    /// Exact inputs, f32 sums, one rounding
+    #[default]
+    Precise,
+    /// The operations and roundings of mergekit 0.1.5 in `dtype`, and its random numbers; slow, on the CPU
+    Mergekit,
+}
 
-fn parse_numerics(text: &str) -> Result<Precise, String> {
-    match text {
-        "precise" => Ok(Precise),
-        "mergekit" => Err("mergekit's chain of roundings is not supported yet".into()),
-        _ => Err("the rules are called `precise`".into()),
+impl Rules {
+    fn numerics(self) -> Numerics {
+        match self {
+            Self::Precise => Numerics::Precise,
+            Self::Mergekit => Numerics::Mergekit,
+        }
     }
 }
 
@@ -71,18 +89,67 @@ impl Surgical for Merge {
         session: &Session,
         origins: &mut Origins,
     ) -> Result<(Plan, Option<PathBuf>), Failure> {
-        let Precise = self.numerics;
         origin_of(origins, "--out", self.how.out.as_ref());
-        let config =
-            ops::merge::Config::parse(&read(&self.config)?, &self.config.to_string_lossy())?;
-        let open = |path: &Path| session.open(path, &self.opening);
+        let mut documents = self.documents()?;
+        match (documents.pop(), documents.len()) {
+            (Some(config), 0) => {
+                Ok((self.plan(&config, &Stages::new(), session)?, self.how.out.clone()))
+            }
+            (_, more) => Err(Failure::usage(
+                format!(
+                    "`{}` has {} documents, each of which is a plan",
+                    self.config.display(),
+                    more + 1
+                ),
+                "give one of them, or carry out all: `elo-surgery merge CONFIG.yml --out DIR`",
+            )),
+        }
+    }
+
+    fn run(&self, session: &Session) -> Result<(), Failure> {
+        self.how.device.check(self.how.device_memory)?;
+        let documents = self.documents()?;
+        if documents.len() > 1 {
+            return merge_stages::run(self, &documents, session);
+        }
+        let planned = self.planned(session)?;
+        carry_out(&planned, &self.how, Self::FULL_FORM, session)
+    }
+}
+
+impl Merge {
+    fn documents(&self) -> Result<Vec<Config>, Failure> {
+        Ok(Config::parse_all(&read(&self.config)?, &self.config.to_string_lossy())?)
+    }
+
+    pub(super) fn open(&self, named: &Reference, session: &Session) -> Result<Checkpoint, Failure> {
+        session.open_adapted(named, &self.opening)
+    }
+
+    /// The plan of one document. `stages` has what earlier documents made, by name.
+    pub(super) fn plan(
+        &self,
+        config: &Config,
+        stages: &Stages,
+        session: &Session,
+    ) -> Result<Plan, Failure> {
+        let open = |named: &Reference| match stages.get(&named.path) {
+            Some(made) => {
+                let named = Reference { path: made.clone(), lora: named.lora.clone() };
+                self.open(&named, session)
+            }
+            None => self.open(named, session),
+        };
         let models = config.models().into_iter().map(open);
         let models = models.collect::<Result<Vec<Checkpoint>, Failure>>()?;
         let request = ops::merge::Merge {
             shard_size: self.shard_size.shard_size,
             truncate_embeddings: self.truncate_embeddings,
+            numerics: self.numerics.numerics(),
+            random_seed: self.random_seed,
+            no_model_card: self.no_model_card,
         };
-        Ok((ops::merge::merge(&config, &models, &request)?, self.how.out.clone()))
+        Ok(ops::merge::merge(config, &models, &request)?)
     }
 }
 

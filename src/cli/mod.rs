@@ -12,14 +12,19 @@ mod clean;
 mod completions;
 mod device;
 mod diff;
+mod expand;
+mod experts;
 mod extract;
 mod failure;
 mod init;
 mod inject;
 mod inspect;
+mod layers;
 mod live;
+mod lora;
 mod man;
 mod merge;
+mod merge_stages;
 mod plan;
 mod process;
 mod progress;
@@ -95,6 +100,10 @@ enum Command {
     Inject(Box<inject::Inject>),
     ChatVector(Box<chat_vector::ChatVector>),
     Merge(Box<merge::Merge>),
+    Layers(Box<layers::Layers>),
+    Expand(Box<expand::Expand>),
+    Experts(Box<experts::Experts>),
+    Lora(lora::Lora),
     Transplant(Box<transplant::Transplant>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
@@ -153,6 +162,10 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Inject(verb) => inject::run(verb, session),
         Command::ChatVector(verb) => verb.run(session),
         Command::Merge(verb) => verb.run(session),
+        Command::Layers(verb) => verb.run(session),
+        Command::Expand(verb) => verb.run(session),
+        Command::Experts(verb) => verb.run(session),
+        Command::Lora(verb) => verb.run(session),
         Command::Transplant(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),

@@ -9,7 +9,10 @@ use clap::{Args, Subcommand};
 use super::failure::Failure;
 use super::session::Session;
 use super::surgery::{Planned, Surgical};
-use super::{cast, chat_vector, extract, inject, merge, reshard, summary, transplant};
+use super::{
+    cast, chat_vector, expand, experts, extract, inject, layers, lora, merge, reshard, summary,
+    transplant,
+};
 use crate::error::{Error, IoContext as _};
 
 /// Print what a command would do as a plan, for `apply`; without a command, what the project's run will need
@@ -37,9 +40,13 @@ enum Verb {
     Inject(Box<inject::Inject>),
     ChatVector(Box<chat_vector::ChatVector>),
     Merge(Box<merge::Merge>),
+    Layers(Box<layers::Layers>),
+    Expand(Box<expand::Expand>),
+    Experts(Box<experts::Experts>),
     Transplant(Box<transplant::Transplant>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
+    Lora(lora::Lora),
 }
 
 /// Makes the plan and prints or saves it.
@@ -52,9 +59,13 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Inject(verb) => verb.planned(session),
         Verb::ChatVector(verb) => verb.planned(session),
         Verb::Merge(verb) => verb.planned(session),
+        Verb::Layers(verb) => verb.planned(session),
+        Verb::Expand(verb) => verb.planned(session),
+        Verb::Experts(verb) => verb.planned(session),
         Verb::Transplant(verb) => verb.planned(session),
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),
+        Verb::Lora(lora) => lora.planned(session),
     }?;
     let json = serde_json::to_string_pretty(&plan)
         .map_err(|e| Error::Plan { problem: format!("it cannot be written as JSON: {e}") })?;

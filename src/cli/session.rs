@@ -11,8 +11,9 @@ use serde::Serialize;
 use super::arguments::Opening;
 use super::failure::Failure;
 use super::project::Project;
-use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::checkpoint::{Adapter, Checkpoint, OpenOptions};
 use crate::error::{Error, printable};
+use crate::ops::merge::Reference;
 
 /// How this run talks.
 #[derive(Debug)]
@@ -138,6 +139,29 @@ impl Session {
     #[expect(clippy::unused_self, reason = "as for printing")]
     pub(super) fn open(&self, path: &Path, opening: &Opening) -> Result<Checkpoint, Failure> {
         Self::open_with(opening.options(), path)
+    }
+
+    /// Opens a model with the adapter that a reference names.
+    pub(super) fn open_adapted(
+        &self,
+        named: &Reference,
+        opening: &Opening,
+    ) -> Result<Checkpoint, Failure> {
+        let model = self.open(&named.path, opening)?;
+        match &named.lora {
+            None => Ok(model),
+            Some(lora) => {
+                let adapter = self.open_adapter(lora, opening)?;
+                Ok(model.with_adapters(&[(&adapter, 1.0)])?)
+            }
+        }
+    }
+
+    /// Opens a LoRA adapter.
+    #[expect(clippy::unused_self, reason = "who has a session may open")]
+    pub(super) fn open_adapter(&self, path: &Path, opening: &Opening) -> Result<Adapter, Failure> {
+        let adapter = opening.options().open_adapter(path);
+        adapter.map_err(|error| missing_model(path, error))
     }
 
     /// Opens a checkpoint with options of its own.

@@ -31,9 +31,13 @@ pub(super) fn lines(plan: &Plan) -> Vec<String> {
     if !text.is_empty() {
         made.push(format!("new: {}", text.join(", ")));
     }
+    let sweeps = match cost.sweeps {
+        0 | 1 => String::new(),
+        sweeps => format!(" (inputs up to {sweeps} times)"),
+    };
     let made = if made.is_empty() { "none".to_owned() } else { made.join("; ") };
     vec![
-        format!("reads    {}", size(cost.read)),
+        format!("reads    {}{sweeps}", size(cost.read)),
         format!(
             "writes   {} ({} copied, {} computed)",
             size(cost.written),

@@ -16,8 +16,7 @@ use super::units::{parse_size, size};
 use super::{process, summary};
 use crate::engine::{Execution, Link, Observer, Report, execute_on};
 use crate::error::Error;
-use crate::format::Dtype;
-use crate::plan::Plan;
+use crate::plan::{Operand, Part, Plan, Slice};
 
 /// Smallest tile the engine takes.
 const SMALLEST_TILE: u64 = 64 << 10;
@@ -141,8 +140,10 @@ impl How {
         let mut threads = if self.threads == 0 { cores } else { self.threads.into() };
         let mut tile = self.tile.unwrap_or(self.device.tile());
         let buffers = operands(plan) + 2;
+        let (factors, held) = (factors(plan), plan.held());
         let bytes = |threads: usize, tile: u64| {
-            (threads as u64).saturating_mul(tile).saturating_mul(buffers)
+            let each = tile.saturating_mul(buffers).saturating_add(factors);
+            each.saturating_mul(threads as u64).saturating_add(held)
         };
         if let Some(limit) = self.memory {
             while bytes(threads, tile) > limit && tile > SMALLEST_TILE && self.tile.is_none() {
@@ -188,10 +189,27 @@ fn operands(plan: &Plan) -> u64 {
     let takes = tensors.flat_map(|tensor| {
         let own = tensor.dtype.bytes().unwrap_or(1);
         tensor.parts.iter().map(move |part| {
-            let widths = part.dtypes().into_iter().filter_map(Dtype::bytes);
-            widths.map(|width| width.div_ceil(own)).sum::<u64>()
+            let Part::Blend(blend) = part else { return u64::from(matches!(part, Part::Copy(_))) };
+            let takes = |operand: &Operand| {
+                let width = operand.dtype().bytes().unwrap_or(1).div_ceil(own);
+                // What is made stands beside what it is made of.
+                if operand.is_plain() { width } else { 2 * width }
+            };
+            blend.operands().map(takes).sum::<u64>()
         })
     });
+    takes.max().unwrap_or(0)
+}
+
+/// The most that the low-rank factors of any part's operands take, in bytes: they are read for every tile.
+fn factors(plan: &Plan) -> u64 {
+    let parts = plan.tensors.iter().flat_map(|tensor| &tensor.parts);
+    let takes = parts.filter_map(|part| match part {
+        Part::Blend(blend) => Some(blend.operands().flat_map(|operand| &operand.adapters)),
+        _ => None,
+    });
+    let len = |slice: &Slice| slice.bytes.end - slice.bytes.start;
+    let takes = takes.map(|adapters| adapters.map(|a| len(&a.down) + len(&a.up)).sum());
     takes.max().unwrap_or(0)
 }
 

@@ -138,17 +138,22 @@ pub trait Device: Send + Sync {
     /// Computes `base + lambda * (w0*x0 + w1*x1 + ...)` with the arithmetic that [`Blend`](crate::plan::Blend)
     /// prescribes, and writes it to `out`, as many elements of the tile's dtype as each operand has.
     ///
+    /// With rules, values, contributions, sums and divisors are f32 (f64 if an operand or the output is `F64`), weights, shares
+    /// and the numbers of [`Divide`] rounded to it once. Sums start from negative zero, the divisor from zero.
+    ///
     /// # Errors
     ///
-    /// [`Error::Plan`] if a dtype is not a float of whole bytes, if there are no terms, or if the operands and `out`
-    /// do not hold the same number of elements.
+    /// [`Error::Plan`] if a dtype is not a float of whole bytes, if there are no terms, if the operands and `out`
+    /// do not hold the same number of elements, or if rules do not fit the tile: one for each term, a base for deltas, a bit for each
+    /// element.
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health>;
 
     /// Adds up magnitudes and products of values, leaf by leaf, in the order that [`sweep`](super::sweep) prescribes:
     /// [`sums_of`](super::sweep::sums_of) sums for each [`LEAF`](super::sweep::LEAF) of elements, the last of which may
     /// be short. All are f64, products of factors that were widened first; nothing is fused. Lane `l` starts from zero
     /// and adds the elements whose index is `l` modulo [`LANES`](super::sweep::LANES), in order; then the upper half of
-    /// the lanes is added to the lower until one is left. NaN is `0x7ff8_0000_0000_0000`.
+    /// the lanes is added to the lower until one is left. NaN is `0x7ff8_0000_0000_0000`. Values that their term's mask does not
+    /// keep are zeros; sums that are not [wanted](super::sweep::Want) are zero.
     ///
     /// # Errors
     ///
@@ -156,7 +161,7 @@ pub trait Device: Send + Sync {
     /// the same number of elements, or if `sums` does not have the length that this asks for.
     fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()>;
 
-    /// Counts the magnitudes of the tile's one term by a digit, and adds that to `counts`.
+    /// Counts the magnitudes of the tile's one term by a digit, and adds that to `counts`. Masks do not matter.
     ///
     /// # Errors
     ///
@@ -221,6 +226,7 @@ pub(super) struct Checked<'a> {
     pub(super) lambda: f64,
     pub(super) float: Float,
     pub(super) elements: usize,
+    pub(super) rules: Option<&'a Rules<'a>>,
 }
 
 impl<'a> Checked<'a> {
@@ -237,9 +243,8 @@ impl<'a> Checked<'a> {
             let problem = "a blend has no terms".into();
             return Err(Error::Plan { problem });
         }
-        if tile.rules.is_some() {
-            let problem = "rules are not carried out yet".into();
-            return Err(Error::Plan { problem });
+        if let Some(rules) = tile.rules {
+            check_rules(rules, terms.len(), base.is_some(), elements)?;
         }
         let output = Values { float, bytes: out };
         for values in base.iter().chain(terms.iter().map(|(v, _)| v)).chain([&output]) {
@@ -251,7 +256,7 @@ impl<'a> Checked<'a> {
                 return Err(Error::Plan { problem });
             }
         }
-        Ok(Self { base, terms, lambda: tile.lambda, float, elements })
+        Ok(Self { base, terms, lambda: tile.lambda, float, elements, rules: tile.rules })
     }
 
     /// Base first.
@@ -271,6 +276,31 @@ impl<'a> Checked<'a> {
         let finite = self.inputs().all(|values| values.at(index).is_finite());
         health.broken += u64::from(finite);
     }
+}
+
+fn check_rules(rules: &Rules<'_>, terms: usize, base: bool, elements: usize) -> Result<()> {
+    let problem = if rules.terms.len() != terms {
+        format!("{} rules for {terms} terms", rules.terms.len())
+    } else if rules.deltas && !base {
+        "deltas without a base".into()
+    } else {
+        return rules.terms.iter().try_for_each(|rule| check_mask(&rule.mask, elements));
+    };
+    Err(Error::Plan { problem })
+}
+
+/// Whether a mask fits a tile.
+pub(super) fn check_mask(mask: &Mask<'_>, elements: usize) -> Result<()> {
+    let problem = match *mask {
+        Mask::Bits(bits) if bits.len() != elements.div_ceil(8) => {
+            format!("{} bytes of bits for {elements} elements", bits.len())
+        }
+        Mask::Random { below, .. } if below > 1 << 32 => {
+            format!("random numbers are less than 2^32, the bound is {below}")
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Plan { problem })
 }
 
 pub(super) fn not_a_float(dtype: &Dtype) -> Error {

@@ -68,11 +68,13 @@ impl<'a> Extents<'a> {
         }
     }
 
-    /// The parts whose weights depend on their operands, with tensor and part of the plan.
-    pub(super) fn solved(&self) -> impl Iterator<Item = (usize, usize, &'a Blend)> {
+    /// The blends that are more than weighted sums, and no chains of roundings: tensor and part of the plan, and bytes in the file.
+    pub(super) fn ruled(&self) -> impl Iterator<Item = (usize, usize, &'a Blend, u64)> {
         self.list.iter().filter_map(|extent| match (extent.what, self.part(extent)) {
-            (What::Part { tensor, part }, Some((_, Part::Blend(blend)))) => {
-                blend.solve.map(|_| (tensor, part, blend.as_ref()))
+            (What::Part { tensor, part }, Some((_, Part::Blend(blend))))
+                if blend.chain.is_none() && (blend.solve.is_some() || !blend.is_plain()) =>
+            {
+                Some((tensor, part, blend.as_ref(), extent.out.end - extent.out.start))
             }
             _ => None,
         })

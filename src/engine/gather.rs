@@ -3,119 +3,107 @@
 use std::ops::Range;
 
 use super::float::Float;
-use super::tile::{Filler, index};
+use super::tile::{Sources, index, open};
 use crate::error::{Error, Result};
 use crate::plan::{Gather, Operand, Rows, Slice};
 
-impl Filler<'_> {
-    /// Elements `elements` of an operand whose rows are gathered, in its dtype. Sources are checked by the caller.
-    pub(super) fn gather(
-        &self,
-        operand: &Operand,
-        rows: &Gather,
-        elements: &Range<u64>,
-        out: &mut [u8],
-    ) -> Result<()> {
-        let float = float_of(operand.dtype())?;
-        let into = |part: &Range<u64>| {
-            let at = |element: u64| index(element - elements.start) * float.size();
-            at(part.start)..at(part.end)
-        };
-        let mut bytes = Vec::new();
-        let mut start = 0;
-        for run in &rows.runs {
-            let end = start + run.count() * rows.columns;
-            let part = start.max(elements.start)..end.min(elements.end);
-            if part.start < part.end {
-                let out = &mut out[into(&part)];
-                let within = part.start - start..part.end - start;
-                match run {
-                    Rows::Zero(_) => out.fill(0),
-                    Rows::Constant(which, _) => {
-                        let values = rows.constants.get(*which as usize).ok_or_else(|| {
-                            Error::Plan { problem: format!("there is no constant {which}") }
-                        })?;
-                        for (to, at) in out.chunks_exact_mut(float.size()).zip(within) {
-                            float.write(f64::from(values[index(at % rows.columns)]), to);
-                        }
+/// Writes elements of an operand whose rows are gathered to `out`, as its dtype. Sources are checked by the caller.
+pub(super) fn gather(
+    sources: &Sources,
+    operand: &Operand,
+    rows: &Gather,
+    elements: &Range<u64>,
+    out: &mut [u8],
+) -> Result<()> {
+    let float = float_of(operand.dtype())?;
+    let columns = rows.columns();
+    let into = |part: &Range<u64>| {
+        let at = |element: u64| index(element - elements.start) * float.size();
+        at(part.start)..at(part.end)
+    };
+    let mut bytes = Vec::new();
+    let mut start = 0;
+    for run in &rows.runs {
+        let end = start + run.count() * columns;
+        let part = start.max(elements.start)..end.min(elements.end);
+        if part.start < part.end {
+            let out = &mut out[into(&part)];
+            let within = part.start - start..part.end - start;
+            match run {
+                Rows::Zero(_) => out.fill(0),
+                Rows::Constant(which, _) => {
+                    let problem =
+                        || Error::Plan { problem: format!("there is no constant {which}") };
+                    let values = rows.constants.get(*which as usize).ok_or_else(problem)?;
+                    for (to, at) in out.chunks_exact_mut(float.size()).zip(within) {
+                        float.write(f64::from(values[index(at % columns)]), to);
                     }
-                    Rows::Take(matrix, first, _) => {
+                }
+                Rows::Take(matrix, first, _) => {
+                    let slice = matrix_of(operand, rows, *matrix)?;
+                    let from = first * columns;
+                    let wanted = from + within.start..from + within.end;
+                    take(sources, slice, wanted, operand, out, &mut bytes)?;
+                }
+                Rows::Mix(of) => {
+                    let mut sums = vec![0.0; index(within.end - within.start)];
+                    for (matrix, row, weight) in of {
                         let slice = matrix_of(operand, rows, *matrix)?;
-                        let from = first * rows.columns;
+                        let from = row * columns;
                         let wanted = from + within.start..from + within.end;
-                        self.take(slice, wanted, operand, out, &mut bytes)?;
+                        let values = values(sources, slice, wanted, &mut bytes)?;
+                        for (sum, value) in sums.iter_mut().zip(values) {
+                            *sum += weight * value;
+                        }
                     }
-                    Rows::Mix(of) => {
-                        let mut sums = vec![0.0; index(within.end - within.start)];
-                        for (matrix, row, weight) in of {
-                            let slice = matrix_of(operand, rows, *matrix)?;
-                            let from = row * rows.columns;
-                            let wanted = from + within.start..from + within.end;
-                            self.add(slice, wanted, *weight, &mut sums, &mut bytes)?;
-                        }
-                        for (to, sum) in out.chunks_exact_mut(float.size()).zip(sums) {
-                            float.write(sum, to);
-                        }
+                    for (to, sum) in out.chunks_exact_mut(float.size()).zip(sums) {
+                        float.write(sum, to);
                     }
                 }
             }
-            if end >= elements.end {
-                break;
-            }
-            start = end;
         }
-        Ok(())
+        if end >= elements.end {
+            break;
+        }
+        start = end;
     }
+    Ok(())
+}
 
-    /// Elements of a matrix as what the operand's are.
-    fn take(
-        &self,
-        slice: &Slice,
-        wanted: Range<u64>,
-        operand: &Operand,
-        out: &mut [u8],
-        bytes: &mut Vec<u8>,
-    ) -> Result<()> {
-        let own = float_of(&slice.dtype)?;
-        if slice.dtype == *operand.dtype() {
-            let source = self.source(slice.source)?;
-            return source.read_exact_at(out, slice.bytes.start + wanted.start * own.size() as u64);
-        }
-        let float = float_of(operand.dtype())?;
-        let values = self.values(slice, own, wanted, bytes)?;
-        for (to, value) in out.chunks_exact_mut(float.size()).zip(values) {
-            float.write(value, to);
-        }
-        Ok(())
+/// Elements of a matrix as what the operand's are.
+fn take(
+    sources: &Sources,
+    slice: &Slice,
+    wanted: Range<u64>,
+    operand: &Operand,
+    out: &mut [u8],
+    bytes: &mut Vec<u8>,
+) -> Result<()> {
+    if slice.dtype == *operand.dtype() {
+        let width = float_of(&slice.dtype)?.size() as u64;
+        let at = slice.bytes.start + wanted.start * width;
+        return open(sources, slice.source)?.read_exact_at(out, at);
     }
+    let float = float_of(operand.dtype())?;
+    let values = values(sources, slice, wanted, bytes)?;
+    for (to, value) in out.chunks_exact_mut(float.size()).zip(values) {
+        float.write(value, to);
+    }
+    Ok(())
+}
 
-    fn add(
-        &self,
-        slice: &Slice,
-        wanted: Range<u64>,
-        weight: f64,
-        sums: &mut [f64],
-        bytes: &mut Vec<u8>,
-    ) -> Result<()> {
-        let own = float_of(&slice.dtype)?;
-        for (sum, value) in sums.iter_mut().zip(self.values(slice, own, wanted, bytes)?) {
-            *sum += weight * value;
-        }
-        Ok(())
-    }
-
-    fn values<'b>(
-        &self,
-        slice: &Slice,
-        float: Float,
-        wanted: Range<u64>,
-        bytes: &'b mut Vec<u8>,
-    ) -> Result<impl Iterator<Item = f64> + use<'b>> {
-        bytes.resize(index(wanted.end - wanted.start) * float.size(), 0);
-        let at = slice.bytes.start + wanted.start * float.size() as u64;
-        self.source(slice.source)?.read_exact_at(bytes, at)?;
-        Ok(bytes.chunks_exact(float.size()).map(move |bytes| float.read(bytes)))
-    }
+/// Elements of a matrix, widened exactly.
+fn values<'b>(
+    sources: &Sources,
+    slice: &Slice,
+    wanted: Range<u64>,
+    bytes: &'b mut Vec<u8>,
+) -> Result<impl Iterator<Item = f64> + use<'b>> {
+    let float = float_of(&slice.dtype)?;
+    bytes.resize(index(wanted.end - wanted.start) * float.size(), 0);
+    let at = slice.bytes.start + wanted.start * float.size() as u64;
+    open(sources, slice.source)?.read_exact_at(bytes, at)?;
+    Ok(bytes.chunks_exact(float.size()).map(move |bytes| float.read(bytes)))
 }
 
 fn float_of(dtype: &crate::format::Dtype) -> Result<Float> {

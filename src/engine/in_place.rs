@@ -14,11 +14,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Device;
+use super::chain::Chains;
 use super::extents::Extents;
 use super::observer::{Observer, Progress};
 use super::options::{Execution, Report};
 use super::output::{free_bytes, out_of_space, remove_if_there, sync_directory};
 use super::sidecar::{provenance, write_whole};
+use super::simd::Simd;
 use super::solve::Sweeps;
 use super::tile::{Filler, Scratch, Sources};
 use crate::error::{Error, IoContext, Result};
@@ -307,8 +309,11 @@ fn apply(
         extents: &change.extents,
         sources: &sources,
         device,
+        host: Simd::new(),
         observer,
+        progress: &|_| {},
         sweeps: &Sweeps::new(&change.extents, options.tile),
+        chains: &Chains::default(),
         allow_nonfinite: options.allow_nonfinite,
         tile: usize::try_from(options.tile).unwrap_or(usize::MAX),
     };

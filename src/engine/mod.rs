@@ -4,6 +4,8 @@
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
 mod auto;
+mod chain;
+mod codes;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
@@ -14,9 +16,12 @@ mod float;
 mod gather;
 mod in_place;
 mod journal;
+mod made;
+mod noise;
 mod observer;
 mod options;
 mod output;
+mod random;
 mod reference;
 mod run;
 mod sidecar;
@@ -26,7 +31,6 @@ mod staging;
 pub mod statistics;
 pub mod sweep;
 mod tile;
-mod weights;
 
 pub use auto::{Auto, Verdict};
 pub use device::{BlendTile, Device, Edge, Health, HostMemory, Mask, Operand, Rules, TermRule};

@@ -3,7 +3,7 @@
 /// Where a run is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress<'a> {
-    /// Output bytes done so far.
+    /// Output bytes done so far. Where inputs are read several times, a part of the bytes counts as done each time.
     pub done: u64,
     /// Output bytes in all.
     pub total: u64,

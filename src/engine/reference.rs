@@ -1,6 +1,10 @@
 //! The device that is right by being plain: one element after the other, by the formula.
 
-use super::device::{BlendTile, Checked, Device, Health};
+mod rules;
+
+pub(super) use rules::is_inside;
+
+use super::device::{BlendTile, Checked, Device, Health, Mask};
 use super::sweep::{self, Digit, LANES, LEAF, SweepTile, sums_of};
 use crate::error::Result;
 
@@ -33,10 +37,15 @@ impl Device for Reference {
 
 /// Computes a tile of any mix of dtypes.
 pub(super) fn blend(tile: &Checked<'_>, out: &mut [u8]) -> Health {
-    let element = if tile.is_double() { in_f64 } else { in_f32 };
     let mut health = Health::default();
     for (i, bytes) in out.chunks_exact_mut(tile.float.size()).enumerate() {
-        tile.float.write(element(tile, i), bytes);
+        let value = match (tile.rules, tile.is_double()) {
+            (None, false) => in_f32(tile, i),
+            (None, true) => in_f64(tile, i),
+            (Some(rules), false) => rules::element::<f32>(tile, rules, i),
+            (Some(rules), true) => rules::element::<f64>(tile, rules, i),
+        };
+        tile.float.write(value, bytes);
         let written = tile.float.read(bytes);
         if !written.is_finite() {
             tile.count(&mut health, i, written.is_nan());
@@ -77,17 +86,19 @@ fn in_f64(tile: &Checked<'_>, i: usize) -> f64 {
 /// Adds up a tile of any mix of dtypes.
 pub(super) fn sums(tile: &sweep::Checked<'_>, sums: &mut [f64]) {
     let terms = tile.terms.len();
-    let element = if tile.is_double() { value_in_f64 } else { value_in_f32 };
     for (leaf, sums) in sums.chunks_exact_mut(sums_of(terms)).enumerate() {
         let elements = leaf * LEAF..tile.elements.min((leaf + 1) * LEAF);
-        let values = |term| elements.clone().map(|i| element(tile, term, i)).collect();
+        let values = |term| elements.clone().map(|i| kept(tile, term, i)).collect();
         let values: Vec<Vec<f64>> = (0..terms).map(values).collect();
         let magnitudes = values.iter().map(|x| add_up(x.iter().map(|x| x.abs())));
         let pairs =
             values.iter().enumerate().flat_map(|(i, x)| values[i..].iter().map(move |y| (x, y)));
         let products = pairs.map(|(x, y)| add_up(x.iter().zip(y).map(|(x, y)| x * y)));
-        for (sum, found) in sums.iter_mut().zip(magnitudes.chain(products)) {
-            *sum = found;
+        let wanted =
+            [(terms, tile.want.magnitudes()), (sums_of(terms) - terms, tile.want.products())];
+        let wanted = wanted.into_iter().flat_map(|(count, wanted)| vec![wanted; count]);
+        for ((sum, found), wanted) in sums.iter_mut().zip(magnitudes.chain(products)).zip(wanted) {
+            *sum = if wanted { found } else { 0.0 };
         }
     }
 }
@@ -111,22 +122,25 @@ fn add_up(values: impl Iterator<Item = f64>) -> f64 {
 /// Counts a tile of one term.
 #[expect(clippy::cast_possible_truncation, reason = "f64 is rounded to f32, as the contract says")]
 pub(super) fn histogram(tile: &sweep::Checked<'_>, digit: Digit, counts: &mut [u64]) {
-    let element = if tile.is_double() { value_in_f64 } else { value_in_f32 };
     for i in 0..tile.elements {
-        let magnitude = sweep::magnitude(element(tile, 0, i) as f32);
+        let magnitude = sweep::magnitude(value(tile, 0, Mask::All, i) as f32);
         if let Some(bin) = digit.bin(magnitude) {
             counts[bin] += 1;
         }
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "operands are at most f32 here")]
-fn value_in_f32(tile: &sweep::Checked<'_>, term: usize, i: usize) -> f64 {
-    let x = tile.terms[term].at(i) as f32;
-    f64::from(tile.base.map_or(x, |base| x - base.at(i) as f32))
+/// A term's value, zero where it is not kept.
+fn kept(tile: &sweep::Checked<'_>, term: usize, i: usize) -> f64 {
+    value(tile, term, tile.masks.get(term).copied().unwrap_or(Mask::All), i)
 }
 
-fn value_in_f64(tile: &sweep::Checked<'_>, term: usize, i: usize) -> f64 {
-    let x = tile.terms[term].at(i);
-    tile.base.map_or(x, |base| x - base.at(i))
+fn value(tile: &sweep::Checked<'_>, term: usize, mask: Mask<'_>, i: usize) -> f64 {
+    let (values, base) = (&tile.terms[term], tile.base.as_ref());
+    let value = if tile.is_double() {
+        rules::value::<f64>(values, base, mask, tile.first, i)
+    } else {
+        rules::value::<f32>(values, base, mask, tile.first, i).map(f64::from)
+    };
+    value.unwrap_or(0.0)
 }

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::chain::Chains;
 use super::device::{Device, Health};
 use super::digest::{TreeDigest, digest_file};
-use super::extents::{Extents, total};
+use super::extents::{Extent, Extents, total};
 use super::journal::Finished;
 use super::observer::{Observer, Progress};
 use super::options::{Execution, Link};
 use super::output::OutputFile;
+use super::simd::Simd;
 use super::solve::Sweeps;
 use super::tile::{Filler, Healths, Scratch, Sources};
 use crate::error::{Error, IoContext, Result};
@@ -70,6 +72,7 @@ pub(super) struct Run<'a> {
     pub(super) total: u64,
     sources: Mutex<HashMap<SourceId, std::sync::Weak<SourceFile>>>,
     no_reflink: AtomicBool,
+    chains: Chains,
 }
 
 impl<'a> Run<'a> {
@@ -106,6 +109,7 @@ impl<'a> Run<'a> {
             total,
             sources: Mutex::default(),
             no_reflink: AtomicBool::new(false),
+            chains: Chains::default(),
         }
     }
 
@@ -167,14 +171,19 @@ impl<'a> Run<'a> {
         if shard.output.is_some() {
             self.make(job, &shard, &range, scratch)?;
         }
-        let len = range.end - range.start;
-        let done = self.done.fetch_add(len, Ordering::Relaxed) + len;
-        self.observer.progress(Progress { done, total: self.total, shard: &layout.file });
+        self.advance(range.end - range.start - job.told(&range), &layout.file);
         if shard.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             *locked(&job.open) = State::Closed;
+            job.sweeps.forget();
             finished(self.close(job, &shard)?)?;
         }
         Ok(())
+    }
+
+    /// Tells the observer of bytes that are done.
+    fn advance(&self, bytes: u64, shard: &str) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.observer.progress(Progress { done, total: self.total, shard });
     }
 
     /// Makes the bytes of a range of a shard.
@@ -192,8 +201,11 @@ impl<'a> Run<'a> {
             extents: &job.extents,
             sources: &shard.sources,
             device: self.device,
+            host: Simd::new(),
             observer: self.observer,
+            progress: &|bytes| self.advance(bytes, &job.extents.layout.file),
             sweeps: &job.sweeps,
+            chains: &self.chains,
             allow_nonfinite: self.options.allow_nonfinite,
             tile: usize::try_from(self.options.tile).unwrap_or(usize::MAX),
         };
@@ -335,6 +347,17 @@ impl<'a> Run<'a> {
     /// SHA-256 has no tree: one pass over the file, still in the page cache.
     fn digest_again(&self, output: &OutputFile, algorithm: DigestAlgorithm) -> Result<Digest> {
         digest_file(output.path(), algorithm, &mut |_| !self.observer.cancelled())
+    }
+}
+
+impl Job<'_> {
+    /// Bytes of a range that the observer was told of when their inputs had been looked at.
+    fn told(&self, range: &Range<u64>) -> u64 {
+        let told = |extent: &Extent| {
+            let (start, end) = (extent.out.start.max(range.start), extent.out.end.min(range.end));
+            self.sweeps.told(extent.what, &(start - extent.out.start..end - extent.out.start))
+        };
+        self.extents.within(range).map(told).sum()
     }
 }
 

@@ -6,12 +6,13 @@
 //!
 //! * **Sums** are f64 in a fixed tree. A [`LEAF`] of elements has [`LANES`] sums, each of every `LANES`-th element
 //!   in order; the lanes halve onto each other ([`Device::sums`]), and [`TreeSum`] adds leaves.
+//!   Of terms with a [`Mask`] it is the values that are kept; others are zeros.
 //! * **The k-th largest magnitude** needs no sort: two histograms of 16 bits of the f32 magnitude each
 //!   ([`Device::histogram`]) say which it is, how many elements are larger and how many equal ([`locate`]).
 
 use std::collections::BTreeMap;
 
-use super::device::{Operand, Values};
+use super::device::{Mask, Operand, Values, check_mask};
 use super::float::Float;
 use crate::error::{Error, Result};
 
@@ -31,6 +32,41 @@ pub struct SweepTile<'a> {
     pub base: Option<Operand<'a>>,
     /// The operands; at least one.
     pub terms: &'a [Operand<'a>],
+    /// Number of the tile's first element within the part, as masks count it.
+    pub first: u64,
+    /// Where terms count, one for each; all do everywhere if there are none. A value that is not kept is zero in every sum.
+    pub masks: &'a [Mask<'a>],
+    /// Which sums.
+    pub want: Want,
+}
+
+impl<'a> SweepTile<'a> {
+    /// Of all values, and for every sum.
+    pub const fn new(base: Option<Operand<'a>>, terms: &'a [Operand<'a>]) -> Self {
+        Self { base, terms, first: 0, masks: &[], want: Want::All }
+    }
+}
+
+/// Which sums are asked for; the others are zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Want {
+    /// Every one.
+    #[default]
+    All,
+    /// Those of magnitudes.
+    Magnitudes,
+    /// Those of products.
+    Products,
+}
+
+impl Want {
+    pub(super) const fn magnitudes(self) -> bool {
+        matches!(self, Self::All | Self::Magnitudes)
+    }
+
+    pub(super) const fn products(self) -> bool {
+        matches!(self, Self::All | Self::Products)
+    }
 }
 
 /// How many sums a leaf has: `|v_0|, |v_1|, ..`, then the products `v_i * v_j` for `i <= j`, row by row.
@@ -298,6 +334,10 @@ pub(super) struct Checked<'a> {
     pub(super) base: Option<Values<'a>>,
     pub(super) terms: Vec<Values<'a>>,
     pub(super) elements: usize,
+    pub(super) first: u64,
+    /// None, or one for each term.
+    pub(super) masks: &'a [Mask<'a>],
+    pub(super) want: Want,
 }
 
 impl<'a> Checked<'a> {
@@ -340,7 +380,13 @@ impl<'a> Checked<'a> {
                 return Err(Error::Plan { problem });
             }
         }
-        Ok(Self { base, terms, elements })
+        let SweepTile { first, masks, want, .. } = *tile;
+        if !masks.is_empty() && masks.len() != terms.len() {
+            let problem = format!("{} masks for {} terms", masks.len(), terms.len());
+            return Err(Error::Plan { problem });
+        }
+        masks.iter().try_for_each(|mask| check_mask(mask, elements))?;
+        Ok(Self { base, terms, elements, first, masks, want })
     }
 
     /// Base first.

@@ -6,10 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::auto::Pick;
-use super::device::{BlendTile, Device, Health, HostMemory, Operand};
+use super::chain::Chains;
+use super::device::{BlendTile, Device, Health, HostMemory, Operand, Rules};
 use super::extents::{Extents, What};
+use super::made::{Making, make};
+use super::noise;
 use super::observer::Observer;
-use super::solve::Sweeps;
+use super::simd::Simd;
+use super::solve::{Bits, Ready, Sweeps};
 use crate::error::{Error, Result};
 use crate::format::{SourceFile, Tile};
 use crate::plan::{Blend, Output, Part, Slice, SourceId};
@@ -42,6 +46,7 @@ impl Scratch {
 pub(super) struct Operands {
     own: Held,
     plain: Vec<u8>,
+    making: Making,
 }
 
 /// Memory of the device's kind, replaced when it is too small.
@@ -59,6 +64,13 @@ impl Held {
     }
 }
 
+/// A blend to be computed: as the plan says, or with what was found out.
+#[derive(Clone, Copy)]
+enum Computed<'a> {
+    Plain(&'a Blend),
+    Ready(&'a Ready),
+}
+
 /// What a tile's elements looked like, by tensor of the plan.
 pub(super) type Healths = Vec<(usize, Health)>;
 
@@ -67,9 +79,15 @@ pub(super) struct Filler<'a> {
     pub(super) extents: &'a Extents<'a>,
     pub(super) sources: &'a Sources,
     pub(super) device: &'a dyn Device,
+    /// What the device of the moment is not asked for.
+    pub(super) host: Simd,
     pub(super) observer: &'a dyn Observer,
-    /// The weights that are found before a tile is filled.
+    /// Told of bytes of the output that count as done because their inputs were looked at.
+    pub(super) progress: &'a (dyn Fn(u64) + Sync),
+    /// What is found out before a tile is filled.
     pub(super) sweeps: &'a Sweeps,
+    /// What is known of the parts that mergekit's arithmetic keeps.
+    pub(super) chains: &'a Chains,
     pub(super) allow_nonfinite: bool,
     /// Most bytes that are filled at once.
     pub(super) tile: usize,
@@ -91,6 +109,7 @@ impl Filler<'_> {
             return Ok((taken, Vec::new()));
         }
         self.solve(range, scratch)?;
+        self.prepare_chains(range, scratch)?;
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut pick = Pick::of(self.device);
         loop {
@@ -151,9 +170,7 @@ impl Filler<'_> {
     }
 
     pub(super) fn source(&self, id: SourceId) -> Result<&Arc<SourceFile>> {
-        self.sources
-            .get(&id)
-            .ok_or_else(|| Error::Plan { problem: format!("source {} is not open", id.0) })
+        open(self.sources, id)
     }
 
     fn fill_pieces(
@@ -171,9 +188,16 @@ impl Filler<'_> {
             let within = start - extent.out.start..end - extent.out.start;
             match (self.extents.part(extent), extent.what) {
                 (Some((output, part)), What::Part { tensor, .. }) => {
-                    let solved = self.sweeps.solved(extent.what)?;
-                    let part = solved.as_deref().unwrap_or(part);
-                    let health = self.fill_part(output, part, within, piece, device, scratch)?;
+                    let health = match part.chain() {
+                        Some(how) => {
+                            self.fill_chain(output, how, extent.what, &within, piece, scratch)?
+                        }
+                        None => {
+                            let ready = self.sweeps.ready(extent.what)?;
+                            let part = (part, ready.as_deref());
+                            self.fill_part(output, part, within, piece, device, scratch)?
+                        }
+                    };
                     if health != Health::default() {
                         healths.push((tensor, health));
                     }
@@ -193,7 +217,7 @@ impl Filler<'_> {
     fn fill_part(
         &self,
         output: &Output,
-        part: &Part,
+        (part, ready): (&Part, Option<&Ready>),
         within: Range<u64>,
         piece: &mut [u8],
         device: &dyn Device,
@@ -213,14 +237,21 @@ impl Filler<'_> {
                 }
                 Ok(Health::default())
             }
-            Part::Blend(blend) => self.fill_blend(output, blend, &within, piece, device, scratch),
+            Part::Random(random) => {
+                noise::fill(random, &output.dtype, within.start, piece);
+                Ok(Health::default())
+            }
+            Part::Blend(blend) => {
+                let blend = ready.map_or(Computed::Plain(blend), Computed::Ready);
+                self.fill_blend(output, blend, &within, piece, device, scratch)
+            }
         }
     }
 
     fn fill_blend(
         &self,
         output: &Output,
-        blend: &Blend,
+        blend: Computed<'_>,
         within: &Range<u64>,
         piece: &mut [u8],
         device: &dyn Device,
@@ -255,12 +286,28 @@ impl Filler<'_> {
     fn compute(
         &self,
         output: &Output,
-        blend: &Blend,
+        blend: Computed<'_>,
         elements: &Range<u64>,
         out: &mut [u8],
         device: &dyn Device,
         buffers: &mut Vec<Operands>,
     ) -> Result<Health> {
+        let (blend, ready) = match blend {
+            Computed::Plain(blend) => (blend, None),
+            Computed::Ready(ready) => (&ready.blend, Some(ready)),
+        };
+        if let Some(spanned) = ready.and_then(|ready| ready.spanned.as_ref()) {
+            return self.compute_spanned(output, blend, spanned, elements, out, buffers);
+        }
+        let bits = ready.map_or(Ok(Bits::new()), |ready| self.bits(ready, elements, buffers))?;
+        let terms = ready.and_then(|ready| ready.rules(&bits));
+        let rules = terms.as_ref().map(|terms| Rules {
+            first: elements.start,
+            deltas: blend.deltas,
+            terms,
+            vote: blend.vote,
+            divide: blend.divide,
+        });
         let tiles = self.operands(blend, elements, device, buffers)?;
         let mut operands = blend
             .operands()
@@ -274,7 +321,7 @@ impl Filler<'_> {
             terms: &terms,
             lambda: blend.lambda,
             dtype: &output.dtype,
-            rules: None,
+            rules: rules.as_ref(),
         };
         device.blend(&tile, out)
     }
@@ -290,22 +337,21 @@ impl Filler<'_> {
         let count = blend.operands().count();
         buffers.resize_with(buffers.len().max(count), Operands::default);
         let mut tiles = Vec::with_capacity(count);
-        for (operand, Operands { own, plain }) in blend.operands().zip(buffers.iter_mut()) {
-            let slice = &operand.slice;
-            if let Some(rows) = &operand.gather {
-                let width = operand.dtype().bytes().unwrap_or(1);
+        for (operand, Operands { own, plain, making }) in blend.operands().zip(buffers.iter_mut()) {
+            let width = operand.dtype().bytes().unwrap_or(1);
+            if !operand.is_plain() {
                 let len = index((elements.end - elements.start) * width);
-                let into = if device.wants_own_memory() {
+                let memory = if device.wants_own_memory() {
                     own.bytes(device, len, self.tile)?
                 } else {
                     plain.resize(len, 0);
                     plain.as_mut_slice()
                 };
-                self.gather(operand, rows, elements, into)?;
-                tiles.push(Tile::made(into));
+                make(self.sources, operand, elements, memory, making)?;
+                tiles.push(Tile::made(memory));
                 continue;
             }
-            let width = slice.dtype.bytes().unwrap_or(1);
+            let slice = &operand.slice;
             let start = slice.bytes.start;
             let bytes = start + elements.start * width..start + elements.end * width;
             let source = self.source(slice.source)?;
@@ -317,6 +363,12 @@ impl Filler<'_> {
         }
         Ok(tiles)
     }
+}
+
+/// A source that was opened for the shard.
+pub(super) fn open(sources: &Sources, id: SourceId) -> Result<&Arc<SourceFile>> {
+    let problem = || Error::Plan { problem: format!("source {} is not open", id.0) };
+    sources.get(&id).ok_or_else(problem)
 }
 
 /// Offsets inside a tile fit memory.

@@ -3,6 +3,7 @@
 //! Owns dtypes, headers, indexes, guarded reading of source files and the layout of output shards.
 //! Knows nothing of models: a tensor is a name, a dtype, a shape and a byte range.
 
+mod coding;
 mod dtype;
 mod guard;
 mod header;
@@ -11,6 +12,7 @@ mod layout;
 mod provenance;
 mod source;
 
+pub use coding::{Coding, MX_BLOCK};
 pub use dtype::{Dtype, Shape};
 pub use header::{Header, HeaderProblem, MAX_HEADER_BYTES, TensorEntry, UnknownDtypes};
 pub use index::{Index, IndexProblem};

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::draft::{Derived, Draft};
 use super::filter::TensorFilter;
 use super::sums::Sums;
+use super::values::{Seen, explained};
 use super::vector::{Vector, refuse_vectors};
 use super::vocabulary::VocabularyPolicy;
 use crate::checkpoint::{Checkpoint, LayerSelector, Role, set_dtype, set_tied, set_vocab_size};
@@ -72,7 +73,11 @@ pub fn chat_vector(
     request: &ChatVector,
 ) -> Result<Plan> {
     refuse_vectors(&[inst, base])?;
-    plan(Vector::Pair { inst, base }, into, request)
+    let all = |_: &Checkpoint, _: &str| true;
+    let (inst, base, into) = (Seen::new(inst, all), Seen::new(base, all), request.seen(into));
+    let pair = Vector::Pair { inst: &inst.checkpoint, base: &base.checkpoint };
+    let planned = plan(pair, &into.checkpoint, request);
+    explained(planned, [into, inst, base].map(Seen::refusal))
 }
 
 /// Plans `into + scale * vector` with a vector saved by [`save_vector`](super::save_vector). The same bytes as [`chat_vector`] gives.
@@ -80,7 +85,9 @@ pub fn chat_vector(
 /// # Errors
 /// As [`chat_vector`]; a checkpoint that is not a saved vector.
 pub fn add_vector(vector: &Checkpoint, into: &Checkpoint, request: &ChatVector) -> Result<Plan> {
-    plan(Vector::saved(vector)?, into, request)
+    let into = request.seen(into);
+    let planned = plan(Vector::saved(vector)?, &into.checkpoint, request);
+    explained(planned, [into.refusal()])
 }
 
 fn plan(vector: Vector<'_>, into: &Checkpoint, request: &ChatVector) -> Result<Plan> {
@@ -124,6 +131,14 @@ fn plan(vector: Vector<'_>, into: &Checkpoint, request: &ChatVector) -> Result<P
 }
 
 impl ChatVector {
+    /// The target: its codes stay what they are if none of them gets the vector.
+    fn seen<'a>(&self, into: &'a Checkpoint) -> Seen<'a> {
+        Seen::new(into, |model, name| {
+            let vocabulary = model.anatomy().role(name).is_vocabulary();
+            self.filter.selects(name) && !(vocabulary && self.skip_embeddings)
+        })
+    }
+
     fn describe(&self) -> Value {
         let scales: Vec<Value> = self
             .layer_scales

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::{Checkpoint, SidecarFile, Stretch};
+use crate::checkpoint::{Checkpoint, Place, Recipe, SidecarFile, Stretch};
 use crate::error::Result;
-use crate::format::{Dtype, Index, Operation, Shape, shard_file_name, split_by_size};
+use crate::format::{Dtype, Identity, Index, Operation, Shape, shard_file_name, split_by_size};
 use crate::plan::{
-    Blend, Numerics, Output, PLAN_VERSION, Part, Plan, Shard, Sidecar, SidecarContent, Slice,
-    Source, SourceId, Term,
+    Blend, Codes, LowRank, Numerics, Operand, Output, PLAN_VERSION, Part, Plan, Shard, Sidecar,
+    SidecarContent, Slice, Source, SourceId, Term,
 };
 
 /// Everything of a plan but its shards, and where each tensor comes from.
@@ -77,6 +77,7 @@ impl Draft {
     /// Names a model the output descends from.
     pub(super) fn parent(&mut self, role: &str, checkpoint: &Checkpoint) {
         self.plan.parents.push(checkpoint.as_parent(role));
+        self.plan.parents.extend(checkpoint.adapters().iter().cloned());
         let doubts = checkpoint.warnings().iter();
         self.plan.notes.extend(doubts.map(|w| format!("{}: {w}", checkpoint.name())));
     }
@@ -85,22 +86,23 @@ impl Draft {
         self.plan.notes.push(note.into());
     }
 
-    fn source(&mut self, role: &str, shard: &crate::checkpoint::ShardFile) -> SourceId {
-        if let Some(id) = self.ids.get(&shard.path) {
+    fn source(&mut self, role: &str, path: &std::path::Path, identity: Identity) -> SourceId {
+        if let Some(id) = self.ids.get(path) {
             return *id;
         }
         // Millions of source files would exhaust memory long before the id.
         let id = SourceId(u32::try_from(self.plan.sources.len()).unwrap_or(u32::MAX));
-        let (role, path) = (role.to_owned(), shard.path.clone());
-        self.plan.sources.push(Source { role, path: path.clone(), identity: shard.identity });
+        let (role, path) = (role.to_owned(), path.to_owned());
+        self.plan.sources.push(Source { role, path: path.clone(), identity });
         self.ids.insert(path, id);
         id
     }
 
-    /// A stretch of a checkpoint as a slice of the plan.
+    /// The bytes of a stretch as a slice of the plan. Of checkpoints as they lie on disk only.
     pub(super) fn slice(&mut self, role: &str, stretch: &Stretch<'_>) -> Slice {
+        debug_assert!(stretch.recipe.is_none(), "values of a recipe are not the bytes");
         Slice {
-            source: self.source(role, stretch.shard),
+            source: self.source(role, &stretch.shard.path, stretch.shard.identity),
             bytes: stretch.bytes.clone(),
             dtype: stretch.dtype.clone(),
             shape: stretch.shape.clone(),
@@ -110,6 +112,59 @@ impl Draft {
     /// Stretches as slices.
     pub(super) fn slices(&mut self, role: &str, stretches: &[Stretch<'_>]) -> Vec<Slice> {
         stretches.iter().map(|stretch| self.slice(role, stretch)).collect()
+    }
+
+    /// The values of a stretch.
+    pub(super) fn operand(&mut self, role: &str, stretch: &Stretch<'_>) -> Operand {
+        match stretch.recipe {
+            None => self.slice(role, stretch).into(),
+            Some(recipe) => self.made(role, recipe, stretch),
+        }
+    }
+
+    /// The values of stretches.
+    pub(super) fn operands(&mut self, role: &str, stretches: &[Stretch<'_>]) -> Vec<Operand> {
+        stretches.iter().map(|stretch| self.operand(role, stretch)).collect()
+    }
+
+    fn made(&mut self, role: &str, recipe: &Recipe, stretch: &Stretch<'_>) -> Operand {
+        let (first, shape) = (stretch.first, stretch.shape.clone());
+        let mut slice = self.placed(role, &recipe.stored);
+        let codes = recipe.codes.as_ref().map(|codes| {
+            let zeros = codes.zeros.as_ref().map(|zeros| self.placed(role, zeros));
+            let (scales, whole) = (self.placed(role, &codes.scales), codes.whole.clone());
+            Box::new(Codes {
+                coding: codes.coding,
+                whole,
+                scales,
+                zeros,
+                first,
+                shape: shape.clone(),
+            })
+        });
+        if codes.is_none() {
+            let width = slice.dtype.bytes().unwrap_or(1);
+            let start = slice.bytes.start + first * width;
+            slice.bytes = start..start + shape.elements().unwrap_or(0) * width;
+            slice.shape = shape;
+        }
+        let mut adapters = Vec::new();
+        for product in &recipe.products {
+            let down = self.placed("adapter", &product.down);
+            let up = self.placed("adapter", &product.up);
+            let (scale, transposed) = (product.scale, product.transposed);
+            adapters.push(LowRank { down, up, scale, transposed, first });
+        }
+        Operand { slice, codes, adapters, gather: None }
+    }
+
+    fn placed(&mut self, role: &str, place: &Place) -> Slice {
+        Slice {
+            source: self.source(role, &place.path, place.identity),
+            bytes: place.bytes.clone(),
+            dtype: place.dtype.clone(),
+            shape: place.shape.clone(),
+        }
     }
 
     /// Adds a tensor that belongs to shard `home` of the base.
@@ -186,7 +241,7 @@ impl Draft {
                 file: if all { shard.file.clone() } else { shard_file_name(i, count) },
                 metadata: shard.header.metadata.clone(),
                 tensors,
-                template: same.then(|| self.source(derived.role, shard)),
+                template: same.then(|| self.source(derived.role, &shard.path, shard.identity)),
                 template_header: same.then(header).flatten(),
             });
         }
@@ -200,7 +255,8 @@ impl Draft {
         };
         let path = derived.base.config_path();
         let size = std::fs::metadata(&path).map_or(0, |m| m.len());
-        let content = if derived.base.config() == Some(config) && size > 0 {
+        let same = derived.base.config() == Some(config) && !derived.base.has_changed_config();
+        let content = if same && size > 0 {
             SidecarContent::Copy { path, size }
         } else {
             SidecarContent::Text(pretty(config))
@@ -247,10 +303,11 @@ fn pretty(config: &Map<String, Value>) -> String {
 }
 
 /// A part that copies, or converts where the dtypes differ.
-pub(super) fn as_dtype(slice: Slice, dtype: &Dtype) -> Part {
-    if slice.dtype == *dtype {
-        return Part::Copy(slice);
+pub(super) fn as_dtype(operand: impl Into<Operand>, dtype: &Dtype) -> Part {
+    let operand = operand.into();
+    if operand.is_plain() && operand.slice.dtype == *dtype {
+        return Part::Copy(operand.slice);
     }
-    let terms = vec![Term::new(slice, 1.0)];
+    let terms = vec![Term::new(operand, 1.0)];
     Part::Blend(Box::new(Blend::sum(None, terms, 1.0)))
 }

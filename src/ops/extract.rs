@@ -4,12 +4,12 @@
 
 use serde_json::json;
 
-use super::draft::{Derived, Draft};
+use super::draft::Draft;
+use super::stack::Placed;
 use super::vector::refuse_vectors;
-use crate::checkpoint::{Checkpoint, LayerSelector, Role, keep_layers};
+use crate::checkpoint::{Checkpoint, LayerSelector};
 use crate::error::{Error, Result};
-use crate::format::LayerMap;
-use crate::plan::{Part, Plan};
+use crate::plan::Plan;
 
 /// What to extract.
 #[derive(Clone, Debug)]
@@ -28,45 +28,10 @@ pub fn extract(model: &Checkpoint, request: &Extract) -> Result<Plan> {
     refuse_vectors(&[model])?;
     let kept = request.layers.resolve(model.layers(), model.name())?;
     check_layer_count(model)?;
-    let everything = kept.iter().copied().eq(0..model.layers());
     let numbers: Vec<u64> = kept.iter().map(|layer| layer + 1).collect();
     let parameters = json!({ "layers": numbers, "shard_size": request.shard_size });
-    let mut draft = Draft::new("extract", &parameters);
-    draft.parent("model", model);
-    draft.plan().layer_map = Some(LayerMap { of: model.layers(), layers: numbers });
-
-    let mut dropped = 0_u64;
-    for (home, entry) in model.names_in_file_order() {
-        let name = match model.anatomy().role(&entry.name) {
-            Role::Layer(old) => match kept.iter().position(|layer| *layer == old) {
-                Some(new) => model.anatomy().renumbered(&entry.name, new as u64),
-                None => continue,
-            },
-            Role::MultiToken if !everything => {
-                dropped += 1;
-                continue;
-            }
-            _ => entry.name.clone(),
-        };
-        let Some((_, stretches)) = crate::checkpoint::locate(model, &entry.name) else {
-            continue;
-        };
-        let parts = draft.slices("model", &stretches).into_iter().map(Part::Copy).collect();
-        draft.push(home, &name, entry.dtype.clone(), entry.shape.clone(), parts);
-    }
-    if dropped > 0 {
-        draft.note(format!("{dropped} tensors of multi-token prediction layers were left out"));
-    }
-    let mut derived = Derived { shard_size: request.shard_size, ..Derived::from(model, "model") };
-    if let Some(config) = model.config() {
-        let kept = keep_layers(config, model.anatomy(), &kept)
-            .map_err(|problem| Error::Config { path: model.config_path(), problem })?;
-        for note in kept.notes {
-            draft.note(note);
-        }
-        derived.config = Some(kept.config);
-    }
-    draft.finish(&derived)
+    let stack: Vec<Placed> = kept.into_iter().map(Placed::whole).collect();
+    Draft::new("extract", &parameters).stack(model, &stack, request.shard_size)
 }
 
 /// "The last layer" means nothing while config and tensors disagree.

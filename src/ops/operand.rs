@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate};
 use crate::format::Shape;
-use crate::plan::Slice;
+use crate::plan::Operand;
 
 /// Where the tensor that `name` is in `model` can be found in `other`: under the same name, in the other expert layout,
 /// or at the same place of an architecture with other prefixes (a text model against a vision-language one).
@@ -48,33 +48,25 @@ fn last_component(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 
-/// Rows `from..to` of a slice; of dtypes of whole bytes only.
-pub(super) fn rows_of(slice: &Slice, from: u64, to: u64) -> Slice {
-    let row = slice.shape.with_rows(1).byte_len(&slice.dtype).unwrap_or(0);
-    let start = slice.bytes.start + from * row;
-    let bytes = start..start + (to - from) * row;
-    Slice {
-        source: slice.source,
-        bytes,
-        dtype: slice.dtype.clone(),
-        shape: slice.shape.with_rows(to - from),
-    }
+/// Rows `from..to` of values; of dtypes of whole bytes only.
+pub(super) fn rows_of(operand: &Operand, from: u64, to: u64) -> Operand {
+    operand.rows(from, to).unwrap_or_else(|| operand.clone())
 }
 
 /// Cuts several tilings of the same elements at each other's seams, so that the n-th pieces of all line up.
 /// `None` if they do not have the same number of elements.
-pub(super) fn line_up(operands: &[Vec<Slice>]) -> Option<Vec<Vec<Slice>>> {
-    if operands.iter().all(|slices| slices.len() == 1) {
-        let whole: Vec<Slice> = operands.iter().map(|slices| slices[0].clone()).collect();
-        let count = whole.first()?.shape.elements();
-        return whole.iter().all(|s| s.shape.elements() == count).then(|| vec![whole]);
+pub(super) fn line_up(operands: &[Vec<Operand>]) -> Option<Vec<Vec<Operand>>> {
+    if operands.iter().all(|pieces| pieces.len() == 1) {
+        let whole: Vec<Operand> = operands.iter().map(|pieces| pieces[0].clone()).collect();
+        let count = whole.first()?.elements();
+        return whole.iter().all(|o| o.elements() == count).then(|| vec![whole]);
     }
     let mut seams = Vec::new();
     let mut totals = Vec::new();
-    for slices in operands {
+    for pieces in operands {
         let mut at = 0_u64;
-        for slice in slices {
-            at = at.checked_add(slice.shape.elements()?)?;
+        for piece in pieces {
+            at = at.checked_add(piece.elements()?)?;
             seams.push(at);
         }
         totals.push(at);
@@ -87,27 +79,21 @@ pub(super) fn line_up(operands: &[Vec<Slice>]) -> Option<Vec<Vec<Slice>>> {
     let mut groups = Vec::new();
     let mut from = 0;
     for to in seams.into_iter().filter(|seam| *seam > 0) {
-        let group: Option<Vec<Slice>> = operands.iter().map(|o| elements_of(o, from, to)).collect();
+        let group: Option<Vec<_>> = operands.iter().map(|o| elements_of(o, from, to)).collect();
         groups.push(group?);
         from = to;
     }
     Some(groups)
 }
 
-/// Elements `from..to` of a tiling, which must lie within one of its slices.
-fn elements_of(slices: &[Slice], from: u64, to: u64) -> Option<Slice> {
+/// Elements `from..to` of a tiling, which must lie within one of its pieces.
+fn elements_of(pieces: &[Operand], from: u64, to: u64) -> Option<Operand> {
     let mut start = 0;
-    for slice in slices {
-        let end = start + slice.shape.elements()?;
+    for piece in pieces {
+        let end = start + piece.elements()?;
         if (start..end).contains(&from) && to <= end {
-            if from == start && to == end {
-                return Some(slice.clone());
-            }
-            let width = slice.dtype.bytes()?;
-            let first = slice.bytes.start + (from - start) * width;
-            let bytes = first..first + (to - from) * width;
-            let (source, dtype) = (slice.source, slice.dtype.clone());
-            return Some(Slice { source, bytes, dtype, shape: Shape(vec![to - from]) });
+            let whole = from == start && to == end;
+            return if whole { Some(piece.clone()) } else { piece.cut(from - start, to - start) };
         }
         start = end;
     }

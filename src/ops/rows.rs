@@ -1,6 +1,7 @@
 //! Rows of vocabularies put together from several models, as runs.
 
 use crate::error::Result;
+use crate::format::Shape;
 use crate::plan::{Gather, Operand, Rows, Slice};
 
 /// Which row of which model, or which sum of rows, each row of an output is. Models have numbers.
@@ -62,7 +63,7 @@ impl RowMap {
     pub(super) fn operand(
         &self,
         own: u32,
-        columns: u64,
+        shape: Shape,
         mut matrix: impl FnMut(u32) -> Result<Slice>,
     ) -> Result<Operand> {
         let slice = matrix(own)?;
@@ -86,7 +87,7 @@ impl RowMap {
         }
         let further = numbers[1..].iter().map(|model| matrix(*model)).collect::<Result<_>>()?;
         let constants = self.constants.clone();
-        let gather = Some(Box::new(Gather { columns, further, constants, runs }));
+        let gather = Some(Box::new(Gather { shape, further, constants, runs }));
         Ok(Operand { gather, ..slice.into() })
     }
 }
@@ -94,7 +95,7 @@ impl RowMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::{Dtype, Shape};
+    use crate::format::Dtype;
     use crate::plan::SourceId;
 
     #[test]
@@ -111,7 +112,7 @@ mod tests {
             let source = SourceId(model);
             Ok(Slice { source, bytes: 0..40, dtype: Dtype::F32, shape: Shape(vec![10, 1]) })
         };
-        let operand = map.operand(2, 1, slice).unwrap();
+        let operand = map.operand(2, Shape(vec![8, 1]), slice).unwrap();
         assert_eq!(operand.slice.source, SourceId(2));
         let gather = operand.gather.unwrap();
         assert_eq!(gather.further[0].source, SourceId(0));
@@ -123,7 +124,6 @@ mod tests {
             Rows::Constant(0, 2),
         ];
         assert_eq!(gather.runs, runs);
-        assert_eq!(gather.rows(), Some(8));
         let mut whole = RowMap::default();
         (0..3).for_each(|row| whole.push(Row::Take(1, row)));
         assert!(whole.is_identity(1, 3) && !whole.is_identity(1, 4) && !whole.is_identity(0, 3));

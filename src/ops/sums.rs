@@ -9,7 +9,7 @@ use super::vocabulary::{Rows, VocabularyPolicy};
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Shape, TensorEntry};
-use crate::plan::{Blend, Output, Part, Slice, Term};
+use crate::plan::{Blend, Operand, Output, Part, Term};
 
 /// Works through the target's tensors and collects every problem.
 pub(super) struct Sums<'a> {
@@ -106,7 +106,7 @@ impl<'a> Sums<'a> {
             _ => entry.dtype.clone(),
         };
         let own = locate(self.into, &entry.name).map(|(_, s)| s).unwrap_or_default();
-        let own = draft.slices("into", &own);
+        let own = draft.operands("into", &own);
         let copied = |own: Vec<_>| own.into_iter().map(|s| as_dtype(s, &dtype)).collect();
         if !chosen || !entry.dtype.is_float() {
             if chosen {
@@ -158,7 +158,7 @@ impl<'a> Sums<'a> {
         draft: &mut Draft,
         home: usize,
         entry: &TensorEntry,
-        own: &[Slice],
+        own: &[Operand],
         found: &Found<'_>,
         dtype: &Dtype,
         scale: f64,
@@ -173,7 +173,7 @@ impl<'a> Sums<'a> {
         if new != old {
             self.rows = Some(new);
         }
-        let shared = old.min(rows.inst.shape.rows()).min(rows.base_rows);
+        let shared = old.min(rows.inst.shape().rows()).min(rows.base_rows);
         draft.note(format!("`{}`: {shared} of {new} rows get the vector", entry.name));
         draft.push(home, &entry.name, dtype.clone(), shape, parts);
     }
@@ -195,7 +195,7 @@ impl<'a> Sums<'a> {
         &self,
         draft: &mut Draft,
         name: &str,
-        own: &[Slice],
+        own: &[Operand],
         found: &Found<'_>,
         scale: f64,
     ) -> Option<Rows> {
@@ -203,22 +203,22 @@ impl<'a> Sums<'a> {
         let [inst] = found.inst.as_slice() else {
             return None;
         };
-        let inst = draft.slice("inst", inst);
+        let inst = draft.operand("inst", inst);
         let base = match &found.base {
             Some((_, stretches)) => {
                 let [base] = stretches.as_slice() else {
                     return None;
                 };
-                Some(draft.slice("base", base))
+                Some(draft.operand("base", base))
             }
             None => None,
         };
         let base_rows = match &base {
-            Some(base) => base.shape.rows(),
-            None => self.saved_rows(true).unwrap_or(inst.shape.rows()),
+            Some(base) => base.shape().rows(),
+            None => self.saved_rows(true).unwrap_or(inst.shape().rows()),
         };
         let further = match self.vector.saved_rows(self.into.anatomy().role(name)) {
-            Some(stretch) => draft.slice("vector", &stretch),
+            Some(stretch) => draft.operand("vector", &stretch),
             None => inst.clone(),
         };
         Some(Rows { into: into.clone(), inst, base, base_rows, further, scale })
@@ -292,7 +292,7 @@ impl<'a> Sums<'a> {
             self.problems.push(self.shapes(entry, &found));
             return Ok(());
         }
-        let own = draft.slices("into", &own);
+        let own = draft.operands("into", &own);
         let parts = sum(draft, &own, &found, self.request.scale);
         let dtype = self.request.dtype.clone().unwrap_or_else(|| entry.dtype.clone());
         draft.push(home, &entry.name, dtype, shape, parts);
@@ -346,17 +346,17 @@ fn head_beside(embedding: &str, head: &str) -> String {
 }
 
 /// `own + scale * (inst - base)`, piece by piece where expert layouts differ.
-fn sum(draft: &mut Draft, own: &[Slice], found: &Found<'_>, scale: f64) -> Vec<Part> {
-    let mut operands = vec![own.to_vec(), draft.slices("inst", &found.inst)];
+fn sum(draft: &mut Draft, own: &[Operand], found: &Found<'_>, scale: f64) -> Vec<Part> {
+    let mut operands = vec![own.to_vec(), draft.operands("inst", &found.inst)];
     if let Some((_, base)) = &found.base {
-        operands.push(draft.slices("base", base));
+        operands.push(draft.operands("base", base));
     }
-    let blend = |group: Vec<Slice>| {
+    let blend = |group: Vec<Operand>| {
         let mut group = group.into_iter();
         let base = group.next();
         let weights = [1.0, -1.0];
-        let terms = group.zip(weights).map(|(slice, weight)| Term::new(slice, weight)).collect();
-        Part::Blend(Box::new(Blend::sum(base.map(Into::into), terms, scale)))
+        let terms = group.zip(weights).map(|(values, weight)| Term::new(values, weight)).collect();
+        Part::Blend(Box::new(Blend::sum(base, terms, scale)))
     };
     line_up(&operands).unwrap_or_default().into_iter().map(blend).collect()
 }

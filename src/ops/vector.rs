@@ -12,10 +12,11 @@ use super::filter::TensorFilter;
 use super::operand::{effective, is_buffer, line_up, rows_of};
 use super::quantised::refuse_quantised;
 use super::sums::{is_vocabulary, mismatch, missing_layers};
+use super::values::{Seen, explained};
 use crate::checkpoint::{Checkpoint, Role, SidecarFile, Stretch, locate};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
-use crate::plan::{Blend, Part, Plan, Slice, Term};
+use crate::plan::{Blend, Operand, Part, Plan, Term};
 
 /// Header metadata of a saved vector: rows of the base model's vocabulary.
 const BASE_ROWS: &str = "elo_surgery.base_vocabulary_rows";
@@ -90,7 +91,7 @@ fn metadata<'a>(checkpoint: &'a Checkpoint, key: &str) -> Option<&'a str> {
     checkpoint.shards().first()?.header.metadata.get(key).map(String::as_str)
 }
 
-fn is_saved_vector(checkpoint: &Checkpoint) -> bool {
+pub(super) fn is_saved_vector(checkpoint: &Checkpoint) -> bool {
     metadata(checkpoint, KIND) == Some(KIND_VECTOR)
 }
 
@@ -101,9 +102,14 @@ pub(super) fn refuse_vectors(models: &[&Checkpoint]) -> Result<()> {
         Some(vector) => Err(Error::Unsupported {
             what: format!("`{}`", vector.name()),
             reason: "it is a saved chat vector, not a model".into(),
-            hint: "add it with `elo-surgery chat-vector --vector DIR --into MODEL`".into(),
+            hint: "add it with `elo-surgery chat-vector --vector DIR --into MODEL`, or with `merge` by task_arithmetic and the like".into(),
         }),
     }
+}
+
+/// Rows of the vocabulary that a saved vector has differences for; further rows are values.
+pub(super) fn vocabulary_of(vector: &Checkpoint) -> Option<u64> {
+    metadata(vector, BASE_ROWS)?.parse().ok()
 }
 
 /// Whether a tensor of a saved vector is a copy of rows, not a difference.
@@ -143,6 +149,18 @@ pub fn save_vector(
     shard_size: Option<u64>,
 ) -> Result<Plan> {
     refuse_vectors(&[inst, base])?;
+    let all = |_: &Checkpoint, _: &str| true;
+    let (inst, base) = (Seen::new(inst, all), Seen::new(base, all));
+    let planned = saved(&inst.checkpoint, &base.checkpoint, filter, shard_size);
+    explained(planned, [inst, base].map(Seen::refusal))
+}
+
+fn saved(
+    inst: &Checkpoint,
+    base: &Checkpoint,
+    filter: &TensorFilter,
+    shard_size: Option<u64>,
+) -> Result<Plan> {
     filter.check(&[inst, base])?;
     let parameters = json!({ "filter": filter.describe(), "shard_size": shard_size });
     let mut draft = Draft::new("save-vector", &parameters);
@@ -176,11 +194,11 @@ pub fn save_vector(
         }
         let wide = a.iter().chain(&b).any(|s| *s.dtype == Dtype::F64);
         let dtype = if wide { Dtype::F64 } else { Dtype::F32 };
-        let (a, b) = (draft.slices("inst", &a), draft.slices("base", &b));
+        let kept = a.first().map_or(Dtype::F32, |stretch| stretch.dtype.clone());
+        let (a, b) = (draft.operands("inst", &a), draft.operands("base", &b));
         let parts = difference(&a, &b, &dtype);
         if vocabulary {
-            let rows = a.iter().cloned().map(Part::Copy).collect();
-            let kept = a.first().map_or(Dtype::F32, |slice| slice.dtype.clone());
+            let rows = a.iter().map(|values| as_dtype(values.clone(), &kept)).collect();
             draft.push(home, &format!("{ROWS}{name}"), kept, shape.clone(), rows);
         }
         draft.push(home, name, dtype, shape, parts);
@@ -197,8 +215,8 @@ pub fn save_vector(
 }
 
 /// Rows both have as differences, further rows of the instruct model as they are.
-fn difference(a: &[Slice], b: &[Slice], dtype: &Dtype) -> Vec<Part> {
-    let subtract = |a: Slice, b: Slice| {
+fn difference(a: &[Operand], b: &[Operand], dtype: &Dtype) -> Vec<Part> {
+    let subtract = |a: Operand, b: Operand| {
         let terms = vec![Term::new(a, 1.0), Term::new(b, -1.0)];
         Part::Blend(Box::new(Blend::sum(None, terms, 1.0)))
     };
@@ -212,7 +230,7 @@ fn difference(a: &[Slice], b: &[Slice], dtype: &Dtype) -> Vec<Part> {
     let ([a], [b]) = (a, b) else {
         return Vec::new();
     };
-    let (rows, shared) = (a.shape.rows(), a.shape.rows().min(b.shape.rows()));
+    let (rows, shared) = (a.shape().rows(), a.shape().rows().min(b.shape().rows()));
     let mut parts = vec![subtract(rows_of(a, 0, shared), rows_of(b, 0, shared))];
     if shared < rows {
         parts.push(as_dtype(rows_of(a, shared, rows), dtype));

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::draft::as_dtype;
 use super::operand::rows_of;
 use crate::format::{Dtype, Shape};
-use crate::plan::{Blend, Part, Slice, Term};
+use crate::plan::{Blend, Operand, Part, Term};
 
 /// How a chat vector treats embedding and head when their rows differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -40,16 +40,16 @@ impl FromStr for VocabularyPolicy {
 
 /// A vocabulary-sized tensor of the target and its delta.
 pub(super) struct Rows {
-    /// The target's slice.
-    pub(super) into: Slice,
-    /// The instruct model's slice (or the saved difference).
-    pub(super) inst: Slice,
-    /// The base model's slice; none when the difference was saved.
-    pub(super) base: Option<Slice>,
+    /// The target's values.
+    pub(super) into: Operand,
+    /// The instruct model's values (or the saved difference).
+    pub(super) inst: Operand,
+    /// The base model's values; none when the difference was saved.
+    pub(super) base: Option<Operand>,
     /// Rows of the base model, from where on the instruct rows are no differences.
     pub(super) base_rows: u64,
     /// Where the instruct model's own rows are: `inst`, or the copy beside a saved difference.
-    pub(super) further: Slice,
+    pub(super) further: Operand,
     /// Factor of the difference.
     pub(super) scale: f64,
 }
@@ -60,7 +60,7 @@ impl Rows {
     /// Rows that all three have are blended; the target's further rows are copied; under `extend` the instruct
     /// model's rows beyond those follow as they are (target and base count as 0 there).
     pub(super) fn parts(&self, policy: VocabularyPolicy, dtype: &Dtype) -> (Shape, Vec<Part>) {
-        let (c, a) = (self.into.shape.rows(), self.inst.shape.rows());
+        let (c, a) = (self.into.shape().rows(), self.inst.shape().rows());
         let shared = c.min(a).min(self.base_rows);
         let total = if policy == VocabularyPolicy::Extend { c.max(a) } else { c };
         let mut parts = Vec::new();
@@ -69,7 +69,7 @@ impl Rows {
             if let Some(base) = &self.base {
                 terms.push(Term::new(rows_of(base, 0, shared), -1.0));
             }
-            let base = Some(rows_of(&self.into, 0, shared).into());
+            let base = Some(rows_of(&self.into, 0, shared));
             parts.push(Part::Blend(Box::new(Blend::sum(base, terms, self.scale))));
         }
         if shared < c {
@@ -78,6 +78,6 @@ impl Rows {
         if c < total {
             parts.push(as_dtype(rows_of(&self.further, c, total), dtype));
         }
-        (self.into.shape.with_rows(total), parts)
+        (self.into.shape().with_rows(total), parts)
     }
 }

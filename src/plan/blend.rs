@@ -3,8 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Gather, Slice, Solve};
-use crate::format::Dtype;
+use super::{Chain, Operand, Slice, Solve};
 
 /// `base + lambda * (w0*v0 + w1*v1 + ...)`, element by element.
 ///
@@ -51,6 +50,9 @@ pub struct Blend {
     /// Whether the sum becomes a mean.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divide: Option<Divide>,
+    /// mergekit's operations and roundings, which then say what is computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Chain>,
 }
 
 /// What a [`Solve`] finds weights for, each from its elements alone.
@@ -72,17 +74,6 @@ pub enum Span {
         /// Elements of a row.
         columns: u64,
     },
-}
-
-/// What values are read from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Operand {
-    /// The elements.
-    pub slice: Slice,
-    /// The elements are rows of that slice and of others, in another order.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gather: Option<Box<Gather>>,
 }
 
 /// One weighted operand.
@@ -152,13 +143,19 @@ pub enum Keep {
         columns: u64,
     },
     /// Where the variance of all terms' values around their mean is among the largest (SCE, arXiv 2408.07990): so many of those
-    /// where it is not zero, rounded down. The same for all terms.
+    /// where it is not zero, rounded down. The same for all terms. It is the mean of the squares of `v - m`, where `m` is the mean of
+    /// the values; both are added up in the order of the terms in f64 and divided by their number. What comes of it is rounded to
+    /// f32.
     Varied {
         /// From 0 to 1.
         share: f64,
     },
-    /// Where `|v|` times the Kullback-Leibler divergence of the row's softmax from the base's, element by element, is at least the median
+    /// Where `|v|` times the Kullback-Leibler divergence of the row's softmax from that of the base's row is at least the median
     /// plus 1.5 times the interquartile range of that over the part (mergekit's `arcee_fusion`).
+    ///
+    /// The divergence is the sum of `p * ln(p/q)` over the row in order, of the softmaxes plus 1e-8. All arithmetic is f64 with exponentials
+    /// and logarithms in software; the product is rounded to f32. Median and quartiles are the elements `floor(q * (n - 1))` of
+    /// all `n` in order.
     Important {
         /// Elements of a row.
         columns: u64,
@@ -205,12 +202,19 @@ impl Blend {
             span: Span::Part,
             vote: None,
             divide: None,
+            chain: None,
         }
     }
 
-    /// How often its inputs are read: once to compute, and as often as needed to know weights and thresholds before.
+    /// How often its inputs are read at most: once to compute, and as often as needed to know weights and thresholds before. Sums
+    /// take one look, thresholds two, and a third where equal magnitudes must be told apart by their places; importance takes one
+    /// more. Weights of rows are found when the rows are computed.
     pub fn sweeps(&self) -> u32 {
-        if self.terms.is_empty() { 0 } else { 1 + u32::from(self.solve.is_some()) }
+        match &self.chain {
+            _ if self.terms.is_empty() => 0,
+            Some(chain) => 1 + u32::from(chain.looks(self)),
+            None => 1 + self.looks().count(),
+        }
     }
 
     /// Base and operands.
@@ -218,7 +222,7 @@ impl Blend {
         self.base.iter().chain(self.terms.iter().map(|term| &term.operand))
     }
 
-    /// The slices of base and operands: everything that is read.
+    /// Everything that base and operands are made of.
     pub fn slices(&self) -> impl Iterator<Item = &Slice> {
         self.operands().flat_map(Operand::slices)
     }
@@ -228,35 +232,8 @@ impl Blend {
         let plain = |term: &Term| {
             term.keep.is_all() && is_one(&term.gain) && !term.rescale && is_one(&term.alone)
         };
-        !self.deltas && self.vote.is_none() && self.divide.is_none() && self.terms.iter().all(plain)
-    }
-}
-
-impl Operand {
-    /// How many elements it has; `None` if that does not fit 64 bits.
-    pub fn elements(&self) -> Option<u64> {
-        match &self.gather {
-            Some(rows) => rows.rows()?.checked_mul(rows.columns),
-            None => self.slice.shape.elements(),
-        }
-    }
-
-    /// What its elements are.
-    pub fn dtype(&self) -> &Dtype {
-        let own = &self.slice.dtype;
-        self.gather.as_ref().map_or(own, |rows| rows.dtype(own))
-    }
-
-    /// The slices it is read from.
-    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
-        let further = self.gather.iter().flat_map(|rows| &rows.further);
-        std::iter::once(&self.slice).chain(further)
-    }
-
-    /// Bytes that are read for it.
-    pub fn bytes(&self) -> u64 {
-        let all = self.slice.bytes.end - self.slice.bytes.start;
-        self.gather.as_ref().map_or(all, |rows| rows.read(&self.slice))
+        let sum = !self.deltas && self.chain.is_none();
+        sum && self.vote.is_none() && self.divide.is_none() && self.terms.iter().all(plain)
     }
 }
 
@@ -275,14 +252,8 @@ impl Term {
 }
 
 impl Keep {
-    const fn is_all(&self) -> bool {
+    pub(crate) const fn is_all(&self) -> bool {
         matches!(self, Self::All)
-    }
-}
-
-impl From<Slice> for Operand {
-    fn from(slice: Slice) -> Self {
-        Self { slice, gather: None }
     }
 }
 

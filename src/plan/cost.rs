@@ -4,11 +4,13 @@ use serde::Serialize;
 
 use super::{Operand, Part, Plan};
 
-/// Bytes by what happens to them. Every count is exact.
+/// Bytes by what happens to them. Every count is exact, but that of bytes read where thresholds are to be found: it is the most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Cost {
     /// Bytes read from sources: copied ones once, operands of blends once a sweep.
     pub read: u64,
+    /// How often the inputs of a blend are read at most: more than once if weights or thresholds depend on whole tensors.
+    pub sweeps: u32,
     /// Bytes of all output shards, headers included.
     pub written: u64,
     /// Of those, bytes copied as they are (shareable on a filesystem with reflinks).
@@ -36,9 +38,10 @@ pub(super) fn cost(plan: &Plan) -> Cost {
                     cost.copied += len;
                     cost.read += len;
                 }
-                Part::Fill { .. } => cost.computed += len,
+                Part::Fill { .. } | Part::Random(_) => cost.computed += len,
                 Part::Blend(blend) => {
                     cost.computed += len;
+                    cost.sweeps = cost.sweeps.max(blend.sweeps());
                     let operands: u64 = blend.operands().map(Operand::bytes).sum();
                     cost.read += operands * u64::from(blend.sweeps());
                 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Slice;
-use crate::format::Dtype;
+use crate::format::{Dtype, Shape};
 
 /// The rows of an operand, in order.
 ///
@@ -13,8 +13,8 @@ use crate::format::Dtype;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gather {
-    /// Elements of a row.
-    pub columns: u64,
+    /// Dimensions of the rows together.
+    pub shape: Shape,
     /// More matrices that rows come from, numbered from 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub further: Vec<Slice>,
@@ -58,9 +58,9 @@ impl Rows {
 }
 
 impl Gather {
-    /// How many rows there are; `None` if that does not fit 64 bits.
-    pub fn rows(&self) -> Option<u64> {
-        self.runs.iter().try_fold(0_u64, |sum, run| sum.checked_add(run.count()))
+    /// Elements of a row.
+    pub fn columns(&self) -> u64 {
+        self.shape.with_rows(1).elements().unwrap_or(0)
     }
 
     /// What the elements are, if the first matrix has these.
@@ -74,10 +74,10 @@ impl Gather {
     }
 
     /// Bytes that are read from its matrices.
-    pub(super) fn read(&self, own: &Slice) -> u64 {
+    pub(super) fn bytes(&self, own: &Slice) -> u64 {
         let row = |matrix: u32| {
             let width = self.matrix(own, matrix).and_then(|slice| slice.dtype.bytes()).unwrap_or(0);
-            width * self.columns
+            width * self.columns()
         };
         let bytes = |run: &Rows| match run {
             Rows::Take(matrix, _, count) => count * row(*matrix),
@@ -97,7 +97,8 @@ impl Gather {
 
     /// Whether every row exists.
     pub(super) fn check(&self, own: &Slice) -> Result<(), String> {
-        if self.columns == 0 {
+        let columns = self.columns();
+        if columns == 0 {
             return Err("rows of no elements are put together".into());
         }
         let mut rows = Vec::new();
@@ -106,10 +107,10 @@ impl Gather {
                 return Err(format!("rows of {} cannot be put together", slice.dtype));
             }
             let elements = slice.shape.elements().ok_or("its size overflows 64 bits")?;
-            if elements % self.columns != 0 {
-                return Err(format!("{} has no rows of {} elements", slice.shape, self.columns));
+            if elements % columns != 0 {
+                return Err(format!("{} has no rows of {columns} elements", slice.shape));
             }
-            rows.push(elements / self.columns);
+            rows.push(elements / columns);
         }
         let within = |matrix: u32, first: u64, count: u64| {
             let end = first.checked_add(count);
@@ -131,14 +132,17 @@ impl Gather {
                 }
                 Rows::Constant(which, _) => {
                     let values = self.constants.get(*which as usize).map(Vec::len);
-                    if values.is_none_or(|len| len as u64 != self.columns) {
+                    if values.is_none_or(|len| len as u64 != columns) {
                         return Err(format!("constant {which} is no row"));
                     }
                 }
                 Rows::Zero(_) => {}
             }
         }
-        let all = self.rows().and_then(|rows| rows.checked_mul(self.columns));
-        all.map(|_| ()).ok_or_else(|| "its size overflows 64 bits".into())
+        let count = self.runs.iter().try_fold(0_u64, |sum, run| sum.checked_add(run.count()));
+        if count != Some(self.shape.rows()) || self.shape.elements().is_none() {
+            return Err(format!("{} runs of rows do not make up {}", self.runs.len(), self.shape));
+        }
+        Ok(())
     }
 }

@@ -9,10 +9,14 @@
 //!   tensors themselves (angles, norms), [`Solve`] says how; [`Keep`], [`Vote`] and [`Divide`] say which elements count.
 
 mod blend;
+mod chain;
 mod cost;
 mod digest;
 mod gather;
+mod keep;
+mod operand;
 mod path_text;
+mod random;
 mod solve;
 mod validate;
 
@@ -22,9 +26,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use blend::{Blend, Divide, Keep, Operand, Span, Term, Vote};
+pub use blend::{Blend, Divide, Keep, Span, Term, Vote};
+pub use chain::{Chain, Steps};
 pub use cost::Cost;
 pub use gather::{Gather, Rows};
+pub use operand::{Codes, LowRank, Operand};
+pub use random::{Distribution, Random};
 pub use solve::Solve;
 
 use crate::error::Result;
@@ -108,6 +115,8 @@ pub enum Part {
         /// The pattern, in the low bits.
         bits: u64,
     },
+    /// Random elements.
+    Random(Random),
     /// Computed elements.
     Blend(Box<Blend>),
 }
@@ -180,24 +189,25 @@ pub enum Numerics {
     /// f32 arithmetic and one rounding, as [`Blend`] says.
     #[default]
     Precise,
+    /// mergekit's: computed blends have a [`Chain`] of roundings.
+    Mergekit,
 }
 
 impl Part {
+    /// The chain of roundings of a computed part that has one, and what it joins.
+    pub fn chain(&self) -> Option<(&Chain, &Blend)> {
+        match self {
+            Self::Blend(blend) => Some((blend.chain.as_ref()?, blend)),
+            _ => None,
+        }
+    }
+
     /// The slices it reads, base first.
     pub fn slices(&self) -> Vec<&Slice> {
         match self {
             Self::Copy(slice) => vec![slice],
-            Self::Fill { .. } => Vec::new(),
+            Self::Fill { .. } | Self::Random(_) => Vec::new(),
             Self::Blend(blend) => blend.slices().collect(),
-        }
-    }
-
-    /// What the elements of each operand are, base first.
-    pub fn dtypes(&self) -> Vec<&Dtype> {
-        match self {
-            Self::Copy(slice) => vec![&slice.dtype],
-            Self::Fill { .. } => Vec::new(),
-            Self::Blend(blend) => blend.operands().map(Operand::dtype).collect(),
         }
     }
 }
@@ -217,7 +227,9 @@ impl Output {
     pub fn part_elements(&self, part: &Part) -> Option<u64> {
         match part {
             Part::Copy(slice) => slice.shape.elements(),
-            Part::Fill { rows, .. } => self.shape.with_rows(*rows).elements(),
+            Part::Fill { rows, .. } | Part::Random(Random { rows, .. }) => {
+                self.shape.with_rows(*rows).elements()
+            }
             Part::Blend(blend) => blend.terms.first()?.operand.elements(),
         }
     }
@@ -259,6 +271,13 @@ impl Plan {
     /// Checks everything an engine relies on; all arithmetic is checked. Plans from files must pass this first.
     pub fn validate(&self) -> Result<()> {
         validate::validate(self)
+    }
+
+    /// Most memory that it takes to find out what is kept of a part, where that takes more than tiles: see
+    /// [`Chain::memory`].
+    pub fn held(&self) -> u64 {
+        let parts = self.tensors.iter().flat_map(|tensor| &tensor.parts);
+        parts.filter_map(Part::chain).map(|(chain, blend)| chain.memory(blend)).max().unwrap_or(0)
     }
 
     /// Bytes to read, write and compute.

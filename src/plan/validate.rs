@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Component, Path};
 
-use super::{Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, Span};
+use super::{Numerics, Operand, Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, keep};
 use crate::error::{Error, Result, printable};
 use crate::format::Dtype;
 
@@ -89,7 +89,7 @@ fn check_tensor(plan: &Plan, tensor: &Output) -> Result<(), String> {
         for slice in part.slices() {
             check_slice(plan, slice)?;
         }
-        check_part(tensor, part)?;
+        check_part(plan, tensor, part)?;
         let elements = tensor.part_elements(part).ok_or("its size overflows 64 bits")?;
         filled = filled.checked_add(elements).ok_or("its size overflows 64 bits")?;
     }
@@ -102,30 +102,33 @@ fn check_tensor(plan: &Plan, tensor: &Output) -> Result<(), String> {
     Ok(())
 }
 
-fn check_part(tensor: &Output, part: &Part) -> Result<(), String> {
+fn check_part(plan: &Plan, tensor: &Output, part: &Part) -> Result<(), String> {
     match part {
         Part::Copy(slice) if slice.dtype != tensor.dtype => {
             Err(format!("{} bytes copied into a {} tensor", slice.dtype, tensor.dtype))
         }
         Part::Blend(blend) => {
             for operand in blend.operands() {
-                operand.gather.as_ref().map_or(Ok(()), |rows| rows.check(&operand.slice))?;
+                operand.check()?;
             }
-            let first = blend.terms.first().ok_or("a blend without terms")?;
-            let elements = first.operand.elements();
-            if let Some(odd) = blend.operands().find(|o| o.elements() != elements) {
-                let shape = &first.operand.slice.shape;
-                return Err(format!("a blend of shapes {shape} and {}", odd.slice.shape));
+            let first = blend.terms.first().map(|t| &t.operand).ok_or("a blend without terms")?;
+            if let Some(odd) = blend.operands().find(|o| o.elements() != first.elements()) {
+                return Err(format!("a blend of shapes {} and {}", first.shape(), odd.shape()));
             }
-            let mut dtypes = blend.slices().map(|s| &s.dtype).chain([&tensor.dtype]);
+            let mut dtypes = blend.operands().map(Operand::dtype).chain([&tensor.dtype]);
             if let Some(odd) = dtypes.find(|d| !d.is_float()) {
                 return Err(format!("{odd} cannot be computed on"));
             }
-            if !blend.is_plain() || blend.span != Span::Part {
-                return Err("a blend that is not plain is not carried out yet".into());
+            if let Some(chain) = &blend.chain {
+                return match plan.numerics {
+                    Numerics::Mergekit => chain.check(blend),
+                    Numerics::Precise => Err("a chain of roundings in precise arithmetic".into()),
+                };
             }
+            keep::check(blend, first.elements().unwrap_or(0))?;
             blend.solve.map_or(Ok(()), |solve| solve.check(blend))
         }
+        Part::Random(random) => random.check(tensor),
         _ => Ok(()),
     }
 }

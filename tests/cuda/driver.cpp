@@ -819,8 +819,8 @@ API cuOccupancyMaxPotentialBlockSizeWithFlags(int* grid, int* block, void* handl
     return SUCCESS;
 }
 
-// A word of the parameters that is an address of another device would fault there. The last word of each struct has dtypes and
-// padding, which may hold anything.
+// A word of the parameters that is an address of another device would fault there. The last word of each struct has dtypes,
+// flags and padding, which may hold anything.
 static void check_parameters(Call& call, const Function& function, const std::vector<std::vector<char>>& values) {
     for (auto& value : values) {
         for (size_t at = 0; at + 16 <= value.size(); at += 8) {

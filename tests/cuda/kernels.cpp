@@ -30,9 +30,28 @@ template <class Real> void check(const Blend<Real>& blend) {
     check_elements(blend.health, 8);
 }
 
+void check_masks(const u8* keep, u32 terms) {
+    for (u32 k = 0; k < terms; k++) {
+        if (keep[k] > KEEP_NEAR) shim::fail("a mask that there is not", nullptr);
+    }
+}
+
+template <class Real> void check(const Rules<Real>& rules) {
+    check(rules.blend);
+    if (rules.deltas && !rules.blend.base) shim::fail("deltas without a base", nullptr);
+    if (rules.deltas > 1 || rules.divide > 1 || rules.vote > VOTE_PLAIN) shim::fail("rules that there are not", nullptr);
+    check_masks(rules.keep, rules.blend.terms);
+}
+
 void check(const Sums& task) {
     check_operands(task);
     check_elements(task.sums, 8);
+    if (!task.want || task.want > (MAGNITUDES | PRODUCTS)) shim::fail("sums that there are not", nullptr);
+}
+
+void check(const MaskedSums& task) {
+    check(task.sums);
+    check_masks(task.keep, task.sums.terms);
 }
 
 void check(const Histogram& task) {
@@ -54,8 +73,10 @@ const Entry ENTRIES[] = {
     ELEMENTWISE(chat_vector_bf16, Blend<float>), ELEMENTWISE(chat_vector_f16, Blend<float>),
     ELEMENTWISE(chat_vector_f32, Blend<float>),  ELEMENTWISE(chat_vector_e4m3, Blend<float>),
     ELEMENTWISE(chat_vector_e5m2, Blend<float>), ELEMENTWISE(blend_single, Blend<float>),
-    ELEMENTWISE(blend_double, Blend<double>),    TOGETHER(sums_single, Sums),
-    TOGETHER(sums_double, Sums),                 TOGETHER(histogram_single, Histogram),
+    ELEMENTWISE(blend_double, Blend<double>),    ELEMENTWISE(ruled_single, Rules<float>),
+    ELEMENTWISE(ruled_double, Rules<double>),    TOGETHER(sums_single, Sums),
+    TOGETHER(sums_double, Sums),                 TOGETHER(masked_sums_single, MaskedSums),
+    TOGETHER(masked_sums_double, MaskedSums),    TOGETHER(histogram_single, Histogram),
     TOGETHER(histogram_double, Histogram),
 };
 

@@ -56,8 +56,13 @@ template <class T> inline T xor_(T a, T b) { return a ^ b; }
 template <class T> inline T not_(T a) { return std::is_same_v<T, bool> ? !a : (T)~a; }
 template <class T> inline T neg_(T a) { return -a; }
 template <class T> inline T abs_(T a) { return std::fabs(a); }
-template <class T> inline T min_(T a, T b) { return a < b ? a : b; }
-template <class T> inline T max_(T a, T b) { return a > b ? a : b; }
+template <class T> inline T div_(T a, T b) {
+    static_assert(std::is_floating_point_v<T>);
+    return canonical((T)(a / b));
+}
+// Of a number and a NaN it is the number.
+template <class T> inline T min_(T a, T b) { return a < b || b != b ? a : b; }
+template <class T> inline T max_(T a, T b) { return a > b || b != b ? a : b; }
 template <class T> inline T shl_(T a, T by) { return (u64)by < 8 * sizeof(T) ? (T)(a << by) : 0; }
 template <class T> inline T shr_(T a, T by) { return (u64)by < 8 * sizeof(T) ? (T)(a >> by) : (T)(a < 0 ? -1 : 0); }
 template <class T> inline T selp_(T a, T b, bool chosen) { return chosen ? a : b; }

@@ -100,6 +100,8 @@ static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline double __dadd_rn(double a, double b) { return a + b; }
 static inline double __dsub_rn(double a, double b) { return a - b; }
 static inline double __dmul_rn(double a, double b) { return a * b; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
+static inline double __ddiv_rn(double a, double b) { return a / b; }
 static inline float __double2float_rn(double value) { return (float)value; }
 
 static inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }

@@ -16,13 +16,14 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 27] = [
     "",
     "extract",
     "inject",
     "chat-vector",
     "merge",
     "transplant",
+    "lora",
     "reshard",
     "cast",
     "inspect",

@@ -10,6 +10,7 @@
     reason = "a test: it fails loudly, and rounds where it says so"
 )]
 
+mod rules;
 mod sweeps;
 
 use elo_surgery::engine::{BlendTile, Device, Health, Operand, Reference, Simd};
@@ -236,6 +237,7 @@ fn conforms(device: &dyn Device) {
     sums_round_like_the_reference(device);
     wrong_tiles_are_refused(device);
     sweeps::conforms(device);
+    rules::conforms(device);
 }
 
 fn every_pattern_converts_to_every_dtype(device: &dyn Device) {

@@ -47,7 +47,8 @@ fn no_product_is_fused_and_no_subnormal_is_flushed() {
             !fused && !instruction.contains(".ftz") && !instruction.contains(".approx"),
             "{line}"
         );
-        let rounds = ["add", "sub", "mul"].iter().any(|op| instruction.starts_with(op)) && is_float;
+        let rounds =
+            ["add", "sub", "mul", "div"].iter().any(|op| instruction.starts_with(op)) && is_float;
         assert!(!rounds || instruction.contains(".rn."), "{line}");
     }
 }

@@ -5,6 +5,8 @@
 #[cfg(feature = "pipeline")]
 mod backends;
 #[cfg(feature = "cli")]
+mod chain;
+#[cfg(feature = "cli")]
 mod cli;
 mod conformance;
 #[cfg(feature = "cli")]
@@ -13,6 +15,8 @@ mod crash;
 mod cuda;
 mod devices;
 #[cfg(feature = "cli")]
+mod extension;
+#[cfg(feature = "cli")]
 mod faults;
 mod floors;
 #[cfg(feature = "cli")]
@@ -20,11 +24,15 @@ mod golden;
 #[cfg(feature = "cli")]
 mod hostile;
 mod kernels;
+mod lora;
 #[cfg(feature = "cli")]
 mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;
+mod quantised;
+#[cfg(feature = "cli")]
+mod randoms;
 mod solved;
 mod support;
 #[cfg(feature = "trainer")]

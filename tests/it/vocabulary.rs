@@ -425,10 +425,11 @@ fn gathered_rows_are_what_they_say() {
             }
         }
     }
-    let gather = Gather { columns, further: vec![slice("b")], constants: vec![constant], runs };
+    let shape = Shape(vec![total, columns]);
+    let of = shape.clone();
+    let gather = Gather { shape: of, further: vec![slice("b")], constants: vec![constant], runs };
     let operand = Operand { gather: Some(Box::new(gather)), ..slice("a").into() };
     assert_eq!(operand.dtype(), &Dtype::F32);
-    let shape = Shape(vec![total, columns]);
     let plan = |operand: Operand| Plan {
         version: PLAN_VERSION,
         operation: Operation { verb: "test".into(), parameters: serde_json::Map::new() },
@@ -472,17 +473,19 @@ fn gathered_rows_are_what_they_say() {
         assert!(found == expected, "tiles of {tile}");
     }
     // What does not exist is refused before anything is read.
-    for bad in [
-        Rows::Take(0, 299, 2),
-        Rows::Take(2, 0, 1),
-        Rows::Take(0, u64::MAX, 1),
-        Rows::Constant(1, 1),
-        Rows::Mix(vec![(0, 300, 1.0)]),
-        Rows::Mix(vec![(0, 0, f64::NAN)]),
-        Rows::Zero(u64::MAX),
+    for (bad, why) in [
+        (Rows::Take(0, 299, 2), "2 rows from 299 of matrix 0 do not exist"),
+        (Rows::Take(2, 0, 1), "1 rows from 0 of matrix 2 do not exist"),
+        (Rows::Take(0, u64::MAX, 1), "do not exist"),
+        (Rows::Constant(1, 1), "constant 1 is no row"),
+        (Rows::Mix(vec![(0, 300, 1.0)]), "1 rows from 300 of matrix 0"),
+        (Rows::Mix(vec![(0, 0, f64::NAN)]), "row 0 weighs NaN"),
+        (Rows::Zero(u64::MAX), "do not make up"),
+        (Rows::Zero(1), "do not make up"),
     ] {
         let mut operand = operand.clone();
         operand.gather.as_mut().unwrap().runs.push(bad.clone());
-        assert!(plan(operand).validate().is_err(), "{bad:?}");
+        let refused = plan(operand).validate().unwrap_err().to_string();
+        assert!(refused.contains(why), "{bad:?}: {refused}");
     }
 }

@@ -134,6 +134,36 @@ pub fn set_dtype(config: &mut Map<String, Value>, dtype: &Dtype) {
     }
 }
 
+/// What `quantization_config` says.
+pub(crate) fn quantization_settings(config: &Map<String, Value>) -> Option<&Map<String, Value>> {
+    text_scopes(config).iter().rev().find_map(|scope| {
+        let map = scope.get(config)?;
+        ["quantization_config", "compression_config"]
+            .iter()
+            .find_map(|key| map.get(*key).and_then(Value::as_object))
+    })
+}
+
+/// Takes every `quantization_config` out.
+pub(crate) fn remove_quantization(config: &mut Map<String, Value>) {
+    for scope in text_scopes(config) {
+        for key in ["quantization_config", "compression_config"] {
+            if let Some(map) = scope.get_mut(config) {
+                map.shift_remove(key);
+            }
+        }
+    }
+}
+
+/// The float dtype that the config names for the weights.
+pub(crate) fn value_dtype(config: &Map<String, Value>) -> Option<Dtype> {
+    let named = innermost(config, |map| {
+        let name = ["dtype", "torch_dtype"].iter().find_map(|key| map.get(*key)?.as_str())?;
+        name.trim_start_matches("torch.").parse().ok()
+    });
+    named.filter(|dtype: &Dtype| !dtype.is_f8())
+}
+
 /// PyTorch's name of a dtype.
 fn torch_name(dtype: &Dtype) -> Option<&'static str> {
     Some(match dtype {

@@ -10,6 +10,7 @@ mod cycles;
 mod depth;
 mod experts;
 mod fields;
+mod moe;
 mod problem;
 mod rules;
 #[cfg(test)]
@@ -20,6 +21,8 @@ use serde_json::{Map, Value};
 use super::architecture::{Anatomy, COUNT_KEYS};
 pub(super) use access::{Scope, text_scopes, whole_number};
 pub use access::{is_tied, quantization, set_dtype, set_tied, set_vocab_size, vocab_size};
+pub(super) use access::{quantization_settings, remove_quantization, value_dtype};
+pub use moe::{MoeTwin, densified, set_experts, sparsified};
 pub use problem::ConfigProblem;
 use problem::shown;
 

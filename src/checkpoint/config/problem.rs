@@ -54,7 +54,7 @@ pub enum ConfigProblem {
         reason: String,
     },
     /// The model computes with the layer's index or with the number of layers.
-    #[error("removing layers changes what the others of `{family}` compute: {reason}")]
+    #[error("layers of `{family}` compute something else in another stack: {reason}")]
     DependsOnDepth {
         /// The family, as `model_type`.
         family: String,
@@ -70,6 +70,22 @@ pub enum ConfigProblem {
         key: String,
         /// Its value, as JSON.
         value: String,
+    },
+    /// What the config says of experts is not what the tensors have, or it says nothing.
+    #[error("`{key}` is {found}, and the tensors have {experts} experts a layer")]
+    Experts {
+        /// The field that counts them.
+        key: String,
+        /// Its value, as JSON, or `not set`.
+        found: String,
+        /// How many the tensors have.
+        experts: u64,
+    },
+    /// The family has no twin of the other kind: dense without experts, or with experts.
+    #[error("{reason}")]
+    NoTwin {
+        /// Why not.
+        reason: String,
     },
     /// The model has an encoder and a decoder, whose layers a config counts apart.
     #[error("`{family}` is an encoder-decoder model, only decoders are supported")]

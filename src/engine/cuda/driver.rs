@@ -8,6 +8,7 @@
 
 use std::ffi::c_int;
 use std::fmt;
+use std::sync::OnceLock;
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -78,12 +79,22 @@ impl fmt::Display for Gpu {
     }
 }
 
-/// The GPUs of this machine that the kernels run on, by number.
+/// The GPUs of this machine that the kernels run on, by number. The driver is asked once: what it sees does not change while the
+/// program runs.
 ///
 /// # Errors
 ///
 /// [`Error::Device`] with the reason and the way out: no driver, an old or broken one, no GPU, only old ones.
 pub fn gpus() -> Result<Vec<Gpu>> {
+    static FOUND: OnceLock<Vec<Gpu>> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(found.clone());
+    }
+    let found = ask()?;
+    Ok(FOUND.get_or_init(|| found).clone())
+}
+
+fn ask() -> Result<Vec<Gpu>> {
     check_library()?;
     // SAFETY: the pointer is to a live integer.
     let version = unsafe {

@@ -19,6 +19,7 @@ use cudarc::nvrtc::Ptx;
 use super::driver::Gpu;
 use super::failure::failed;
 use super::kernels::{BLOCK, BlendAt, Entry, PTX};
+use super::rules::RuledAt;
 use crate::engine::device::HostMemory;
 use crate::error::Result;
 
@@ -83,14 +84,27 @@ impl OpenGpu {
         stream: &CudaStream,
         blend: &BlendAt<'_>,
     ) -> std::result::Result<(), DriverError> {
-        #[expect(clippy::cast_possible_truncation, reason = "rounded once, as the contract says")]
-        let single = |factor: f64| factor as f32;
-        let (entry, blocks) = (blend.entry(), blocks_of(blend.elements));
+        let (entry, blocks) = (blend.entry(false), blocks_of(blend.elements));
         match entry {
             Entry::BlendDouble => {
                 self.start(stream, entry, blocks, &blend.parameters(|factor| factor))
             }
             _ => self.start(stream, entry, blocks, &blend.parameters(single)),
+        }
+    }
+
+    /// The same for a tile with rules.
+    pub(super) fn launch_ruled(
+        &self,
+        stream: &CudaStream,
+        ruled: &RuledAt<'_>,
+    ) -> std::result::Result<(), DriverError> {
+        let (entry, blocks) = (ruled.blend.entry(true), blocks_of(ruled.blend.elements));
+        match entry {
+            Entry::RuledDouble => {
+                self.start(stream, entry, blocks, &ruled.parameters(|factor| factor))
+            }
+            _ => self.start(stream, entry, blocks, &ruled.parameters(single)),
         }
     }
 
@@ -115,6 +129,11 @@ impl OpenGpu {
         };
         Ok(())
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounded once, as the contract says")]
+const fn single(factor: f64) -> f32 {
+    factor as f32
 }
 
 /// Blocks that have a step's work for every thread.

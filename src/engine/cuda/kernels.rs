@@ -7,7 +7,7 @@
 use cudarc::driver::DeviceRepr;
 
 use crate::engine::float::Float;
-use crate::engine::sweep::Digit;
+use crate::engine::sweep::{Digit, Want};
 
 /// The kernels as PTX, made from `kernels/` by `kernels/build.sh`; the driver compiles it for its GPU.
 pub(super) const PTX: &str = include_str!("../../../kernels/elo_surgery.ptx");
@@ -63,8 +63,12 @@ entries! {
     ChatVectorE5M2 = "chat_vector_e5m2",
     BlendSingle = "blend_single",
     BlendDouble = "blend_double",
+    RuledSingle = "ruled_single",
+    RuledDouble = "ruled_double",
     SumsSingle = "sums_single",
     SumsDouble = "sums_double",
+    MaskedSumsSingle = "masked_sums_single",
+    MaskedSumsDouble = "masked_sums_double",
     HistogramSingle = "histogram_single",
     HistogramDouble = "histogram_double",
 }
@@ -80,10 +84,12 @@ pub(super) struct BlendParameters<R> {
     term: [u64; MAX_TERMS],
     weight: [R; MAX_TERMS],
     lambda: R,
+    unused: R,
     terms: u32,
+    term_dtype: [u8; MAX_TERMS],
     out_dtype: u8,
     base_dtype: u8,
-    term_dtype: [u8; MAX_TERMS],
+    padding: [u8; 2],
 }
 
 // SAFETY: numbers only, laid out as C lays them out.
@@ -100,8 +106,10 @@ pub(super) struct SumsParameters {
     sums: u64,
     term: [u64; MAX_TERMS],
     terms: u32,
-    base_dtype: u8,
     term_dtype: [u8; MAX_TERMS],
+    base_dtype: u8,
+    want: u8,
+    padding: [u8; 2],
 }
 
 // SAFETY: as above.
@@ -109,15 +117,23 @@ unsafe impl DeviceRepr for SumsParameters {}
 
 impl SumsParameters {
     /// At most [`MAX_TERMS`] terms; `sums` is an address.
-    pub(super) fn new(elements: u64, base: Option<Place>, terms: &[Place], sums: u64) -> Self {
+    pub(super) fn new(
+        elements: u64,
+        base: Option<Place>,
+        terms: &[Place],
+        want: Want,
+        sums: u64,
+    ) -> Self {
         let mut parameters = Self {
             elements,
             base: base.map_or(0, |base| base.address),
             sums,
             term: [0; MAX_TERMS],
             terms: u32::try_from(terms.len()).unwrap_or(0),
-            base_dtype: base.map_or(0, |base| code(base.float)),
             term_dtype: [0; MAX_TERMS],
+            base_dtype: base.map_or(0, |base| code(base.float)),
+            want: u8::from(want.magnitudes()) | u8::from(want.products()) << 1,
+            padding: [0; 2],
         };
         for (i, place) in terms.iter().enumerate().take(MAX_TERMS) {
             parameters.term[i] = place.address;
@@ -139,6 +155,7 @@ pub(super) struct HistogramParameters {
     high: u32,
     base_dtype: u8,
     term_dtype: u8,
+    padding: [u8; 6],
 }
 
 // SAFETY: as above.
@@ -166,6 +183,7 @@ impl HistogramParameters {
             high,
             base_dtype: base.map_or(0, |base| code(base.float)),
             term_dtype: code(term.float),
+            padding: [0; 6],
         }
     }
 }
@@ -194,10 +212,13 @@ impl BlendAt<'_> {
         [self.out].into_iter().chain(self.base).chain(terms)
     }
 
-    /// The kernel for it: the fused one of a dtype for its common shape, else the one for all.
-    pub(super) fn entry(&self) -> Entry {
-        if self.is_double() {
-            return Entry::BlendDouble;
+    /// The kernel for it: the fused one of a dtype for its common shape, else the one for all, which with rules is another.
+    pub(super) fn entry(&self, ruled: bool) -> Entry {
+        match (self.is_double(), ruled) {
+            (true, true) => return Entry::RuledDouble,
+            (false, true) => return Entry::RuledSingle,
+            (true, false) => return Entry::BlendDouble,
+            (false, false) => {}
         }
         let uniform = self.places().all(|place| place.float == self.out.float);
         if self.base.is_none() || self.terms.len() != 2 || !uniform {
@@ -226,10 +247,12 @@ impl BlendAt<'_> {
             term: [0; MAX_TERMS],
             weight: [R::default(); MAX_TERMS],
             lambda: round(self.lambda),
+            unused: R::default(),
             terms: u32::try_from(self.terms.len()).unwrap_or(0),
+            term_dtype: [0; MAX_TERMS],
             out_dtype: code(self.out.float),
             base_dtype: self.base.map_or(0, |base| code(base.float)),
-            term_dtype: [0; MAX_TERMS],
+            padding: [0; 2],
         };
         for (i, (place, weight)) in self.terms.iter().enumerate().take(MAX_TERMS) {
             parameters.term[i] = place.address;
@@ -240,8 +263,11 @@ impl BlendAt<'_> {
     }
 }
 
-// The sizes that `kernels/*.cuh` assert too.
-const _: () = assert!(size_of::<BlendParameters<f32>>() == 880);
-const _: () = assert!(size_of::<BlendParameters<f64>>() == 1136);
-const _: () = assert!(size_of::<SumsParameters>() == 608);
-const _: () = assert!(size_of::<HistogramParameters>() == 48);
+// The sizes that `kernels/*.cuh` assert too: those of the fields, so that every byte of the structs is one of a field.
+const fn of_blend(real: usize) -> usize {
+    4 * 8 + MAX_TERMS * (8 + real + 1) + 2 * real + 4 + 4
+}
+const _: () = assert!(size_of::<BlendParameters<f32>>() == 880 && of_blend(4) == 880);
+const _: () = assert!(size_of::<BlendParameters<f64>>() == 1144 && of_blend(8) == 1144);
+const _: () = assert!(size_of::<SumsParameters>() == 608 && 3 * 8 + MAX_TERMS * 9 + 8 == 608);
+const _: () = assert!(size_of::<HistogramParameters>() == 48 && 4 * 8 + 2 * 4 + 8 == 48);

@@ -16,7 +16,8 @@ use cudarc::driver::{CudaEvent, CudaSlice, CudaStream};
 use super::failure::{described, failed};
 use super::gpu::OpenGpu;
 use super::kernels::{BlendAt, Entry, HistogramParameters, Place, SumsParameters};
-use crate::engine::device::{Checked, Health, HostMemory, Values};
+use super::rules::{self, MaskedSumsParameters, RuledAt};
+use crate::engine::device::{Checked, Health, HostMemory, Mask, Values};
 use crate::engine::sweep::{self, Digit, LEAF, leaves_of, sums_of};
 use crate::error::{Error, Result};
 
@@ -91,10 +92,14 @@ impl Lane {
             return Ok(Health::default());
         }
         let inputs: Vec<&Values<'_>> = tile.inputs().collect();
-        let bytes =
-            |elements: usize| room(&inputs, elements) + padded(elements * tile.float.size());
-        let piece = self.piece(tile.elements, 1, SMALLEST_PIECE, bytes)?;
-        let sent = self.send_blend(tile, &inputs, out, piece);
+        let masks = rules::masks(tile);
+        let lead = if tile.rules.is_some() { rules::VECTOR } else { 0 };
+        let bytes = |elements: usize| {
+            let result = padded((lead + elements) * tile.float.size());
+            room(&inputs, lead + elements) + result + room_of_bits(&masks, elements)
+        };
+        let piece = self.piece(tile.elements, rules::step(tile), SMALLEST_PIECE, bytes)?;
+        let sent = self.send_blend(tile, &inputs, &masks, out, piece);
         self.end(sent)?;
         Ok(self.counted())
     }
@@ -107,7 +112,9 @@ impl Lane {
         let inputs: Vec<&Values<'_>> = tile.inputs().collect();
         let count = sums_of(tile.terms.len());
         let result = |elements: usize| padded(leaves_of(elements) * count * size_of::<f64>());
-        let bytes = |elements: usize| room(&inputs, elements) + result(elements);
+        let bytes = |elements: usize| {
+            room(&inputs, elements) + room_of_bits(tile.masks, elements) + result(elements)
+        };
         let piece = self.piece(tile.elements, LEAF, LEAF, bytes)?;
         self.make_room(size_of_val(sums))?;
         let sent = self.send_sums(tile, &inputs, piece);
@@ -234,6 +241,7 @@ impl Lane {
         &mut self,
         tile: &Checked<'_>,
         inputs: &[&Values<'_>],
+        masks: &[Mask<'_>],
         out: &mut [u8],
         piece: usize,
     ) -> Result<(), DriverError> {
@@ -241,21 +249,31 @@ impl Lane {
         let size = tile.float.size();
         for start in (0..tile.elements).step_by(piece) {
             let count = piece.min(tile.elements - start);
-            let mut free = self.start();
-            let (base, places) =
-                self.upload(inputs, tile.base.is_some(), start..start + count, &mut free)?;
+            let (mut free, lead) = (self.start(), rules::lead(tile, start));
+            let run = start..start + count;
+            let has_base = tile.base.is_some();
+            let (base, places) = self.upload(inputs, has_base, run.clone(), lead, &mut free)?;
+            let bits = self.upload_bits(masks, run, &mut free)?;
             let weights = tile.terms.iter().map(|(_, weight)| *weight);
             let terms: Vec<(Place, f64)> = places.into_iter().zip(weights).collect();
+            let address = free + (lead * size) as u64;
             let blend = BlendAt {
                 elements: count as u64,
-                out: Place { float: tile.float, address: free },
+                out: Place { float: tile.float, address },
                 base,
                 terms: &terms,
                 lambda: tile.lambda,
                 health: self.health_address(),
             };
-            self.gpu.launch(&self.stream, &blend)?;
-            self.download(&mut out[start * size..][..count * size], free)?;
+            match tile.rules {
+                None => self.gpu.launch(&self.stream, &blend)?,
+                Some(rules) => {
+                    let first = rules.first + start as u64;
+                    let ruled = RuledAt { blend, rules, first, bits: &bits };
+                    self.gpu.launch_ruled(&self.stream, &ruled)?;
+                }
+            }
+            self.download(&mut out[start * size..][..count * size], address)?;
         }
         self.fetch_counts()
     }
@@ -266,17 +284,30 @@ impl Lane {
         inputs: &[&Values<'_>],
         piece: usize,
     ) -> Result<(), DriverError> {
-        let entry = if tile.is_double() { Entry::SumsDouble } else { Entry::SumsSingle };
+        let entry = match (tile.is_double(), tile.masks.is_empty()) {
+            (false, true) => Entry::SumsSingle,
+            (true, true) => Entry::SumsDouble,
+            (false, false) => Entry::MaskedSumsSingle,
+            (true, false) => Entry::MaskedSumsDouble,
+        };
         let of_leaf = sums_of(tile.terms.len()) * size_of::<f64>();
         for start in (0..tile.elements).step_by(piece) {
             let count = piece.min(tile.elements - start);
             let result = leaves_of(start) * of_leaf..leaves_of(start + count) * of_leaf;
             let mut free = self.start();
-            let (base, places) =
-                self.upload(inputs, tile.base.is_some(), start..start + count, &mut free)?;
-            let parameters = SumsParameters::new(count as u64, base, &places, free);
-            let blocks = leaves_of(count) as u64;
-            self.gpu.start(&self.stream, entry, blocks, &parameters)?;
+            let run = start..start + count;
+            let has_base = tile.base.is_some();
+            let (base, places) = self.upload(inputs, has_base, run.clone(), 0, &mut free)?;
+            let bits = self.upload_bits(tile.masks, run, &mut free)?;
+            let (count, blocks) = (count as u64, leaves_of(count) as u64);
+            let parameters = SumsParameters::new(count, base, &places, tile.want, free);
+            if tile.masks.is_empty() {
+                self.gpu.start(&self.stream, entry, blocks, &parameters)?;
+            } else {
+                let first = tile.first + start as u64;
+                let parameters = MaskedSumsParameters::new(parameters, first, tile.masks, &bits);
+                self.gpu.start(&self.stream, entry, blocks, &parameters)?;
+            }
             self.download_result(result, free)?;
         }
         Ok(())
@@ -297,7 +328,7 @@ impl Lane {
             let count = piece.min(tile.elements - start);
             let mut free = counts + padded(bytes) as u64;
             let (base, places) =
-                self.upload(inputs, tile.base.is_some(), start..start + count, &mut free)?;
+                self.upload(inputs, tile.base.is_some(), start..start + count, 0, &mut free)?;
             let parameters = HistogramParameters::new(count as u64, base, places[0], digit, counts);
             let blocks = (count as u64).div_ceil(ELEMENTS_PER_HISTOGRAM);
             self.gpu.start(&self.stream, entry, blocks, &parameters)?;
@@ -310,25 +341,50 @@ impl Lane {
         self.memory.as_ref().map_or(0, |memory| address(memory, &self.stream))
     }
 
-    /// Takes runs of the operands to the GPU, one behind the other from `free` on. Gives the base's place, if the first operand is
-    /// one, and those of the terms.
+    /// Takes runs of the operands to the GPU, one behind the other from `free` on, with room for `lead` elements before each. Gives the
+    /// base's place, if the first operand is one, and those of the terms.
     fn upload(
         &self,
         inputs: &[&Values<'_>],
         has_base: bool,
         run: Range<usize>,
+        lead: usize,
         free: &mut u64,
     ) -> Result<(Option<Place>, Vec<Place>), DriverError> {
         let mut places = Vec::with_capacity(inputs.len());
         for values in inputs {
             let bytes = values.run(run.start, run.len()).bytes;
+            let lead = lead * values.float.size();
+            let address = *free + lead as u64;
             // SAFETY: the lane's memory has room for all of them; the bytes live until `wait` has returned.
-            unsafe { result::memcpy_htod_async(*free, bytes, self.stream.cu_stream())? };
-            places.push(Place { float: values.float, address: *free });
-            *free += padded(bytes.len()) as u64;
+            unsafe { result::memcpy_htod_async(address, bytes, self.stream.cu_stream())? };
+            places.push(Place { float: values.float, address });
+            *free += padded(lead + bytes.len()) as u64;
         }
         let base = has_base.then(|| places.remove(0));
         Ok((base, places))
+    }
+
+    /// Takes the bits of masks there, of a run that begins where a byte does. Gives an address for each term, 0 without bits.
+    fn upload_bits(
+        &self,
+        masks: &[Mask<'_>],
+        run: Range<usize>,
+        free: &mut u64,
+    ) -> Result<Vec<u64>, DriverError> {
+        let mut places = Vec::with_capacity(masks.len());
+        for mask in masks {
+            let Some(bits) = rules::bits(mask) else {
+                places.push(0);
+                continue;
+            };
+            let bytes = &bits[run.start / 8..run.end.div_ceil(8)];
+            // SAFETY: as above.
+            unsafe { result::memcpy_htod_async(*free, bytes, self.stream.cu_stream())? };
+            places.push(*free);
+            *free += padded(bytes.len()) as u64;
+        }
+        Ok(places)
     }
 
     fn download(&self, to: &mut [u8], from: u64) -> Result<(), DriverError> {
@@ -399,6 +455,11 @@ impl Drop for Lane {
 /// Bytes of a run of operands on the GPU.
 fn room(inputs: &[&Values<'_>], elements: usize) -> usize {
     inputs.iter().map(|values| padded(elements * values.float.size())).sum()
+}
+
+/// Bytes of the bits of a run's masks.
+fn room_of_bits(masks: &[Mask<'_>], elements: usize) -> usize {
+    masks.iter().filter_map(rules::bits).count() * padded(elements.div_ceil(8))
 }
 
 fn padded(bytes: usize) -> usize {

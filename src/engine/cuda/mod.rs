@@ -13,6 +13,7 @@ mod kernels;
 mod lane;
 mod pool;
 mod resident;
+mod rules;
 
 use std::panic::resume_unwind;
 use std::sync::Arc;

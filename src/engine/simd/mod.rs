@@ -12,16 +12,18 @@
 mod f16c;
 mod format;
 mod level;
+mod product;
 mod sums;
 mod sweep;
 
 use format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Factors, Format, with_format};
 use level::{Job, Level};
+pub(super) use product::add_product;
 
 use super::device::{BlendTile, Checked, Device, Health, Values};
 use super::float::Float;
 use super::reference;
-use super::sweep::{Checked as CheckedSweep, Digit, SweepTile};
+use super::sweep::{Checked as CheckedSweep, Digit, SweepTile, Want};
 use crate::error::Result;
 
 /// Elements of a block: two of them as f32 fit the smallest L1 cache with room to spare.
@@ -46,6 +48,13 @@ impl Simd {
     }
 }
 
+impl Simd {
+    /// Values of a term that is not `F64`, minus those of the base, which is not either, in f32.
+    pub(super) fn values(self, base: Option<&Values<'_>>, term: &Values<'_>, out: &mut [f64]) {
+        self.level.run(sweep::Wide { base, term, out });
+    }
+}
+
 impl Default for Simd {
     fn default() -> Self {
         Self::new()
@@ -59,7 +68,7 @@ impl Device for Simd {
 
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health> {
         let tile = Checked::new(tile, out)?;
-        if tile.is_double() {
+        if tile.is_double() || tile.rules.is_some() {
             return Ok(reference::blend(&tile, out));
         }
         Ok(self.level.run(Blend { tile: &tile, out }))
@@ -67,7 +76,7 @@ impl Device for Simd {
 
     fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()> {
         let tile = CheckedSweep::of_sums(tile, sums)?;
-        if tile.is_double() {
+        if tile.is_double() || !tile.masks.is_empty() || tile.want != Want::All {
             reference::sums(&tile, sums);
         } else {
             self.level.run(sweep::Sums { tile: &tile, sums });

@@ -13,6 +13,7 @@ use std::ops::Range;
 use super::format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Format, with_format};
 use super::level::Job;
 use super::{BLOCK, widen};
+use crate::engine::device::Values;
 use crate::engine::float::Float;
 use crate::engine::sweep::{Checked, Digit, LANES, LEAF, LOW_BITS, canonical, magnitude, sums_of};
 
@@ -159,6 +160,37 @@ fn tree(lanes: &mut [f64]) -> f64 {
         half /= 2;
     }
     canonical(lanes[0])
+}
+
+/// Values of f32 arithmetic, widened.
+pub(super) struct Wide<'a> {
+    pub(super) base: Option<&'a Values<'a>>,
+    pub(super) term: &'a Values<'a>,
+    pub(super) out: &'a mut [f64],
+}
+
+impl Job for Wide<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<H: Format<Bits = [u8; 2]>>(self, half: H) {
+        let (mut base, mut wide) = ([0.0; BLOCK], [0.0; BLOCK]);
+        for (block, out) in self.out.chunks_mut(BLOCK).enumerate() {
+            let (start, count) = (block * BLOCK, out.len());
+            let bytes = self.term.run(start, count).bytes;
+            with_format!(self.term.float, half, format => widen(format, bytes, &mut wide[..count]));
+            if let Some(operand) = self.base {
+                let bytes = operand.run(start, count).bytes;
+                with_format!(operand.float, half, format => widen(format, bytes, &mut base[..count]));
+                for (x, base) in wide[..count].iter_mut().zip(&base) {
+                    *x -= *base;
+                }
+            }
+            for (out, x) in out.iter_mut().zip(&wide) {
+                *out = f64::from(*x);
+            }
+        }
+    }
 }
 
 /// Counts of a tile of f32 values.

@@ -4,13 +4,14 @@
 //! whatever mergekit would do and this program does not do yet.
 
 use std::collections::HashSet;
-use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::extension::{Extension, Origin};
 use super::methods::{Base, Kind, METHODS, Method};
 use super::parameters::{Level, Parameters};
 use super::read::{Problems, below, given, suggestion};
+use super::reference::{Reference, model};
 use super::vocabulary::{self, Chat, Wish};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
@@ -18,10 +19,12 @@ use crate::format::Dtype;
 /// A merge configuration that can be carried out, as far as the document alone tells.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// What later documents of the file call its result.
+    pub name: Option<String>,
     pub(super) method: &'static Method,
     /// Whole models are one slice without layer ranges.
     pub(super) slices: Vec<SliceOf>,
-    pub(super) base: Option<PathBuf>,
+    pub(super) base: Option<Reference>,
     pub(super) parameters: Parameters,
     /// What inputs are cast to before anything else.
     pub(super) dtype: Option<Dtype>,
@@ -29,6 +32,8 @@ pub struct Config {
     /// Whose tokens the result has; none where all models have the same rows.
     pub(super) tokenizer: Option<Wish>,
     pub(super) chat: Option<Chat>,
+    /// What mergekit has not.
+    pub(super) extension: Extension,
     pub(super) text: String,
 }
 
@@ -36,7 +41,7 @@ pub struct Config {
 #[derive(Clone, Debug, Default)]
 pub(super) struct SliceOf {
     pub(super) sources: Vec<SourceOf>,
-    pub(super) base: Option<PathBuf>,
+    pub(super) base: Option<Reference>,
     pub(super) parameters: Parameters,
     /// Its place in the document; empty for whole models.
     pub(super) at: String,
@@ -47,7 +52,7 @@ pub(super) struct SliceOf {
 /// A model, or some of its layers.
 #[derive(Clone, Debug)]
 pub(super) struct SourceOf {
-    pub(super) model: PathBuf,
+    pub(super) model: Reference,
     /// Layers from 0, the end not included; none for all.
     pub(super) layers: Option<(u64, u64)>,
     pub(super) parameters: Parameters,
@@ -56,6 +61,7 @@ pub(super) struct SourceOf {
 }
 
 const KEYS: &[&str] = &[
+    "name",
     "merge_method",
     "models",
     "slices",
@@ -67,35 +73,37 @@ const KEYS: &[&str] = &[
     "tokenizer_source",
     "tokenizer",
     "chat_template",
+    "elo_surgery",
 ];
 
 impl Config {
-    /// Reads a configuration. `name` is what messages call it.
+    /// Reads a configuration of one document. `name` is what messages call it.
     ///
     /// # Errors
     /// Everything that is wrong with it or not supported yet, all at once.
     pub fn parse(text: &str, name: &str) -> Result<Self> {
-        let refuse = |mut problems: Vec<String>| {
-            // Several slices may have one cause.
-            let mut seen = HashSet::new();
-            problems.retain(|problem| seen.insert(problem.clone()));
-            let hint = "docs/merge.md has the language, and what is supported".into();
-            Error::Mismatch { what: format!("`{name}` cannot be carried out"), problems, hint }
-        };
-        let document: Value = serde_saphyr::from_str(text).map_err(|e| {
-            let problem = e.without_snippet();
-            refuse(vec![problem.render_with_formatter(&serde_saphyr::UserMessageFormatter)])
-        })?;
+        let mut configs = Self::parse_all(text, name)?;
+        match (configs.pop(), configs.len()) {
+            (Some(config), 0) => Ok(config),
+            (_, more) => {
+                let what = format!("has {} documents, expected one", more + 1);
+                Err(refuse(name, vec![what]))
+            }
+        }
+    }
+
+    pub(super) fn parse_one(text: &str, name: &str) -> Result<Self> {
+        let document: Value =
+            serde_saphyr::from_str(text).map_err(|e| refuse(name, vec![syntax(&e)]))?;
         let mut problems = Problems::default();
-        let config = read(&mut problems, &document, text);
-        match config {
+        match read(&mut problems, &document, text) {
             Some(config) if problems.0.is_empty() => Ok(config),
-            _ => Err(refuse(problems.0)),
+            _ => Err(refuse(name, problems.0)),
         }
     }
 
     /// The models it names, each once: first the one whose config and tokenizer the result keeps.
-    pub fn models(&self) -> Vec<&Path> {
+    pub fn models(&self) -> Vec<&Reference> {
         let mut models = self.merged();
         for model in self.tokenizer.iter().flat_map(Wish::models) {
             if !models.contains(&model) {
@@ -106,18 +114,35 @@ impl Config {
     }
 
     /// Those of [`models`](Self::models) that are not named for their tokens alone.
-    pub(super) fn merged(&self) -> Vec<&Path> {
+    pub(super) fn merged(&self) -> Vec<&Reference> {
         let named = self
             .slices
             .iter()
             .flat_map(|slice| slice.sources.iter().map(|source| &source.model).chain(&slice.base));
-        let mut models: Vec<&Path> = Vec::new();
+        let mut models: Vec<&Reference> = Vec::new();
         for model in self.base.iter().chain(named) {
-            if !models.contains(&model.as_path()) {
+            if !models.contains(&model) {
                 models.push(model);
             }
         }
         models
+    }
+
+    /// Whether every tensor is the copy of one: then codes of quantised models may stay what they are.
+    pub(super) fn copies(&self) -> bool {
+        let scaled =
+            |parameters: &Parameters| parameters.has("scale") || parameters.has("normalize");
+        matches!(self.method.kind, Kind::Passthrough | Kind::Linear)
+            && self.dtype.is_none()
+            && self.out_dtype.is_none()
+            && !scaled(&self.parameters)
+            && self.slices.iter().all(|slice| {
+                let of_models = slice.sources.iter().map(|source| &source.parameters);
+                let alone = slice.sources.iter().all(|source| source.model.lora.is_none());
+                slice.sources.len() == 1
+                    && alone
+                    && !of_models.chain([&slice.parameters]).any(scaled)
+            })
     }
 
     /// Whether the models are merged whole, not by slices of layers.
@@ -126,35 +151,52 @@ impl Config {
     }
 }
 
-fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config> {
+/// What is wrong with a configuration.
+pub(super) fn refuse(name: &str, mut problems: Vec<String>) -> Error {
+    // Several slices may have one cause.
+    let mut seen = HashSet::new();
+    problems.retain(|problem| seen.insert(problem.clone()));
+    let hint = "docs/merge.md has the language, and what is supported".into();
+    Error::Mismatch { what: format!("`{name}` cannot be carried out"), problems, hint }
+}
+
+/// What is wrong with a text that is no YAML.
+pub(super) fn syntax(error: &serde_saphyr::Error) -> String {
+    error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter)
+}
+
+pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config> {
     let map = problems.map("", document, KEYS)?;
     let method = method(problems, map);
-    unsupported(problems, map);
+    let name = given(map, "name").and_then(|value| problems.text("name", value).map(str::to_owned));
     let base = given(map, "base_model").and_then(|value| model(problems, "base_model", value));
     let (at, value) = ("parameters", map.get("parameters"));
     let parameters = Parameters::read(problems, at, value, method, Level::Shared);
     let dtype = dtype(problems, map, "dtype");
     let out_dtype = self::dtype(problems, map, "out_dtype");
+    let extension = Extension::read(problems, map, method);
     let tokenizer = vocabulary::read(problems, map);
     let chat = vocabulary::chat(problems, map);
-    let slices = match (given(map, "models"), given(map, "slices")) {
-        (Some(_), Some(_)) => {
-            problems.add("", "there are both `models` and `slices`: give one of them");
-            return None;
-        }
-        (Some(value), None) => vec![whole(problems, value, method, base.as_deref())],
-        (None, Some(value)) => slices(problems, value, method),
-        (None, None) => {
-            if given(map, "modules").is_none() {
-                problems.add("", "there are neither `models` nor `slices`");
-            }
-            return None;
-        }
+    let slices = match given(map, "modules") {
+        Some(value) => module(problems, map, value, method, base.as_ref())?,
+        None => sources(problems, "", map, method, base.as_ref())?,
     };
     let text = text.to_owned();
     let method = method?;
-    let config =
-        Config { method, slices, base, parameters, dtype, out_dtype, tokenizer, chat, text };
+    let config = Config {
+        name,
+        method,
+        slices,
+        base,
+        parameters,
+        dtype,
+        out_dtype,
+        tokenizer,
+        chat,
+        extension,
+        text,
+    };
+    check_rules(problems, &config);
     for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
         check_inputs(problems, &config, slice);
     }
@@ -173,20 +215,10 @@ fn method(problems: &mut Problems, map: &Map<String, Value>) -> Option<&'static 
         problems.add(at, format!("`{name}` is not a known method{}", suggestion(name, &names)));
         return None;
     };
-    if !method.kind.is_supported() {
-        problems.unsupported(at, format!("`{name}` is"));
-    }
     Some(method)
 }
 
-/// What mergekit has and this program has not: read as strictly, then refused.
-fn unsupported(problems: &mut Problems, map: &Map<String, Value>) {
-    if given(map, "modules").is_some() {
-        problems.unsupported("modules", "merging models of several modules is");
-    }
-}
-
-fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
+pub(super) fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
     let name = problems.text(key, given(map, key)?)?;
     match name {
         "bfloat16" => Some(Dtype::BF16),
@@ -206,67 +238,59 @@ fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option
     }
 }
 
-/// A model: `PATH`, or `{model: {path: PATH}}`, whose path may hold `@` and `+`.
-pub(super) fn model(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
-    if let Value::String(text) = value {
-        return plain_model(problems, at, text);
+/// `models` or `slices`.
+fn sources(
+    problems: &mut Problems,
+    at: &str,
+    map: &Map<String, Value>,
+    method: Option<&'static Method>,
+    base: Option<&Reference>,
+) -> Option<Vec<SliceOf>> {
+    let mut inner = Problems::default();
+    let slices = match (given(map, "models"), given(map, "slices")) {
+        (Some(_), Some(_)) => {
+            problems.add(at, "there are both `models` and `slices`: give one of them");
+            return None;
+        }
+        (Some(value), None) => vec![whole(&mut inner, value, method, base)],
+        (None, Some(value)) => slices(&mut inner, value, method),
+        (None, None) => {
+            problems.add(at, "there are neither `models` nor `slices`");
+            return None;
+        }
+    };
+    problems.0.extend(inner.0.into_iter().map(|what| below(at, &what)));
+    Some(slices)
+}
+
+/// `modules`, of which there may be one: its parameters go before those of the whole merge.
+fn module(
+    problems: &mut Problems,
+    map: &Map<String, Value>,
+    value: &Value,
+    method: Option<&'static Method>,
+    base: Option<&Reference>,
+) -> Option<Vec<SliceOf>> {
+    let at = "modules";
+    for other in ["models", "slices"].into_iter().filter(|key| given(map, key).is_some()) {
+        problems.add(other, "`modules` is there too: give one of them");
     }
-    let map = problems.map(at, value, &["model", "lora", "override_architecture"])?;
-    if given(map, "lora").is_some() {
-        problems.unsupported(&below(at, "lora"), "merging an adapter in is");
-    }
-    if given(map, "override_architecture").is_some() {
-        problems.unsupported(&below(at, "override_architecture"), "it is");
-    }
-    let Some(inner) = given(map, "model") else {
-        problems.add(at, "has no `model`");
+    let Value::Object(modules) = value else {
+        problems.wrong(at, value, "a group of keys");
         return None;
     };
-    let at = below(at, "model");
-    if let Value::String(path) = inner {
-        return path_of(problems, &at, path);
-    }
-    let inner = problems.map(&at, inner, &["path", "revision"])?;
-    if given(inner, "revision").is_some() {
-        problems.unsupported(&below(&at, "revision"), "fetching models from the Hub is");
-    }
-    match given(inner, "path") {
-        Some(path) => {
-            let at = below(&at, "path");
-            let path = problems.text(&at, path)?;
-            path_of(problems, &at, path)
-        }
-        None => {
-            problems.add(&at, "has no `path`");
-            None
-        }
-    }
-}
-
-fn plain_model(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
-    let mapping = "for a path with such a character, write `{model: {path: ...}}`";
-    if text.contains('+') {
-        let what = format!("`{text}` names an adapter behind `+` ({mapping}), which is");
-        problems.unsupported(at, what);
+    let mut entries = modules.iter();
+    let (Some((name, value)), None) = (entries.next(), entries.next()) else {
+        problems.unsupported(at, "merging models of several modules is");
         return None;
-    }
-    if text.contains('@') {
-        let what = format!("`{text}` names a revision behind `@` ({mapping}), which is");
-        problems.unsupported(at, what);
-        return None;
-    }
-    path_of(problems, at, text)
-}
-
-/// One spelling of a path: `./a/` is `a`.
-fn path_of(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
-    let path: PathBuf =
-        Path::new(text).components().filter(|part| *part != Component::CurDir).collect();
-    if text.is_empty() {
-        problems.add(at, "is empty");
-        return None;
-    }
-    Some(if path.as_os_str().is_empty() { PathBuf::from(".") } else { path })
+    };
+    let at = below(at, name);
+    let map = problems.map(&at, value, &["models", "slices", "parameters"])?;
+    let own = below(&at, "parameters");
+    let own = Parameters::read(problems, &own, map.get("parameters"), method, Level::Shared);
+    let slices = sources(problems, &at, map, method, base);
+    let with_own = |slice: SliceOf| SliceOf { parameters: slice.parameters.before(&own), ..slice };
+    Some(slices?.into_iter().map(with_own).collect())
 }
 
 /// `models:`, as one slice. A base model that is not among them joins them.
@@ -274,7 +298,7 @@ fn whole(
     problems: &mut Problems,
     value: &Value,
     method: Option<&'static Method>,
-    base: Option<&Path>,
+    base: Option<&Reference>,
 ) -> SliceOf {
     let mut slice = SliceOf::default();
     for (i, item) in problems.list("models", value).into_iter().flatten().enumerate() {
@@ -285,11 +309,11 @@ fn whole(
         slice.sources.extend(source);
     }
     if let Some(base) = base
-        && slice.sources.iter().all(|source| source.model != base)
+        && slice.sources.iter().all(|source| source.model != *base)
         && method.is_none_or(|method| method.base != Base::Donor)
     {
         slice.sources.push(SourceOf {
-            model: base.to_owned(),
+            model: base.clone(),
             layers: None,
             parameters: Parameters::default(),
             at: "base_model".into(),
@@ -366,7 +390,7 @@ fn source(
     Some(SourceOf { model, layers, parameters, at: at.to_owned() })
 }
 
-fn layer_range(problems: &mut Problems, at: &str, value: &Value) -> Option<(u64, u64)> {
+pub(super) fn layer_range(problems: &mut Problems, at: &str, value: &Value) -> Option<(u64, u64)> {
     let ends = value.as_array().map(|ends| ends.iter().map(Value::as_u64).collect::<Vec<_>>());
     match ends.as_deref() {
         Some([Some(from), Some(to)]) if from < to => Some((*from, *to)),
@@ -381,6 +405,19 @@ fn layer_range(problems: &mut Problems, at: &str, value: &Value) -> Option<(u64,
     }
 }
 
+/// Rules about tensors name models that are there.
+fn check_rules(problems: &mut Problems, config: &Config) {
+    let models = config.models();
+    for rule in &config.extension.rules {
+        if let Some(model) = rule.named().filter(|model| !models.contains(model)) {
+            problems.add(&rule.at, format!("`{model}` is none of the models"));
+        }
+        if rule.copy == Some(Origin::Base) && config.base.is_none() {
+            problems.add(&rule.at, "copies from the base, and there is no `base_model`");
+        }
+    }
+}
+
 /// What the method needs of a slice: how many models, a base, parameters.
 fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
     let Config { method, .. } = config;
@@ -388,7 +425,7 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
     let base = slice.base.as_ref().or(config.base.as_ref());
     for (i, source) in slice.sources.iter().enumerate() {
         if slice.sources[..i].iter().any(|other| other.model == source.model) {
-            let model = source.model.display();
+            let model = &source.model;
             problems.add(&source.at, format!("`{model}` is there twice in one slice"));
         }
     }
@@ -406,7 +443,6 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
     match (method.base, base) {
         (Base::Required, None) => problems.add("", format!("{} needs a `base_model`", method.name)),
         (Base::Required, Some(base)) if !slice.sources.iter().any(|s| s.model == *base) => {
-            let base = base.display();
             problems.add(&at, format!("the base model `{base}` must be one of them: with `slices` it has no layers of its own"));
         }
         (Base::Donor, Some(base))
@@ -417,11 +453,13 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
         }
         _ => {}
     }
-    let shared = |name: &str| config.parameters.has(name) || slice.parameters.has(name);
+    let shared = |name: &str| {
+        config.parameters.has(name) || slice.parameters.has(name) || config.extension.sets(name)
+    };
     for parameter in method.own.iter().filter(|parameter| parameter.required) {
         let lacks = |s: &&SourceOf| !is_base(s) && !s.parameters.has(parameter.name);
         for source in slice.sources.iter().filter(lacks).filter(|_| !shared(parameter.name)) {
-            let (name, model) = (parameter.name, source.model.display());
+            let (name, model) = (parameter.name, &source.model);
             let why = format!("`{model}` has no `{name}`, which {} needs", method.name);
             problems.add(&source.at, why);
         }

@@ -7,21 +7,30 @@
 //! Arithmetic is that of [`Blend`](crate::plan::Blend): exact inputs, f32 sums, one rounding. Whatever mergekit would
 //! do and this program does not is refused with its place in the document; nothing is approximated or ignored.
 
+mod card;
+mod chain;
 mod config;
+mod documents;
 mod dtypes;
+mod exceptions;
+mod extension;
 mod methods;
+pub mod moe;
 mod parameters;
 mod read;
+mod reference;
 mod slices;
 mod tensors;
+mod vectors;
 mod vocabulary;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
-use std::path::Path;
 
 use serde_json::json;
 
 pub use config::Config;
+pub use reference::Reference;
 
 use self::read::Problems;
 use self::tensors::{Tensors, role};
@@ -29,10 +38,9 @@ use self::vocabulary::Alignment;
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
 use super::invented::AUDIT_FILE;
-use super::vector::refuse_vectors;
-use crate::checkpoint::{Checkpoint, keep_layers, set_dtype, set_vocab_size};
+use crate::checkpoint::{CARD_FILE, Checkpoint, keep_layers, set_dtype, set_vocab_size};
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Sidecar, SidecarContent};
+use crate::plan::{Numerics, Plan, Sidecar, SidecarContent};
 
 /// The configuration as it was given, beside the result.
 const CONFIG_FILE: &str = "mergekit_config.yml";
@@ -44,6 +52,12 @@ pub struct Merge {
     pub shard_size: Option<u64>,
     /// Where vocabularies differ in size, keep the rows that all models have instead of refusing.
     pub truncate_embeddings: bool,
+    /// The rules of arithmetic.
+    pub numerics: Numerics,
+    /// Where random numbers of `dare_*` and `della*` start: the same seed gives the same bytes.
+    pub random_seed: u64,
+    /// Leave out the model card.
+    pub no_model_card: bool,
 }
 
 /// Plans a merge of the models that [`Config::models`] names, in that order.
@@ -57,37 +71,61 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         let mut seen = HashSet::new();
         lines.retain(|line| seen.insert(line.clone()));
         let shapes = lines.iter().any(|line| line.contains(tensors::DIFFERS));
+        let missing = lines.iter().any(|line| line.contains(exceptions::MISSING));
         let hint = if shapes {
             "where only vocabularies differ, `--truncate-embeddings` keeps the rows that all models have"
+        } else if missing {
+            "`elo_surgery: {missing_tensors: base}` (or `present`) says what becomes of tensors that some models lack"
         } else {
             "docs/merge.md has the rules, and what is supported"
         };
         let what = "the models cannot be merged".to_owned();
         Error::Mismatch { what, problems: lines, hint: hint.to_owned() }
     };
-    let (Some(donor), true) = (models.first(), models.len() == named.len()) else {
+    if models.is_empty() || models.len() != named.len() {
         let mut problems = Problems::default();
         problems.add("", format!("{} models are named, {} given", named.len(), models.len()));
         return Err(refuse(problems));
-    };
-    refuse_vectors(&models.iter().collect::<Vec<_>>())?;
+    }
     models.iter().try_for_each(check_layer_count)?;
-    let parameters = json!({
+    let mut parameters = json!({
         "merge_method": config.method.name,
         "shard_size": request.shard_size,
         "truncate_embeddings": request.truncate_embeddings,
+        "random_seed": request.random_seed,
     });
+    if request.numerics == Numerics::Mergekit {
+        parameters["numerics"] = json!(request.numerics);
+    }
     let mut draft = Draft::new("merge", &parameters);
-    let bound: Vec<(&Path, &Checkpoint)> = named.into_iter().zip(models).collect();
-    for (path, model) in &bound {
-        draft.parent(role(config, path), model);
+    if request.numerics == Numerics::Mergekit && request.random_seed > u64::from(u32::MAX) {
+        let problem = "mergekit's random seeds have 32 bits".to_owned();
+        let hint = format!("`--random-seed` goes from 0 to {}", u32::MAX);
+        return Err(Error::Usage { problem, hint });
+    }
+    let values = if config.copies() {
+        models.iter().map(Cow::Borrowed).collect()
+    } else {
+        models.iter().map(Checkpoint::as_values).collect::<Result<Vec<_>>>()?
+    };
+    let models: Vec<&Checkpoint> = values.iter().map(Cow::as_ref).collect();
+    let Some(donor) = models.first().copied() else { return Err(refuse(Problems::default())) };
+    let bound: Vec<(&Reference, &Checkpoint)> =
+        named.into_iter().zip(models.iter().copied()).collect();
+    for (reference, model) in &bound {
+        draft.parent(role(config, reference), model);
     }
     let mut problems = Problems::default();
+    let vectors = vectors::are_vectors(&mut problems, config, &bound);
     let slices = slices::bind(&mut problems, config, &bound, donor);
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
     let alignment = match &config.tokenizer {
+        Some(wish) if vectors => {
+            problems.unsupported(wish.at, "one vocabulary for saved vectors is");
+            None
+        }
         Some(wish) => Alignment::new(&mut problems, config, wish, &bound)?,
         None => None,
     };
@@ -99,8 +137,9 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     } else {
         slices::described(&mut problems, &slices, donor)
     };
-    let mut tensors = Tensors::new(config, &slices, donor, draft, request.truncate_embeddings);
+    let mut tensors = Tensors::new(config, &slices, donor, draft, request);
     tensors.problems = problems;
+    tensors.vectors = vectors;
     tensors.alignment = alignment.as_ref();
     if config.is_whole() {
         tensors.add_whole()?;
@@ -108,7 +147,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         tensors.add_slices(&described)?;
     }
     let problems = tensors.take_problems();
-    let Tensors { mut draft, dtypes, differs, rows, .. } = tensors;
+    let Tensors { mut draft, dtypes, differs, rows, rounded, drawn, precise, .. } = tensors;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -136,16 +175,33 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     let mut problems = Problems::default();
     let files = &mut derived.config;
     let mut sidecars =
-        vocabulary::files(&mut problems, config, alignment.as_ref(), models, files, &mut draft)?;
+        vocabulary::files(&mut problems, config, alignment.as_ref(), &models, files, &mut draft)?;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
     sidecars.retain(|sidecar| sidecar.file != CONFIG_FILE && sidecar.file != AUDIT_FILE);
-    if models.len() > 1 && config.base.is_none() {
+    if request.numerics == Numerics::Mergekit {
+        draft.plan().numerics = Numerics::Mergekit;
+        if precise {
+            let method = config.method.name;
+            draft.note(format!("{method} is computed in precise arithmetic and rounded once: mergekit's own order of rounding is not carried out for it"));
+        }
+        chain::deal(draft.plan(), &drawn);
+    }
+    if values.len() > 1 && config.base.is_none() {
         let name = donor.name();
         draft.note(format!("config and tokenizer are those of `{name}`, the first model: `base_model` would say which"));
     }
+    if let (true, Some(dtype)) = (rounded, &config.dtype) {
+        draft.note(format!(
+            "inputs are not rounded to `dtype` {dtype} first, as mergekit does: only the result is rounded"
+        ));
+    }
     let content = SidecarContent::Text(config.text.clone());
     draft.plan().sidecars.push(Sidecar { file: CONFIG_FILE.to_owned(), content });
+    if !request.no_model_card {
+        let content = SidecarContent::Text(card::card(config, &bound));
+        draft.plan().sidecars.push(Sidecar { file: CARD_FILE.to_owned(), content });
+    }
     draft.finish(&Derived { sidecars: &sidecars, ..derived })
 }

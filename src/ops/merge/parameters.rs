@@ -95,6 +95,17 @@ impl Parameters {
         Self(read)
     }
 
+    /// These, and where they have nothing to say those of another level.
+    pub(super) fn before(mut self, other: &Self) -> Self {
+        for (name, setting) in &other.0 {
+            let own = self.0.entry(name.clone()).or_insert_with(|| Some(Setting(Vec::new())));
+            if let (Some(own), Some(setting)) = (own.as_mut(), setting) {
+                own.0.extend(setting.0.iter().cloned());
+            }
+        }
+        self
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
@@ -212,7 +223,14 @@ fn scalar(
             problems.add(at, "is a number, expected true or false");
             None
         }
-        other => Some(other),
+        Scalar::Number(number) => {
+            if let Some(misfit) = parameter.and_then(|parameter| parameter.misfit(number)) {
+                problems.add(at, misfit);
+                return None;
+            }
+            Some(scalar)
+        }
+        Scalar::Flag(_) => Some(scalar),
     }
 }
 
@@ -243,6 +261,32 @@ mod tests {
     fn number(values: &[f64], t: f64) -> f64 {
         let values: Vec<Scalar> = values.iter().map(|v| Scalar::Number(*v)).collect();
         interpolate(&values, t).unwrap().number()
+    }
+
+    #[test]
+    fn levels_follow_one_another() {
+        let read = |text: &str| {
+            let mut problems = Problems::default();
+            let value: Value = serde_json::from_str(text).unwrap();
+            let read = Parameters::read(&mut problems, "", Some(&value), None, Level::Shared);
+            assert!(problems.0.is_empty());
+            // Without a method nothing is kept: build from the clauses.
+            assert_eq!(read, Parameters::default());
+            let clauses = value["weight"].as_array().unwrap().iter();
+            let clause = |item: &Value| Clause {
+                filter: item["filter"].as_str().map(str::to_owned),
+                values: vec![Scalar::Number(item["value"].as_f64().unwrap())],
+            };
+            let setting = Setting(clauses.map(clause).collect());
+            Parameters([("weight".to_owned(), Some(setting))].into())
+        };
+        let slice = read(r#"{"weight": [{"filter": "mlp", "value": 1}]}"#);
+        let module = read(r#"{"weight": [{"filter": "attn", "value": 2}, {"value": 3}]}"#);
+        let both = slice.before(&module);
+        let at = |tensor: &str| both.at("weight", tensor, 0.0).unwrap().number();
+        assert_eq!([at("a.mlp"), at("a.attn"), at("norm")], [1.0, 2.0, 3.0]);
+        let alone = Parameters::default().before(&module);
+        assert_eq!(alone, module);
     }
 
     #[test]

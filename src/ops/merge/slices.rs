@@ -1,11 +1,10 @@
 //! The output's layers and where they come from: a configuration bound to opened models.
 
-use std::path::Path;
-
 use serde_json::{Map, Value};
 
 use super::config::{Config, SliceOf, SourceOf};
 use super::read::Problems;
+use super::reference::Reference;
 use crate::checkpoint::{Anatomy, Checkpoint, keep_layers};
 
 /// A run of output layers.
@@ -48,14 +47,14 @@ impl<'a> Slice<'a> {
 pub(super) fn bind<'a>(
     problems: &mut Problems,
     config: &'a Config,
-    models: &[(&Path, &'a Checkpoint)],
+    models: &[(&Reference, &'a Checkpoint)],
     donor: &Checkpoint,
 ) -> Vec<Slice<'a>> {
     let mut slices = Vec::new();
     for of in &config.slices {
         let mut inputs = Vec::new();
         for source in &of.sources {
-            let Some((_, model)) = models.iter().find(|(path, _)| *path == source.model) else {
+            let Some((_, model)) = models.iter().find(|(name, _)| **name == source.model) else {
                 continue;
             };
             let layers = model.layers();

@@ -1,29 +1,35 @@
 //! Working through the output's tensors: each gets its formula, or its problem is written down.
 
+mod chained;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::Merge;
 use super::config::Config;
 use super::dtypes::output_dtype;
-use super::methods::{Formula, Parameter, Values};
+use super::extension::Rule;
+use super::methods::{Formula, Parameter, Site, Values};
 use super::read::Problems;
+use super::reference::Reference;
 use super::slices::{Input, Slice};
-use super::vocabulary::{Alignment, put_in_order};
+use super::vocabulary::Alignment;
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Shape};
 use crate::ops::draft::{Draft, as_dtype};
 use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
-use crate::plan::{self, Blend, Part, Term};
+use crate::ops::vector::is_saved_rows;
+use crate::plan::{self, Numerics, Part};
 
 /// What is said of a tensor whose shapes differ.
 pub(super) const DIFFERS: &str = "differs in shape";
 
 /// Works through the output's tensors and collects every problem.
 pub(super) struct Tensors<'a> {
-    config: &'a Config,
+    pub(super) config: &'a Config,
     slices: &'a [Slice<'a>],
-    donor: &'a Checkpoint,
+    pub(super) donor: &'a Checkpoint,
     pub(super) draft: Draft,
     pub(super) problems: Problems,
     /// Shard and place of each tensor of the donor.
@@ -31,10 +37,22 @@ pub(super) struct Tensors<'a> {
     /// Float dtypes of the output, and whether one differs from the donor's.
     pub(super) dtypes: BTreeSet<Dtype>,
     pub(super) differs: bool,
-    /// Cut embeddings and heads to the rows that all models have.
-    truncates: bool,
+    /// Whether mergekit would have rounded some input before the arithmetic.
+    pub(super) rounded: bool,
+    /// Whether something is made by a method that has precise arithmetic only, although mergekit's is asked for.
+    pub(super) precise: bool,
+    /// How the result is to be made.
+    request: &'a Merge,
+    /// Inputs besides the base are saved vectors.
+    pub(super) vectors: bool,
+    /// Which rules of the extension fit some tensor.
+    pub(super) used: Vec<bool>,
+    /// Tensors that were left out: of a model the first, and how many.
+    dropped: BTreeMap<String, (String, u64)>,
     /// Problems that many tensors have: place, cause, the first of them, how many more.
     causes: Vec<(String, String, String, u64)>,
+    /// The last of the names that an output tensor's inputs have: random numbers are drawn in their order.
+    pub(super) drawn: BTreeMap<String, String>,
     /// The rows that were left of a vocabulary.
     pub(super) rows: Option<u64>,
     /// The one vocabulary of the result.
@@ -42,27 +60,44 @@ pub(super) struct Tensors<'a> {
 }
 
 /// An output tensor and where its counterparts are.
-struct Wanted<'a> {
+pub(super) struct Wanted<'a> {
     /// Its name in the output.
-    name: String,
+    pub(super) name: String,
     /// The model that names it, and the name there.
-    template: &'a Checkpoint,
-    own: String,
-    slice: &'a Slice<'a>,
+    pub(super) template: &'a Checkpoint,
+    pub(super) own: String,
+    pub(super) slice: &'a Slice<'a>,
     /// The layer within the slice; none for tensors outside the layers.
-    layer: Option<u64>,
+    pub(super) layer: Option<u64>,
     /// The donor's shard that it belongs to, and its place in file order.
-    place: (usize, usize),
+    pub(super) place: (usize, usize),
 }
 
 /// An input's tensor.
-struct Operand<'a> {
+pub(super) struct Operand<'a> {
     /// Its name in that model.
     name: String,
-    shape: Shape,
+    pub(super) shape: Shape,
     stretches: Vec<Stretch<'a>>,
     /// Its rows in the order of the result's vocabulary.
-    aligned: Option<plan::Operand>,
+    pub(super) aligned: Option<plan::Operand>,
+}
+
+impl Wanted<'_> {
+    /// The tensor that an input has for it.
+    pub(super) fn operand<'m>(&self, input: &Input<'m>) -> Option<Operand<'m>> {
+        let name = self.name_in(input);
+        let (shape, stretches) = effective(self.template, &name, input.model)?;
+        Some(Operand { name, shape, stretches, aligned: None })
+    }
+
+    /// What an input calls it.
+    pub(super) fn name_in(&self, input: &Input<'_>) -> String {
+        match self.layer {
+            Some(layer) => self.template.anatomy().renumbered(&self.own, input.first + layer),
+            None => self.own.clone(),
+        }
+    }
 }
 
 impl<'a> Tensors<'a> {
@@ -71,7 +106,7 @@ impl<'a> Tensors<'a> {
         slices: &'a [Slice<'a>],
         donor: &'a Checkpoint,
         draft: Draft,
-        truncates: bool,
+        request: &'a Merge,
     ) -> Self {
         let names = donor.names_in_file_order().enumerate();
         let places = names.map(|(at, (home, entry))| (entry.name.as_str(), (home, at)));
@@ -84,8 +119,14 @@ impl<'a> Tensors<'a> {
             places: places.collect(),
             dtypes: BTreeSet::new(),
             differs: false,
-            truncates,
+            rounded: false,
+            precise: false,
+            request,
+            vectors: false,
+            used: vec![false; config.extension.rules.len()],
+            dropped: BTreeMap::new(),
             causes: Vec::new(),
+            drawn: BTreeMap::new(),
             rows: None,
             alignment: None,
         }
@@ -105,6 +146,14 @@ impl<'a> Tensors<'a> {
         for (at, cause, tensor, more) in self.causes.drain(..) {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             problems.add(&at, format!("{cause} (`{tensor}`{more})"));
+        }
+        let rules = self.config.extension.rules.iter().zip(&self.used);
+        for (rule, _) in rules.filter(|(_, used)| !**used) {
+            problems.add(&rule.at, "fits no tensor of the result");
+        }
+        for (model, (first, count)) in std::mem::take(&mut self.dropped) {
+            let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+            self.draft.note(format!("`{first}`{more} of `{model}` were left out"));
         }
         problems
     }
@@ -212,6 +261,14 @@ impl<'a> Tensors<'a> {
 
     /// A tensor that would be left out in silence.
     fn lost(&mut self, input: Input<'_>, name: &str) {
+        if self.vectors && is_saved_rows(name) {
+            return;
+        }
+        if self.config.extension.drops_extra {
+            let model = input.model.name().to_owned();
+            self.dropped.entry(model).or_insert_with(|| (name.to_owned(), 0)).1 += 1;
+            return;
+        }
         let (model, donor) = (input.model, self.donor.name());
         let head = model.anatomy().role(name) == Role::Head && self.donor.is_tied();
         let why = if head { "ties its head to the embedding" } else { "has none like it" };
@@ -219,43 +276,37 @@ impl<'a> Tensors<'a> {
         self.problems.add(&input.of.at, what);
     }
 
-    fn add(&mut self, wanted: &Wanted<'a>) -> Result<()> {
+    pub(super) fn add(&mut self, wanted: &Wanted<'_>) -> Result<()> {
         let Wanted { name, template, own, slice, layer, place } = wanted;
         let (layer, home) = (*layer, place.0);
         if is_buffer(name) && slice.inputs.len() > 1 {
             self.keep(wanted);
             return Ok(());
         }
+        let rules = self.rules(name);
+        if let Some(origin) = rules.iter().find_map(|rule| rule.copy.as_ref()) {
+            return self.copy(wanted, origin);
+        }
         let mut operands = Vec::new();
-        for input in &slice.inputs {
-            let theirs = match layer {
-                Some(layer) => template.anatomy().renumbered(own, input.first + layer),
-                None => own.clone(),
-            };
-            match effective(template, &theirs, input.model) {
-                Some((shape, stretches)) => {
-                    operands.push(Operand { name: theirs, shape, stretches, aligned: None });
-                }
-                None => self.problems.add(
-                    &input.of.at,
-                    format!("tensor `{theirs}` is missing in `{}`", input.model.name()),
-                ),
+        let mut missing = Vec::new();
+        for (i, input) in slice.inputs.iter().enumerate() {
+            match wanted.operand(input) {
+                Some(operand) => operands.push(operand),
+                None => missing.push(i),
             }
         }
-        if operands.len() < slice.inputs.len() {
-            return Ok(());
+        if !missing.is_empty() {
+            return self.incomplete(wanted, &missing);
         }
-        if let Some(alignment) = self.alignment
+        let ordered = self.align(wanted, slice, &mut operands)?;
+        if self.request.truncate_embeddings
+            && !ordered
             && template.anatomy().role(own).is_vocabulary()
         {
-            for (input, operand) in slice.inputs.iter().zip(&mut operands) {
-                let aligned =
-                    alignment.operand(&mut self.draft, self.config, template, own, input)?;
-                operand.shape = operand.shape.with_rows(alignment.rows);
-                operand.aligned = Some(aligned);
-            }
-        } else if self.truncates && template.anatomy().role(own).is_vocabulary() {
             self.truncate(name, &mut operands);
+        }
+        if template.anatomy().role(own).is_vocabulary() && !self.knows_rows(wanted, &operands) {
+            return Ok(());
         }
         if operands.iter().any(|operand| operand.shape != operands[0].shape) {
             let shapes = slice.inputs.iter().zip(&operands);
@@ -265,17 +316,34 @@ impl<'a> Tensors<'a> {
             self.problems.add("", problem);
             return Ok(());
         }
-        let Some(values) = self.values(slice, name, &operands, layer) else {
+        let Some(values) = self.values(slice, name, &operands, layer, &rules) else {
             return Ok(());
         };
-        let formula = match self.config.method.formula(&values, slice.base) {
-            Ok(formula) => formula,
+        let gathers = |o: &Operand<'_>| o.aligned.as_ref().is_some_and(|o| o.gather.is_some());
+        if self.request.numerics == Numerics::Mergekit && operands.iter().any(gathers) {
+            self.draft.note(format!(
+                "`{name}` is computed in precise arithmetic: its rows are put together"
+            ));
+        } else if self.request.numerics == Numerics::Mergekit
+            && self.chain(name, home, slice, &operands, &values)?
+        {
+            return Ok(());
+        }
+        let shape = operands[0].shape.clone();
+        let seed = self.request.random_seed;
+        let (variant, vectors) = (self.config.extension.variant, self.vectors);
+        let of_part = |part| {
+            let site = Site { name, shape: &shape, part, seed, variant };
+            let formula = self.config.method.formula(&values, slice.base, &site);
+            formula.map(|formula| if vectors { formula.of_differences() } else { formula })
+        };
+        match of_part(0) {
+            Ok(formula) => self.place(name, home, slice, &operands, &formula, of_part),
             Err(problem) => {
                 self.blame("", problem, name);
-                return Ok(());
+                Ok(())
             }
-        };
-        self.place(name, home, slice, &operands, &formula)
+        }
     }
 
     /// Cuts tensors with one row a token to the rows that all models have.
@@ -300,7 +368,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// A buffer that models compute anew stays as it is: sums would only add noise.
-    fn keep(&mut self, wanted: &Wanted<'a>) {
+    fn keep(&mut self, wanted: &Wanted<'_>) {
         let Some((shape, stretches)) = locate(wanted.template, &wanted.own) else { return };
         let slices = self.draft.slices("model", &stretches);
         let Some(dtype) = slices.first().map(|slice| slice.dtype.clone()) else { return };
@@ -315,6 +383,7 @@ impl<'a> Tensors<'a> {
         name: &str,
         operands: &[Operand<'_>],
         layer: Option<u64>,
+        rules: &[&Rule],
     ) -> Option<Values> {
         let config = self.config;
         let t = layer.map_or(0.0, |layer| slice.progress(layer));
@@ -325,7 +394,8 @@ impl<'a> Tensors<'a> {
         let mut values = Values::default();
         let mut complete = true;
         for parameter in config.method.shared {
-            if let Some(value) = everywhere(parameter, name) {
+            let rule = rules.iter().find_map(|rule| rule.parameter(parameter.name, name, t, None));
+            if let Some(value) = rule.or_else(|| everywhere(parameter, name)) {
                 values.shared.insert(parameter.name, value);
             } else if parameter.required {
                 complete = false;
@@ -337,7 +407,10 @@ impl<'a> Tensors<'a> {
             let mut own = BTreeMap::new();
             let apart = config.method.sets_base_apart() && slice.base == Some(i);
             for parameter in config.method.own {
-                let value = input.of.parameters.at(parameter.name, theirs, t);
+                let model = Some(&input.of.model);
+                let mut found = rules.iter();
+                let rule = found.find_map(|rule| rule.parameter(parameter.name, name, t, model));
+                let value = rule.or_else(|| input.of.parameters.at(parameter.name, theirs, t));
                 if let Some(value) = value.or_else(|| everywhere(parameter, theirs)) {
                     own.insert(parameter.name, value);
                 } else if parameter.required && !apart {
@@ -351,22 +424,32 @@ impl<'a> Tensors<'a> {
         complete.then_some(values)
     }
 
+    fn push(&mut self, home: usize, name: &str, dtype: Dtype, shape: Shape, parts: Vec<Part>) {
+        let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
+        self.differs |= donors.is_some_and(|donors| *donors != dtype);
+        self.dtypes.insert(dtype.clone());
+        self.draft.push(home, name, dtype, shape, parts);
+    }
+
     /// Writes a tensor's formula down, or its problem.
-    fn place(
+    pub(super) fn place(
         &mut self,
         name: &str,
         home: usize,
         slice: &Slice<'_>,
         operands: &[Operand<'_>],
         formula: &Formula,
+        of_part: impl Fn(u32) -> Result<Formula, String>,
     ) -> Result<()> {
         let copied = formula.copied();
-        let aligned: Vec<_> =
-            operands.iter().filter_map(|operand| operand.aligned.clone()).collect();
-        let used: Vec<&Dtype> = match copied {
-            Some(input) => operands[input].stretches.iter().map(|s| s.dtype).collect(),
-            None => operands.iter().flat_map(|o| o.stretches.iter().map(|s| s.dtype)).collect(),
+        // Vectors are saved wider than the models they are of.
+        let counts = |input: usize| match copied {
+            Some(copied) => input == copied,
+            None => !self.vectors || slice.base == Some(input),
         };
+        let counting = operands.iter().enumerate().filter(|(input, _)| counts(*input));
+        let used: Vec<&Dtype> =
+            counting.flat_map(|(_, o)| o.stretches.iter().map(|s| s.dtype)).collect();
         let shape = operands[0].shape.clone();
         let floats = used.iter().filter(|dtype| dtype.is_float()).count();
         if floats == 0 {
@@ -379,7 +462,10 @@ impl<'a> Tensors<'a> {
         }
         let (dtype, out) = (self.config.dtype.as_ref(), self.config.out_dtype.as_ref());
         let dtype = match output_dtype(&used, dtype, out, copied.is_none()) {
-            Ok(dtype) => dtype,
+            Ok((dtype, rounded)) => {
+                self.rounded |= rounded;
+                dtype
+            }
             Err(problem) => {
                 self.blame("", problem, name);
                 return Ok(());
@@ -395,26 +481,17 @@ impl<'a> Tensors<'a> {
         let operands: Vec<Vec<_>> = operands
             .iter()
             .zip(&slice.inputs)
-            .map(|(operand, input)| self.draft.slices(self.role(input), &operand.stretches))
+            .map(|(operand, input)| match &operand.aligned {
+                Some(aligned) => vec![aligned.clone()],
+                None => self.draft.operands(self.role(input), &operand.stretches),
+            })
             .collect();
-        let mut parts: Vec<Part> = if let Some(input) = copied {
-            operands[input].iter().map(|slice| as_dtype(slice.clone(), &dtype)).collect()
+        let parts: Vec<Part> = if let Some(input) = copied {
+            operands[input].iter().map(|values| as_dtype(values.clone(), &dtype)).collect()
         } else {
-            let blend = |group: Vec<plan::Slice>| {
-                let term =
-                    |(input, weight): &(usize, f64)| Term::new(group[*input].clone(), *weight);
-                let base = formula.base.map(|base| group[base].clone().into());
-                let terms = formula.terms.iter().map(term).collect();
-                let sum = Blend::sum(base, terms, formula.lambda);
-                Part::Blend(Box::new(Blend { solve: formula.solve, ..sum }))
-            };
-            // Where expert layouts differ, a tensor is several blends, but weights are solved for over one.
-            let groups = if aligned.is_empty() {
-                line_up(&operands).unwrap_or_default()
-            } else {
-                vec![aligned.iter().map(|operand| operand.slice.clone()).collect()]
-            };
-            if formula.solve.is_some() && groups.len() > 1 {
+            // Where expert layouts differ, a tensor is several blends, none of which sees it whole.
+            let groups = line_up(&operands).unwrap_or_default();
+            if formula.looks_around() && groups.len() > 1 {
                 let cause = format!(
                     "{} of models that lay out their experts differently is not supported yet",
                     self.config.method.name
@@ -422,13 +499,18 @@ impl<'a> Tensors<'a> {
                 self.blame("", cause, name);
                 return Ok(());
             }
-            groups.into_iter().map(blend).collect()
+            let blend = |(part, group): (u32, &Vec<plan::Operand>)| {
+                Ok(Part::Blend(Box::new(of_part(part)?.blend(group))))
+            };
+            match (0..).zip(&groups).map(blend).collect() {
+                Ok(parts) => parts,
+                Err(problem) => {
+                    self.blame("", problem, name);
+                    return Ok(());
+                }
+            }
         };
-        put_in_order(&mut parts, &aligned);
-        let donors = self.donor.tensor(name).map(|(_, entry)| &entry.dtype);
-        self.differs |= donors.is_some_and(|donors| *donors != dtype);
-        self.dtypes.insert(dtype.clone());
-        self.draft.push(home, name, dtype, shape, parts);
+        self.push(home, name, dtype, shape, parts);
         Ok(())
     }
 
@@ -483,6 +565,6 @@ fn codes(name: &str, dtype: &Dtype, method: &str) -> Error {
 }
 
 /// What a model is to the merge, for sources and parents.
-pub(super) fn role(config: &Config, model: &std::path::Path) -> &'static str {
-    if config.base.as_deref() == Some(model) { "base" } else { "model" }
+pub(super) fn role(config: &Config, model: &Reference) -> &'static str {
+    if config.base.as_ref() == Some(model) { "base" } else { "model" }
 }

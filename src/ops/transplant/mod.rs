@@ -178,8 +178,7 @@ pub fn transplant(model: &Checkpoint, donor: &Checkpoint, request: &Transplant) 
         let part = if map.is_identity(0, own_rows) {
             as_dtype(slice, &entry.dtype)
         } else {
-            let columns = matrix.columns() as u64;
-            let operand = map.operand(0, columns, |_| Ok(slice.clone()))?;
+            let operand = map.operand(0, shape.with_rows(rows), |_| Ok(slice.clone()))?;
             Part::Blend(Box::new(Blend::sum(None, vec![Term::new(operand, 1.0)], 1.0)))
         };
         draft.push(home, name, entry.dtype.clone(), shape.with_rows(rows), vec![part]);

@@ -79,7 +79,7 @@ impl Case {
         let base = base.as_ref().map(|(dtype, bytes)| Operand { dtype, bytes: &bytes[offset..] });
         let terms: Vec<_> =
             terms.iter().map(|(dtype, bytes)| Operand { dtype, bytes: &bytes[offset..] }).collect();
-        call(&SweepTile { base, terms: &terms })
+        call(&SweepTile::new(base, &terms))
     }
 
     fn sums(&self, device: &dyn Device, start: usize, count: usize, offset: usize) -> Vec<f64> {
@@ -259,7 +259,7 @@ fn wrong_tiles_are_refused(device: &dyn Device) {
     let torn = operand(&Dtype::BF16, &[0; 7]);
     let integers = operand(&Dtype::I16, &[0; 8]);
     let sums = |base: Option<Operand<'_>>, terms: &[Operand<'_>], room: usize| {
-        device.sums(&SweepTile { base, terms }, &mut vec![0.0; room])
+        device.sums(&SweepTile::new(base, terms), &mut vec![0.0; room])
     };
     assert!(sums(None, &[four], 2).is_ok());
     assert!(sums(Some(four), &[four, four], 5).is_ok());
@@ -273,7 +273,7 @@ fn wrong_tiles_are_refused(device: &dyn Device) {
     assert!(sums(None, &[four], 3).is_err());
     assert!(sums(None, &[four], 4).is_err());
     let histogram = |terms: &[Operand<'_>], digit, room: usize| {
-        device.histogram(&SweepTile { base: None, terms }, digit, &mut vec![0; room])
+        device.histogram(&SweepTile::new(None, terms), digit, &mut vec![0; room])
     };
     assert!(histogram(&[four], Digit::High, 1 << 16).is_ok());
     assert!(histogram(&[four], Digit::Low(7), 1 << 15).is_ok());

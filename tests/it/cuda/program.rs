@@ -76,6 +76,8 @@ fn files_are_those_of_the_cpu() {
         let blocks = if i % 2 == 0 { 32_768 / 4096 } else { 131_072 / 4096 };
         assert_eq!(record.blocks(0, "chat_vector_bf16"), blocks, "{words}");
         assert_eq!(record.leaks(true), [""; 0], "{words}");
+        let once = ("cuDriverGetVersion".to_owned(), 1);
+        assert!(record.calls().contains(&once), "what is there is asked once: {words}");
         assert_eq!(record.device(0, "dtoh"), record.device(0, "dtoh_locked"), "{words}");
         assert_eq!(record.device(0, "htod"), record.device(0, "htod_locked"), "{words}");
     }

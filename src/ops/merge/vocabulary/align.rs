@@ -5,12 +5,12 @@
 //! tokenizer, which mergekit cuts off, stay.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::super::config::Config;
 use super::super::read::Problems;
+use super::super::reference::Reference;
 use super::language::{Source, TokenFrom, Wish};
 use crate::checkpoint::{Checkpoint, Vocabulary};
 use crate::error::Result;
@@ -19,7 +19,7 @@ use crate::ops::rows::{Row, RowMap};
 
 /// A model and its tokens.
 pub(super) struct Member<'a> {
-    pub(super) path: &'a Path,
+    pub(super) named: &'a Reference,
     pub(super) model: &'a Checkpoint,
     pub(super) vocabulary: Vocabulary,
     /// Rows of its embedding.
@@ -61,12 +61,12 @@ impl<'a> Alignment<'a> {
         problems: &mut Problems,
         config: &'a Config,
         wish: &Wish,
-        models: &[(&'a Path, &'a Checkpoint)],
+        models: &[(&'a Reference, &'a Checkpoint)],
     ) -> Result<Option<Self>> {
         let before = problems.0.len();
         let merged = config.merged();
         let mut members = Vec::new();
-        for (path, model) in models {
+        for (named, model) in models {
             let vocabulary = Vocabulary::of(model)?;
             let (Some(vocabulary), Some(rows)) = (vocabulary, model.vocabulary_rows()) else {
                 let what =
@@ -74,8 +74,8 @@ impl<'a> Alignment<'a> {
                 problems.add(wish.at, format!("`{}` has no {what} to align", model.name()));
                 continue;
             };
-            let merged = merged.contains(path);
-            members.push(Member { path, model, vocabulary, rows, merged });
+            let merged = merged.contains(named);
+            members.push(Member { named, model, vocabulary, rows, merged });
         }
         if problems.0.len() > before {
             return Ok(None);
@@ -84,13 +84,13 @@ impl<'a> Alignment<'a> {
             problems.add(wish.at, "the source is `base`, but there is no `base_model`");
             return Ok(None);
         }
-        let find = |path: &Path| members.iter().position(|member| member.path == path);
+        let find = |named: &Reference| members.iter().position(|member| member.named == named);
         let owner = match &wish.source {
-            Source::Model(path) => find(path),
+            Source::Model(named) => find(named),
             Source::Union | Source::Base => Some(0),
         };
         let Some(owner) = owner else { return Ok(None) };
-        let base = config.base.as_deref().and_then(find);
+        let base = config.base.as_ref().and_then(find);
         let (appended, rowless) = match wish.source {
             Source::Union => further_tokens(&members, owner),
             _ => (Vec::new(), Vec::new()),
@@ -196,8 +196,9 @@ impl<'a> Alignment<'a> {
                 problems.add(at, "is not a token of the result");
                 continue;
             }
-            let from = |path: &Path| self.members.iter().position(|member| member.path == path);
-            let of = |path: &Path, token: &str| {
+            let from =
+                |named: &Reference| self.members.iter().position(|member| member.named == named);
+            let of = |path: &Reference, token: &str| {
                 let member = from(path)?;
                 Some(Row::Take(number(member), self.members[member].row(token)?))
             };

@@ -1,11 +1,9 @@
 //! The keys `tokenizer_source`, `tokenizer` and `chat_template`.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::{Map, Value};
 
-use super::super::config::model;
 use super::super::read::{Problems, below, given, suggestion};
+use super::super::reference::{Reference, model};
 use super::template;
 
 /// Which tokenizer the result has, and where rows of some tokens come from.
@@ -17,7 +15,7 @@ pub(in crate::ops::merge) struct Wish {
     /// Rows are padded to a multiple of this.
     pub(super) multiple: Option<u64>,
     /// Its place in the document.
-    pub(super) at: &'static str,
+    pub(in crate::ops::merge) at: &'static str,
 }
 
 /// Whose tokens the result has.
@@ -28,7 +26,7 @@ pub(super) enum Source {
     /// The base model's.
     Base,
     /// Those of this model.
-    Model(PathBuf),
+    Model(Reference),
 }
 
 /// Where a token's row comes from in models that lack it.
@@ -45,24 +43,24 @@ pub(super) enum TokenFrom {
     /// Zeros.
     Zero,
     /// The same token of this model.
-    Same(PathBuf),
+    Same(Reference),
     /// Another token of this model.
-    Token(PathBuf, String),
+    Token(Reference, String),
     /// The row of this number of this model.
-    Row(PathBuf, u64),
+    Row(Reference, u64),
 }
 
 impl Wish {
     /// The models it names.
-    pub(in crate::ops::merge) fn models(&self) -> impl Iterator<Item = &Path> {
+    pub(in crate::ops::merge) fn models(&self) -> impl Iterator<Item = &Reference> {
         let source = match &self.source {
-            Source::Model(path) => Some(path.as_path()),
+            Source::Model(path) => Some(path),
             Source::Union | Source::Base => None,
         };
         let tokens = self.tokens.iter().filter_map(|(_, wish, _)| match &wish.from {
             TokenFrom::Zero => None,
             TokenFrom::Same(path) | TokenFrom::Token(path, _) | TokenFrom::Row(path, _) => {
-                Some(path.as_path())
+                Some(path)
             }
         });
         source.into_iter().chain(tokens)

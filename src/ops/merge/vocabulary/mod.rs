@@ -10,9 +10,10 @@ use serde_json::{Map, Value};
 pub(super) use self::align::Alignment;
 use self::files::chat_template;
 pub(super) use self::language::{Chat, Wish, chat, read};
+use super::config::Config;
 use super::read::Problems;
-use super::tensors::role;
-use super::{Config, slices::Input};
+use super::slices::Input;
+use super::tensors::{Tensors, Wanted, role};
 use crate::checkpoint::{Checkpoint, SidecarFile, Stretch, TOKENIZER_FILE, Vocabulary};
 use crate::error::{Error, Result};
 use crate::ops::draft::Draft;
@@ -21,7 +22,7 @@ use crate::ops::matrix::Matrix;
 use crate::ops::operand::effective;
 use crate::ops::rows::RowMap;
 use crate::ops::tokenizer_files::{Beside, TokenIds};
-use crate::plan::{Blend, Operand, Part, Rows, Slice, Term};
+use crate::plan::{Operand, Rows};
 
 impl Alignment<'_> {
     /// An input's embedding or head with its rows in the result's order. `template` and `name` say which tensor it is.
@@ -52,6 +53,11 @@ impl Alignment<'_> {
                     "that of `{whose}` has {found} rows, its embedding {rows}"
                 )));
             }
+            if stretch.recipe.is_some() {
+                return Err(wrong(format!(
+                    "that of `{whose}` is quantised, or an adapter changes it"
+                )));
+            }
             Ok(stretch.clone())
         };
         let own = self.member(input.model).ok_or_else(|| wrong("its model is not there".into()))?;
@@ -68,34 +74,33 @@ impl Alignment<'_> {
             let row = map.constant(row);
             (0..self.padding()).for_each(|_| map.push(row.clone()));
         }
-        map.operand(number, columns, |member| {
-            let path = self.members[member as usize].path;
-            Ok(draft.slice(role(config, path), &stretch(member)?))
+        let shape = whole.shape.with_rows(self.rows);
+        map.operand(number, shape, |member| {
+            let named = self.members[member as usize].named;
+            Ok(draft.slice(role(config, named), &stretch(member)?))
         })
     }
 }
 
-/// Gives the operands of parts made of whole matrices the rows of the result's vocabulary.
-pub(super) fn put_in_order(parts: &mut [Part], aligned: &[Operand]) {
-    let find = |slice: &Slice| aligned.iter().find(|operand| operand.slice == *slice);
-    for part in parts {
-        match part {
-            Part::Copy(slice) => {
-                if let Some(operand) = find(slice).filter(|operand| operand.gather.is_some()) {
-                    let terms = vec![Term::new(operand.clone(), 1.0)];
-                    *part = Part::Blend(Box::new(Blend::sum(None, terms, 1.0)));
-                }
-            }
-            Part::Blend(blend) => {
-                let terms = blend.terms.iter_mut().map(|term| &mut term.operand);
-                for operand in blend.base.iter_mut().chain(terms) {
-                    if let Some(aligned) = find(&operand.slice) {
-                        operand.gather.clone_from(&aligned.gather);
-                    }
-                }
-            }
-            _ => {}
+impl Tensors<'_> {
+    /// Brings the rows of an embedding or head into the order of the result's vocabulary; says whether there is one and the tensor is such.
+    pub(super) fn align(
+        &mut self,
+        wanted: &Wanted<'_>,
+        slice: &super::slices::Slice<'_>,
+        operands: &mut [super::tensors::Operand<'_>],
+    ) -> Result<bool> {
+        let Some(alignment) = self.alignment else { return Ok(false) };
+        let (template, name) = (wanted.template, wanted.own.as_str());
+        if !template.anatomy().role(name).is_vocabulary() {
+            return Ok(false);
         }
+        for (input, operand) in slice.inputs.iter().zip(operands) {
+            let aligned = alignment.operand(&mut self.draft, self.config, template, name, input)?;
+            operand.shape = operand.shape.with_rows(alignment.rows);
+            operand.aligned = Some(aligned);
+        }
+        Ok(true)
     }
 }
 
@@ -142,11 +147,11 @@ pub(super) fn files(
     problems: &mut Problems,
     merge: &Config,
     alignment: Option<&Alignment<'_>>,
-    models: &[Checkpoint],
+    models: &[&Checkpoint],
     config: &mut Option<Map<String, Value>>,
     draft: &mut Draft,
 ) -> Result<Vec<SidecarFile>> {
-    let Some(donor) = models.first() else { return Ok(Vec::new()) };
+    let Some(donor) = models.first().copied() else { return Ok(Vec::new()) };
     let owner = alignment.map_or(donor, |alignment| alignment.members[alignment.owner].model);
     let mut beside = Beside::of(donor, owner);
     if let Some(alignment) = alignment {
@@ -189,7 +194,7 @@ pub(super) fn files(
 }
 
 /// The chat template that most models have; of several, the one that is named first.
-fn most_common(models: &[Checkpoint], draft: &mut Draft) -> Result<Option<String>> {
+fn most_common(models: &[&Checkpoint], draft: &mut Draft) -> Result<Option<String>> {
     let mut counted: Vec<(String, usize, &str)> = Vec::new();
     for model in models {
         let Some(template) = chat_template(model)? else { continue };

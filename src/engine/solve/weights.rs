@@ -3,7 +3,7 @@
 //! Every vector is a combination of the values, held as its coefficients; lengths and products of such come from the [`Gram`]
 //! matrix. Sines and arc cosines are computed in software, so that every machine finds the same bits.
 
-use super::sweep::Gram;
+use crate::engine::sweep::Gram;
 use crate::plan::Solve;
 
 /// Below this distance from 1 or -1 a cosine rounds to it in f32: an angle that f32 values do not tell from a straight one.
@@ -27,7 +27,7 @@ pub(super) fn weights(solve: Solve, given: &[f64], gram: &Gram) -> Result<Vec<f6
         (Solve::Karcher { max_iter, tol }, _) => karcher(max_iter, tol, gram),
         (Solve::ModelStock, _) => model_stock(gram),
         (Solve::Energy { .. } | Solve::Overlap { .. }, _) => {
-            return Err("it is not carried out yet".into());
+            return Err("energies and overlaps are not told from products".into());
         }
     };
     for (i, weight) in weights.iter_mut().enumerate() {
@@ -151,6 +151,28 @@ fn model_stock(gram: &Gram) -> Vec<f64> {
     let divisor = 1.0 + (count - 1.0) * cosine;
     let t = if divisor.abs() < 1e-6 { 0.0 } else { count * cosine / divisor };
     vec![t / count; terms]
+}
+
+/// Weights by the mean squares of so many values, zeros included.
+#[expect(clippy::cast_precision_loss, reason = "a mean")]
+pub(super) fn energies(least: f64, gram: &Gram, elements: u64) -> Vec<f64> {
+    let terms = gram.terms();
+    let means: Vec<f64> = (0..terms).map(|i| gram.dot(i, i) / elements as f64).collect();
+    let sum: f64 = means.iter().sum();
+    if sum < least {
+        return vec![1.0 / number(terms); terms];
+    }
+    means.iter().map(|mean| mean / sum).collect()
+}
+
+/// What a term counts where it is alone, by the numbers of elements where it is, and where it is not.
+#[expect(clippy::cast_precision_loss, reason = "a ratio")]
+pub(super) fn overlaps(r: f64, alpha: f64, kept: &[[u64; 2]]) -> Vec<f64> {
+    let factor = |[own, shared]: &[u64; 2]| {
+        let ratio = if *own == 0 { 0.0 } else { *shared as f64 / *own as f64 };
+        1.0 + r * ratio.min(alpha)
+    };
+    kept.iter().map(factor).collect()
 }
 
 /// The product of two norms. The root of a square is exact: vectors that are equal or opposite have a cosine of exactly 1 or -1.

@@ -1,0 +1,277 @@
+//! Scores of elements, as numbers whose order is theirs: magnitudes, variances, importance. And masks that follow from them.
+
+use std::ops::Range;
+
+use super::look::{Known, values_of};
+use crate::engine::device::{Edge, Mask, Values};
+use crate::engine::float::Float;
+use crate::engine::random;
+use crate::engine::reference::is_inside;
+use crate::engine::sweep::{LEAF, magnitude};
+use crate::engine::tile::{Filler, Operands, index};
+use crate::error::Result;
+use crate::plan::{Blend, Keep};
+
+/// What elements are put in order by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Score {
+    /// Of a term's values.
+    Magnitude(usize),
+    /// Of all terms' values around their mean.
+    Variance,
+    /// Of a term's values.
+    Importance(usize),
+}
+
+impl Score {
+    /// Of the bits of a key, those that the second histogram counts.
+    pub(super) const fn low_bits(self) -> u32 {
+        match self {
+            Self::Magnitude(_) | Self::Variance => 15,
+            Self::Importance(_) => 16,
+        }
+    }
+
+    pub(super) const fn is_magnitude(self) -> bool {
+        matches!(self, Self::Magnitude(_))
+    }
+}
+
+/// Takes scores of elements that follow one another, from a number on.
+pub(super) type Take<'a> = &'a mut dyn FnMut(u64, &[u32]);
+
+/// The values of a blend on the host.
+struct HostValues<'t> {
+    base: Option<Values<'t>>,
+    terms: Vec<Values<'t>>,
+    double: bool,
+}
+
+impl<'t> HostValues<'t> {
+    fn new(blend: &'t Blend, tiles: &'t [crate::format::Tile<'_>]) -> Result<Self> {
+        let (base, terms) = values_of(blend, tiles);
+        let base = base.as_ref().map(Values::new).transpose()?;
+        let terms: Vec<_> = terms.iter().map(Values::new).collect::<Result<_>>()?;
+        let double = base.iter().chain(&terms).any(|values| values.float == Float::F64);
+        Ok(Self { base, terms, double })
+    }
+}
+
+impl Filler<'_> {
+    /// Hands the scores of a run to `take`, some thousand at a time.
+    pub(super) fn keys(
+        &self,
+        score: Score,
+        known: &Known,
+        blend: &Blend,
+        run: &Range<u64>,
+        buffers: &mut Vec<Operands>,
+        take: Take<'_>,
+    ) -> Result<()> {
+        let important = match score {
+            Score::Importance(term) => match (blend.terms[term].keep, &known.divergences[term]) {
+                (Keep::Important { columns }, Some(rows)) => Some((columns, rows.as_slice())),
+                _ => None,
+            },
+            _ => None,
+        };
+        self.keys_of(score, important, blend, run, buffers, take)
+    }
+
+    pub(super) fn keys_of(
+        &self,
+        score: Score,
+        important: Option<(u64, &[f64])>,
+        blend: &Blend,
+        run: &Range<u64>,
+        buffers: &mut Vec<Operands>,
+        take: Take<'_>,
+    ) -> Result<()> {
+        let tiles = self.operands(blend, run, &self.host, buffers)?;
+        let values = HostValues::new(blend, &tiles)?;
+        let elements = index(run.end - run.start);
+        let mut wide = vec![vec![0.0; LEAF]; values.terms.len()];
+        let mut keys = vec![0; LEAF];
+        for start in (0..elements).step_by(LEAF) {
+            let count = LEAF.min(elements - start);
+            let keys = &mut keys[..count];
+            let first = run.start + start as u64;
+            match score {
+                Score::Magnitude(term) => {
+                    let wide = &mut wide[term][..count];
+                    self.read(&values, term, start, wide);
+                    for (key, value) in keys.iter_mut().zip(wide) {
+                        *key = magnitude(single(*value));
+                    }
+                }
+                Score::Variance => {
+                    for (term, wide) in wide.iter_mut().enumerate() {
+                        self.read(&values, term, start, &mut wide[..count]);
+                    }
+                    for (i, key) in keys.iter_mut().enumerate() {
+                        let element = wide.iter().map(|wide| wide[i]);
+                        *key = variance(element);
+                    }
+                }
+                Score::Importance(term) => {
+                    let wide = &mut wide[term][..count];
+                    self.read(&values, term, start, wide);
+                    let (columns, rows) = important.unwrap_or((1, &[]));
+                    for ((key, value), number) in keys.iter_mut().zip(wide).zip(first..) {
+                        let divergence =
+                            rows.get(index(number / columns)).copied().unwrap_or(f64::NAN);
+                        *key = key_of(single(value.abs() * divergence));
+                    }
+                }
+            }
+            take(first, keys);
+        }
+        Ok(())
+    }
+
+    /// Values of a term, widened.
+    fn read(&self, values: &HostValues<'_>, term: usize, start: usize, out: &mut [f64]) {
+        let x = values.terms[term].run(start, out.len());
+        let base = values.base.map(|base| base.run(start, out.len()));
+        if values.double {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = base.map_or(x.at(i), |base| x.at(i) - base.at(i));
+            }
+        } else {
+            self.host.values(base.as_ref(), &x, out);
+        }
+    }
+
+    /// Bits of the elements whose variance lies inside.
+    pub(super) fn varied_bits(
+        &self,
+        blend: &Blend,
+        edge: Edge,
+        run: &Range<u64>,
+        buffers: &mut Vec<Operands>,
+    ) -> Result<Vec<u8>> {
+        let mut bits = vec![0; index(run.end - run.start).div_ceil(8)];
+        self.keys_of(Score::Variance, None, blend, run, buffers, &mut |first, keys| {
+            for (number, key) in (first..).zip(keys) {
+                put(&mut bits, number - run.start, is_inside(edge, *key, number));
+            }
+        })?;
+        Ok(bits)
+    }
+
+    /// Bits of the elements whose importance is at least this.
+    pub(super) fn important_bits(
+        &self,
+        blend: &Blend,
+        term: usize,
+        (columns, divergences, least): (u64, &[f64], f64),
+        run: &Range<u64>,
+        buffers: &mut Vec<Operands>,
+    ) -> Result<Vec<u8>> {
+        let mut bits = vec![0; index(run.end - run.start).div_ceil(8)];
+        let rows = Some((columns, divergences));
+        self.keys_of(Score::Importance(term), rows, blend, run, buffers, &mut |first, keys| {
+            for (number, key) in (first..).zip(keys) {
+                put(&mut bits, number - run.start, f64::from(importance_of(*key)) >= least);
+            }
+        })?;
+        Ok(bits)
+    }
+
+    /// Where terms are kept alone, and where beside others: numbers of elements.
+    pub(super) fn overlap(
+        &self,
+        blend: &Blend,
+        masks: &[Mask<'_>],
+        run: &Range<u64>,
+        buffers: &mut Vec<Operands>,
+    ) -> Result<Vec<[u64; 2]>> {
+        let tiles = self.operands(blend, run, &self.host, buffers)?;
+        let values = HostValues::new(blend, &tiles)?;
+        let elements = index(run.end - run.start);
+        let mut wide = vec![0.0; LEAF];
+        let mut kept = vec![0_u64; LEAF];
+        let mut counts = vec![[0; 2]; masks.len()];
+        for start in (0..elements).step_by(LEAF) {
+            let count = LEAF.min(elements - start);
+            let (wide, kept) = (&mut wide[..count], &mut kept[..count]);
+            kept.fill(0);
+            for (term, mask) in masks.iter().enumerate() {
+                if matches!(mask, Mask::Band { .. }) {
+                    self.read(&values, term, start, wide);
+                }
+                for (i, (kept, value)) in kept.iter_mut().zip(&*wide).enumerate() {
+                    let at = start + i;
+                    let number = run.start + at as u64;
+                    *kept |= u64::from(is_kept(*mask, *value, number, at)) << term;
+                }
+            }
+            for kept in kept.iter() {
+                let alone = usize::from(kept.count_ones() > 1);
+                for (term, counts) in counts.iter_mut().enumerate() {
+                    counts[alone] += kept >> term & 1;
+                }
+            }
+        }
+        Ok(counts)
+    }
+}
+
+/// Whether a mask keeps a value: element `at` of the tile, `number` of the part.
+fn is_kept(mask: Mask<'_>, value: f64, number: u64, at: usize) -> bool {
+    match mask {
+        Mask::All | Mask::Near(_) => true,
+        Mask::Band { low, high } => {
+            let magnitude = magnitude(single(value));
+            is_inside(low, magnitude, number) && !is_inside(high, magnitude, number)
+        }
+        Mask::Random { seed, below } => u64::from(random::word(seed, number)) < below,
+        Mask::Bits(bits) => bits[at / 8] >> (at % 8) & 1 == 1,
+    }
+}
+
+/// Sets the bit of an element.
+pub(super) fn put(bits: &mut [u8], at: u64, kept: bool) {
+    bits[index(at / 8)] |= u8::from(kept) << (at % 8);
+}
+
+/// The magnitude of the variance: equal values have none only if their sums are wider than they are.
+fn variance(values: impl ExactSizeIterator<Item = f64> + Clone) -> u32 {
+    let count = number(values.len());
+    let mean = values.clone().sum::<f64>() / count;
+    let variance = values.map(|value| (value - mean) * (value - mean)).sum::<f64>() / count;
+    magnitude(single(variance))
+}
+
+/// A number whose order is that of the f32; a NaN is above all.
+const fn key_of(value: f32) -> u32 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        u32::MAX
+    } else if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    }
+}
+
+/// The f32 of a key.
+pub(super) const fn importance_of(key: u32) -> f32 {
+    f32::from_bits(if key == u32::MAX {
+        0x7fc0_0000
+    } else if key >> 31 == 1 {
+        key & 0x7fff_ffff
+    } else {
+        !key
+    })
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounded once, as the plan says")]
+pub(super) const fn single(value: f64) -> f32 {
+    value as f32
+}
+
+#[expect(clippy::cast_precision_loss, reason = "at most as many as a plan allows")]
+const fn number(count: usize) -> f64 {
+    count as f64
+}

@@ -1,0 +1,95 @@
+//! The model card of a merge: where it comes from and how to make it again.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::config::Config;
+use super::reference::Reference;
+use super::tensors::role;
+use crate::checkpoint::{CARD_FILE, Checkpoint, ModelCard, code_block, hub_id, inline};
+
+/// The card of what `config` makes of the models, each with the path that names it there.
+pub(super) fn card(config: &Config, models: &[(&Reference, &Checkpoint)]) -> String {
+    let method = config.method.name;
+    let mut text = String::from("This checkpoint was merged with elo-surgery");
+    match source_of(method) {
+        Some((title, url)) => {
+            let _ = writeln!(text, " by `{method}` ([{title}]({url})).");
+        }
+        None => {
+            let _ = writeln!(text, " by `{method}`.");
+        }
+    }
+    text.push_str("\n## Models\n\n| model | part in the merge | licence |\n|---|---|---|\n");
+    let mut base_models = Vec::new();
+    let mut licenses = Vec::new();
+    for (reference, model) in models {
+        let license = license_of(model.root());
+        let id = hub_id(&reference.path.to_string_lossy(), model.root());
+        let part = if role(config, reference) == "base" { "base model" } else { "merged" };
+        let shown = match &id {
+            Some(id) => format!("[{}](https://huggingface.co/{id})", inline(id)),
+            None => inline(&model_name(&reference.path)),
+        };
+        let shown = match &reference.lora {
+            Some(lora) => format!("{shown} with the adapter {}", inline(&model_name(lora))),
+            None => shown,
+        };
+        let said = license.as_deref().map_or_else(|| "not said".to_owned(), inline);
+        let _ = writeln!(text, "| {shown} | {part} | {said} |");
+        base_models.extend(id.filter(|id| !base_models.contains(id)));
+        licenses.push(license);
+    }
+    let _ = write!(text, "\n## Configuration\n\n{}\n", code_block("yaml", &config.text));
+    text.push_str(
+        "\n`elo-surgery.json` beside this file has the digests of all files and what they were made from.\n",
+    );
+    let agreed = licenses.first().cloned().flatten();
+    let card = ModelCard {
+        title: format!("A merge by {}", inline(method)),
+        base_models,
+        relation: Some("merge"),
+        // Whether licences that differ go together is for people to decide.
+        license: agreed.filter(|first| licenses.iter().all(|other| other.as_ref() == Some(first))),
+        tags: ["merge", "elo-surgery"].map(str::to_owned).to_vec(),
+        text,
+    };
+    card.to_text()
+}
+
+/// Local models are called by the name of their directory: where it lay says nothing to others.
+fn model_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The licence that a model's own card states.
+fn license_of(root: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(root.join(CARD_FILE)).ok()?;
+    let (metadata, _) = text.strip_prefix("---")?.split_once("\n---")?;
+    let metadata: Value = serde_saphyr::from_str(metadata).ok()?;
+    let license = metadata.get("license")?.as_str()?;
+    // `other` is explained by a name that only that card has.
+    (license != "other" && license.len() <= 64).then(|| license.to_owned())
+}
+
+/// Where a method was described.
+fn source_of(method: &str) -> Option<(&'static str, &'static str)> {
+    Some(match method {
+        "linear" => ("Model Soups", "https://arxiv.org/abs/2203.05482"),
+        "task_arithmetic" => ("Task Arithmetic", "https://arxiv.org/abs/2212.04089"),
+        "ties" => ("TIES", "https://arxiv.org/abs/2306.01708"),
+        "dare_linear" | "dare_ties" => ("DARE", "https://arxiv.org/abs/2311.03099"),
+        "breadcrumbs" | "breadcrumbs_ties" => {
+            ("Model Breadcrumbs", "https://arxiv.org/abs/2312.06795")
+        }
+        "della" | "della_linear" => ("DELLA", "https://arxiv.org/abs/2406.11617"),
+        "sce" => ("SCE", "https://arxiv.org/abs/2408.07990"),
+        "ram" | "ramplus_tl" => ("RAM", "https://arxiv.org/abs/2601.13572"),
+        "model_stock" => ("Model Stock", "https://arxiv.org/abs/2403.19522"),
+        "slerp" => ("SLERP", "https://en.wikipedia.org/wiki/Slerp"),
+        "karcher" => ("Karcher mean", "https://arxiv.org/abs/2603.04972"),
+        _ => return None,
+    })
+}

@@ -1,0 +1,180 @@
+//! What a blend that is not plain must satisfy, and what it takes to know before its first element is computed.
+
+use super::{Blend, Divide, Keep, Solve, Span, Term};
+
+/// Most elements of a row of which a rank or a softmax is taken: each worker holds such rows whole.
+const MAX_COLUMNS: u64 = 1 << 24;
+
+/// Whether keeps, vote, divide and span of a blend of so many elements are in range and fit each other.
+pub(super) fn check(blend: &Blend, elements: u64) -> Result<(), String> {
+    if blend.terms.len() > Solve::MAX_TERMS && !blend.is_plain() {
+        let (count, most) = (blend.terms.len(), Solve::MAX_TERMS);
+        return Err(format!(
+            "a blend that is not plain takes {most} terms at most, this has {count}"
+        ));
+    }
+    if blend.deltas && blend.base.is_none() {
+        return Err("deltas without a base".into());
+    }
+    for term in &blend.terms {
+        check_term(blend, term, elements)?;
+    }
+    check_alike(blend)?;
+    if let Some(Divide { least, instead }) = blend.divide {
+        if !(least.is_finite() && least >= 0.0 && instead.is_finite() && instead != 0.0) {
+            return Err(format!("a sum divided by {instead} below {least}"));
+        }
+    }
+    let columns = match blend.span {
+        Span::Part => return Ok(()),
+        Span::Rows { columns } | Span::Columns { columns } => columns,
+    };
+    check_columns("spans", columns, elements)?;
+    match blend.solve {
+        None => Err("rows or columns, but no weights to find for them".into()),
+        Some(Solve::Energy { .. } | Solve::Overlap { .. }) => {
+            Err("weights of rows or columns from energies or overlaps".into())
+        }
+        Some(_) if !blend.counts_everywhere() => {
+            Err("weights of rows or columns where not every value counts".into())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn check_term(blend: &Blend, term: &Term, elements: u64) -> Result<(), String> {
+    if !term.gain.is_finite() || !term.alone.is_finite() {
+        return Err(format!("factors {} and {}", term.gain, term.alone));
+    }
+    if !blend.is_plain() && !term.weight.is_finite() {
+        return Err(format!("a weight of {}", term.weight));
+    }
+    let fits = match term.keep {
+        Keep::All => true,
+        Keep::Largest { skip, count } => {
+            skip.checked_add(count).is_some_and(|taken| taken <= elements)
+        }
+        Keep::Above { magnitude } => magnitude.is_finite() && magnitude >= 0.0,
+        Keep::Random { probability, .. } => (0.0..=1.0).contains(&probability),
+        Keep::Ranked { low, high, columns, .. } => {
+            check_columns("ranks", columns, elements)?;
+            0.0 <= low && low <= high && high <= 1.0
+        }
+        Keep::Varied { share } => (0.0..=1.0).contains(&share),
+        Keep::Important { columns } => {
+            check_columns("softmaxes", columns, elements)?;
+            blend.is_of_deltas()
+        }
+        Keep::Near { t } => t.is_finite(),
+    };
+    if fits {
+        Ok(())
+    } else {
+        Err(format!("of {elements} elements it cannot keep {:?}", term.keep))
+    }
+}
+
+/// What is found once for all terms must be asked for alike.
+fn check_alike(blend: &Blend) -> Result<(), String> {
+    let alike = |what: fn(&Keep) -> Option<u64>| {
+        let mut all = blend.terms.iter().filter_map(|term| what(&term.keep));
+        let first = all.next();
+        all.all(|other| Some(other) == first)
+    };
+    let share = |keep: &Keep| match keep {
+        Keep::Varied { share } => Some(share.to_bits()),
+        _ => None,
+    };
+    let columns = |keep: &Keep| match keep {
+        Keep::Important { columns } => Some(*columns),
+        _ => None,
+    };
+    if alike(share) && alike(columns) {
+        return Ok(());
+    }
+    Err("terms that keep different shares of what varies, or have rows of different lengths".into())
+}
+
+fn check_columns(what: &str, columns: u64, elements: u64) -> Result<(), String> {
+    if columns == 0 || !elements.is_multiple_of(columns) {
+        return Err(format!("{what} of rows of {columns}, of {elements} elements"));
+    }
+    if columns > MAX_COLUMNS {
+        return Err(format!(
+            "{what} of rows of {columns} elements; at most {MAX_COLUMNS} fit memory"
+        ));
+    }
+    Ok(())
+}
+
+impl Blend {
+    /// Whether values are differences from the base.
+    pub(crate) fn is_of_deltas(&self) -> bool {
+        self.deltas || (self.solve.is_some() && self.base.is_some())
+    }
+
+    /// Whether it is a weighted sum of values, once the weights are known: no term is masked, none outvoted, and none has a
+    /// factor where it counts alone.
+    pub(crate) fn counts_everywhere(&self) -> bool {
+        let plain = |term: &Term| {
+            let Term { keep, gain, rescale, alone, .. } = term;
+            keep.is_all()
+                && !rescale
+                && [gain, alone].iter().all(|x| x.to_bits() == 1.0_f64.to_bits())
+        };
+        let overlap = matches!(self.solve, Some(Solve::Overlap { .. }));
+        !overlap && self.vote.is_none() && self.divide.is_none() && self.terms.iter().all(plain)
+    }
+
+    /// The looks at the whole part that are needed before an element can be computed.
+    pub(crate) fn looks(&self) -> Looks {
+        let elements = self.terms.first().and_then(|term| term.operand.elements());
+        let elements = elements.unwrap_or(0);
+        let any = |keep: fn(&Keep) -> bool| self.terms.iter().any(|term| keep(&term.keep));
+        let largest = |term: &Term| {
+            let ranks = term.keep.ranks(elements).into_iter().flatten();
+            ranks.into_iter().any(|rank| 0 < rank && rank < elements)
+        };
+        let rows = any(|keep| matches!(keep, Keep::Important { .. }));
+        let varied = any(|keep| matches!(keep, Keep::Varied { .. }));
+        let ties = varied || self.terms.iter().any(largest);
+        let rescaled = |term: &Term| term.rescale && !term.keep.is_all();
+        let solved = self.solve.is_some() && !matches!(self.span, Span::Rows { .. });
+        let sums = solved || self.terms.iter().any(rescaled);
+        Looks { rows, order: rows || ties, ties, sums }
+    }
+}
+
+/// Which looks at a whole part a blend takes before it is computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Looks {
+    /// One for the divergence of every row.
+    pub(crate) rows: bool,
+    /// Two for thresholds: the upper, then the lower digit of a magnitude.
+    pub(crate) order: bool,
+    /// At most one more, to tell equal magnitudes apart by their places.
+    pub(crate) ties: bool,
+    /// One for sums.
+    pub(crate) sums: bool,
+}
+
+impl Looks {
+    /// How many they are at most.
+    pub(crate) fn count(self) -> u32 {
+        u32::from(self.rows)
+            + 2 * u32::from(self.order)
+            + u32::from(self.ties)
+            + u32::from(self.sums)
+    }
+}
+
+impl Keep {
+    /// For [`Keep::Largest`] of so many elements: how many are inside the edge below it, and how many inside the edge above. Nothing is
+    /// to be found out of an edge that has none inside, or all.
+    pub(crate) fn ranks(self, elements: u64) -> Option<[u64; 2]> {
+        let Self::Largest { skip, count } = self else { return None };
+        // Between edges at one place is nothing, wherever that is.
+        let skip = if count == 0 { 0 } else { skip };
+        Some([skip.saturating_add(count).min(elements), skip.min(elements)])
+    }
+}

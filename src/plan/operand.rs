@@ -1,0 +1,245 @@
+//! What values are read from: bytes of a file as they are, codes with their scales, low-rank products on top, rows in another order.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Gather, Slice};
+use crate::format::{Coding, Dtype, Shape};
+
+/// What the values of a base or a term are read from.
+///
+/// Plain operands are the elements of a slice. Others are made on the host before a device sees them, each to one f32 (f64 if
+/// the slice is `F64`), for element `e`:
+///
+/// 1. the slice's element widened exactly; with [`codes`](Self::codes), `(code - zero) * scale`, the product rounded once to f32;
+/// 2. plus `scale * sum(left * right)` of each of the [`adapters`](Self::adapters) in order: in f64, the sum over the rank in
+///    order from zero, every product and sum rounded once (products of f32 values are exact in f64);
+/// 3. rounded once to f32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Operand {
+    /// The elements; with `codes`, all codes of the tensor.
+    pub slice: Slice,
+    /// What makes values of codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codes: Option<Box<Codes>>,
+    /// What is added to the values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<LowRank>,
+    /// The values are rows of the slice and of others, in another order. Neither codes nor adapters go with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gather: Option<Box<Gather>>,
+}
+
+/// Codes of a quantised tensor, and which of its values are meant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Codes {
+    /// How codes and scales lie.
+    pub coding: Coding,
+    /// Dimensions of the whole tensor's values.
+    pub whole: Shape,
+    /// All scales of the tensor.
+    pub scales: Slice,
+    /// All zero points of the tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zeros: Option<Slice>,
+    /// The first value that is meant, by its number in the whole tensor in row-major order.
+    #[serde(default)]
+    pub first: u64,
+    /// Dimensions of what is meant.
+    pub shape: Shape,
+}
+
+/// A low-rank product, `scale * up * down`, of which a run of elements is meant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LowRank {
+    /// `[rank, in]`.
+    pub down: Slice,
+    /// `[out, rank]`.
+    pub up: Slice,
+    /// Factor of the product.
+    pub scale: f64,
+    /// Whether the values are the product's transpose, `[in, out]`: embeddings, and layers that store their weight so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transposed: bool,
+    /// The first element that is meant, by its number in the product in row-major order.
+    #[serde(default)]
+    pub first: u64,
+}
+
+/// The dtype of values that are made.
+static MADE: Dtype = Dtype::F32;
+
+impl Operand {
+    /// Whether its bytes are its values.
+    pub fn is_plain(&self) -> bool {
+        self.codes.is_none() && self.adapters.is_empty() && self.gather.is_none()
+    }
+
+    /// Dimensions of its values.
+    pub fn shape(&self) -> &Shape {
+        match (&self.gather, &self.codes) {
+            (Some(gather), _) => &gather.shape,
+            (None, Some(codes)) => &codes.shape,
+            (None, None) => &self.slice.shape,
+        }
+    }
+
+    /// Number of values; `None` if that does not fit 64 bits.
+    pub fn elements(&self) -> Option<u64> {
+        self.shape().elements()
+    }
+
+    /// The dtype that a device sees.
+    pub fn dtype(&self) -> &Dtype {
+        if let Some(gather) = &self.gather {
+            return gather.dtype(&self.slice.dtype);
+        }
+        if self.is_plain() || self.slice.dtype == Dtype::F64 { &self.slice.dtype } else { &MADE }
+    }
+
+    /// Everything it is made of.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        let codes = self.codes.as_deref();
+        let beside = codes.into_iter().flat_map(|c| std::iter::once(&c.scales).chain(&c.zeros));
+        let adapters = self.adapters.iter().flat_map(|a| [&a.down, &a.up]);
+        let further = self.gather.iter().flat_map(|gather| &gather.further);
+        std::iter::once(&self.slice).chain(beside).chain(adapters).chain(further)
+    }
+
+    /// Bytes that are read for it, of codes the share of its values.
+    pub fn bytes(&self) -> u64 {
+        if let Some(gather) = &self.gather {
+            return gather.bytes(&self.slice);
+        }
+        let len = |slice: &Slice| slice.bytes.end.saturating_sub(slice.bytes.start);
+        let own = match &self.codes {
+            Some(codes) => {
+                let stored =
+                    std::iter::once(&self.slice).chain([&codes.scales]).chain(&codes.zeros);
+                let stored: u128 = stored.map(|slice| u128::from(len(slice))).sum();
+                let of = |shape: &Shape| u128::from(shape.elements().unwrap_or(0));
+                u64::try_from(stored * of(&codes.shape) / of(&codes.whole).max(1))
+                    .unwrap_or(u64::MAX)
+            }
+            None => len(&self.slice),
+        };
+        own + self.adapters.iter().map(|a| len(&a.down) + len(&a.up)).sum::<u64>()
+    }
+
+    /// Elements `from..to` of its values, as a vector; none of gathered ones.
+    #[must_use]
+    pub fn cut(&self, from: u64, to: u64) -> Option<Self> {
+        if self.gather.is_some() {
+            return None;
+        }
+        let mut cut = self.clone();
+        for adapter in &mut cut.adapters {
+            adapter.first = adapter.first.checked_add(from)?;
+        }
+        let shape = Shape(vec![to.checked_sub(from)?]);
+        if let Some(codes) = &mut cut.codes {
+            codes.first = codes.first.checked_add(from)?;
+            codes.shape = shape;
+        } else {
+            let width = cut.slice.dtype.bytes()?;
+            let start = cut.slice.bytes.start + from * width;
+            cut.slice.bytes = start..start + (to - from) * width;
+            cut.slice.shape = shape;
+        }
+        Some(cut)
+    }
+
+    /// Rows `from..to` of dimension 0.
+    #[must_use]
+    pub fn rows(&self, from: u64, to: u64) -> Option<Self> {
+        let row = self.shape().with_rows(1).elements()?;
+        let mut rows = self.cut(from.checked_mul(row)?, to.checked_mul(row)?)?;
+        let shape = self.shape().with_rows(to - from);
+        match &mut rows.codes {
+            Some(codes) => codes.shape = shape,
+            None => rows.slice.shape = shape,
+        }
+        Some(rows)
+    }
+
+    /// What a plan from a file may have wrong, slices by themselves left out.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if let Some(gather) = &self.gather {
+            if self.codes.is_some() || !self.adapters.is_empty() {
+                return Err("gathered rows of codes or low-rank products".into());
+            }
+            return gather.check(&self.slice);
+        }
+        let count = self.elements().ok_or("its size overflows 64 bits")?;
+        if let Some(codes) = &self.codes {
+            let (stored, scales, zeros) = codes.coding.shapes(&codes.whole)?;
+            let zero = codes.zeros.as_ref();
+            let found = [Some(&self.slice), Some(&codes.scales), zero];
+            for (slice, shape) in found.into_iter().zip([stored, scales, zeros]) {
+                if let Some(odd) = slice.filter(|slice| slice.shape.elements() != shape.elements())
+                {
+                    return Err(format!(
+                        "codes or scales of shape {} instead of {shape}",
+                        odd.shape
+                    ));
+                }
+            }
+            let (dtype, scales) = (&self.slice.dtype, &codes.scales.dtype);
+            if !codes.coding.takes(dtype, scales, zero.map(|z| &z.dtype)) {
+                return Err(format!(
+                    "{dtype} codes with {scales} scales are not {:?}",
+                    codes.coding
+                ));
+            }
+            inside(codes.first, count, codes.whole.elements())?;
+        }
+        self.adapters.iter().try_for_each(|adapter| adapter.check(count))?;
+        let size = |a: &LowRank| (a.sides().map(|(_, rows, columns)| (rows, columns)), a.first);
+        if self.adapters.windows(2).any(|pair| size(&pair[0]) != size(&pair[1])) {
+            return Err("products of different sizes on one operand".into());
+        }
+        Ok(())
+    }
+}
+
+impl LowRank {
+    /// Rank, rows and columns of the values it makes; `None` if its factors do not fit together.
+    pub fn sides(&self) -> Option<(u64, u64, u64)> {
+        let (&[rank, inner], &[outer, same]) = (&self.down.shape.0[..], &self.up.shape.0[..])
+        else {
+            return None;
+        };
+        let (rows, columns) = if self.transposed { (inner, outer) } else { (outer, inner) };
+        (rank == same).then_some((rank, rows, columns))
+    }
+
+    fn check(&self, count: u64) -> Result<(), String> {
+        let (down, up) = (&self.down, &self.up);
+        let Some((_, rows, columns)) = self.sides() else {
+            return Err(format!("a product of shapes {} and {}", up.shape, down.shape));
+        };
+        if let Some(odd) = [down, up].into_iter().find(|slice| !slice.dtype.is_float()) {
+            return Err(format!("{} cannot be computed on", odd.dtype));
+        }
+        if !self.scale.is_finite() {
+            return Err(format!("a product times {}", self.scale));
+        }
+        inside(self.first, count, rows.checked_mul(columns))
+    }
+}
+
+fn inside(first: u64, count: u64, all: Option<u64>) -> Result<(), String> {
+    let all = all.ok_or("its size overflows 64 bits")?;
+    match first.checked_add(count) {
+        Some(end) if end <= all => Ok(()),
+        _ => Err(format!("{count} values from number {first} are not among {all}")),
+    }
+}
+
+impl From<Slice> for Operand {
+    fn from(slice: Slice) -> Self {
+        Self { slice, codes: None, adapters: Vec::new(), gather: None }
+    }
+}
