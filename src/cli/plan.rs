@@ -10,8 +10,8 @@ use super::failure::Failure;
 use super::session::Session;
 use super::surgery::{Planned, Surgical};
 use super::{
-    cast, chat_vector, expand, experts, extract, inject, layers, lora, merge, reshard, summary,
-    transplant,
+    cast, chat_vector, expand, experts, extract, inject, layers, lora, merge, moe, reshard,
+    summary, transplant,
 };
 use crate::error::{Error, IoContext as _};
 
@@ -43,6 +43,7 @@ enum Verb {
     Layers(Box<layers::Layers>),
     Expand(Box<expand::Expand>),
     Experts(Box<experts::Experts>),
+    Moe(Box<moe::Moe>),
     Transplant(Box<transplant::Transplant>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
@@ -62,6 +63,7 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Layers(verb) => verb.planned(session),
         Verb::Expand(verb) => verb.planned(session),
         Verb::Experts(verb) => verb.planned(session),
+        Verb::Moe(verb) => verb.planned(session),
         Verb::Transplant(verb) => verb.planned(session),
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),

@@ -16,14 +16,18 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 27] = [
+const COMMANDS: [&str; 31] = [
     "",
     "extract",
     "inject",
     "chat-vector",
     "merge",
-    "transplant",
+    "layers",
+    "expand",
+    "experts",
+    "moe",
     "lora",
+    "transplant",
     "reshard",
     "cast",
     "inspect",
@@ -45,6 +49,9 @@ const COMMANDS: [&str; 27] = [
     "completions",
     "man",
 ];
+
+/// Commands within others that have a page of their own in the reference.
+const WITHIN: [&str; 3] = ["lora apply", "lora extract", "lora merge"];
 
 /// A directory with models under short names, so that messages read as they would at home.
 fn workplace() -> TempDir {
@@ -90,8 +97,8 @@ fn help(command: &str) -> String {
 
 #[test]
 fn help_of_every_command() {
-    for command in COMMANDS {
-        let name = if command.is_empty() { "program" } else { command };
+    for command in COMMANDS.into_iter().chain(WITHIN) {
+        let name = if command.is_empty() { "program" } else { command }.replace(' ', "-");
         insta::assert_snapshot!(format!("help-{name}"), help(command));
     }
     insta::assert_snapshot!("help-extract-short", elo("extract -h").ok().stdout);
@@ -115,7 +122,7 @@ fn the_reference_is_current() {
     let text = fs::read_to_string(&path).unwrap();
     let head = text.split(MARK).next().unwrap();
     let mut expected = format!("{head}{MARK}");
-    for command in COMMANDS {
+    for command in COMMANDS.into_iter().chain(WITHIN) {
         let title = format!("elo-surgery {command}");
         let help = help(command);
         let (title, help) = (title.trim(), help.trim_end());
