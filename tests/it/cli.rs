@@ -16,12 +16,16 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 30] = [
     "",
     "extract",
     "inject",
     "chat-vector",
     "merge",
+    "layers",
+    "expand",
+    "experts",
+    "moe",
     "lora",
     "reshard",
     "cast",
@@ -44,6 +48,9 @@ const COMMANDS: [&str; 26] = [
     "completions",
     "man",
 ];
+
+/// Commands within others that have a page of their own in the reference.
+const WITHIN: [&str; 3] = ["lora apply", "lora extract", "lora merge"];
 
 /// A directory with models under short names, so that messages read as they would at home.
 fn workplace() -> TempDir {
@@ -89,8 +96,8 @@ fn help(command: &str) -> String {
 
 #[test]
 fn help_of_every_command() {
-    for command in COMMANDS {
-        let name = if command.is_empty() { "program" } else { command };
+    for command in COMMANDS.into_iter().chain(WITHIN) {
+        let name = if command.is_empty() { "program" } else { command }.replace(' ', "-");
         insta::assert_snapshot!(format!("help-{name}"), help(command));
     }
     insta::assert_snapshot!("help-extract-short", elo("extract -h").ok().stdout);
@@ -114,7 +121,7 @@ fn the_reference_is_current() {
     let text = fs::read_to_string(&path).unwrap();
     let head = text.split(MARK).next().unwrap();
     let mut expected = format!("{head}{MARK}");
-    for command in COMMANDS {
+    for command in COMMANDS.into_iter().chain(WITHIN) {
         let title = format!("elo-surgery {command}");
         let help = help(command);
         let (title, help) = (title.trim(), help.trim_end());

@@ -22,9 +22,12 @@ mod floors;
 #[cfg(feature = "cli")]
 mod golden;
 #[cfg(feature = "cli")]
+mod growth;
+#[cfg(feature = "cli")]
 mod hostile;
 mod kernels;
 mod lora;
+mod lowrank;
 #[cfg(feature = "cli")]
 mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
@@ -34,6 +37,7 @@ mod quantised;
 #[cfg(feature = "cli")]
 mod randoms;
 mod solved;
+mod sparse;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;
