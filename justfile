@@ -48,3 +48,7 @@ kill rounds="200":
 # Reference logits of extracted, injected and chat-vector models in transformers (needs torch and transformers 5).
 logits python:
     {{python}} tests/peers/check_logits.py target/release/elo-surgery fixtures/golden
+
+# What expanded, restacked, pruned and upcycled models compute, in transformers (needs torch and transformers 5).
+growth python:
+    {{python}} tests/peers/check_growth.py target/release/elo-surgery

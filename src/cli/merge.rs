@@ -154,13 +154,13 @@ impl Merge {
 }
 
 /// The text of a configuration.
-fn read(path: &Path) -> Result<String, Failure> {
+pub(super) fn read(path: &Path) -> Result<String, Failure> {
     let file = std::fs::File::open(path).at("open", path)?;
     let mut text = String::new();
     let read = file.take(MOST_BYTES + 1).read_to_string(&mut text).at("read", path)?;
     if read as u64 > MOST_BYTES {
         return Err(Failure::from(Error::Mismatch {
-            what: format!("`{}` is no merge configuration", path.display()),
+            what: format!("`{}` is no configuration", path.display()),
             problems: vec![format!("it has more than {MOST_BYTES} bytes")],
             hint: "give the YAML file; models are named in it".into(),
         }));

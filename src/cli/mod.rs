@@ -25,6 +25,7 @@ mod lora;
 mod man;
 mod merge;
 mod merge_stages;
+mod moe;
 mod plan;
 mod process;
 mod progress;
@@ -102,6 +103,7 @@ enum Command {
     Layers(Box<layers::Layers>),
     Expand(Box<expand::Expand>),
     Experts(Box<experts::Experts>),
+    Moe(Box<moe::Moe>),
     Lora(lora::Lora),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
@@ -163,6 +165,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Layers(verb) => verb.run(session),
         Command::Expand(verb) => verb.run(session),
         Command::Experts(verb) => verb.run(session),
+        Command::Moe(verb) => verb.run(session),
         Command::Lora(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),

@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::session::Session;
 use super::surgery::{Planned, Surgical};
 use super::{
-    cast, chat_vector, expand, experts, extract, inject, layers, lora, merge, reshard, summary,
+    cast, chat_vector, expand, experts, extract, inject, layers, lora, merge, moe, reshard, summary,
 };
 use crate::error::{Error, IoContext as _};
 
@@ -42,6 +42,7 @@ enum Verb {
     Layers(Box<layers::Layers>),
     Expand(Box<expand::Expand>),
     Experts(Box<experts::Experts>),
+    Moe(Box<moe::Moe>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Lora(lora::Lora),
@@ -60,6 +61,7 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Layers(verb) => verb.planned(session),
         Verb::Expand(verb) => verb.planned(session),
         Verb::Experts(verb) => verb.planned(session),
+        Verb::Moe(verb) => verb.planned(session),
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),
         Verb::Lora(lora) => lora.planned(session),

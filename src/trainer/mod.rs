@@ -46,10 +46,26 @@ pub use run::{MicroBatch, batches, train};
 pub use settings::{LossOn, Schedule, Training};
 pub use watch::{Status, Step, Trained, Watch};
 
+use std::path::Path;
+
 use crate::checkpoint::Checkpoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Whether a model can be trained exactly. If not, the error has all reasons.
 pub fn supports(model: &Checkpoint) -> Result<()> {
     load::design(model).map(drop)
+}
+
+/// The tokens of prompts, by the tokenizer in a directory: the text of its beginning-of-sequence token stands in front of
+/// each, no other special tokens are added.
+///
+/// # Errors
+/// No `tokenizer.json`, or one that is not understood.
+pub fn prompt_tokens(tokenizer: &Path, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+    let opened = data::TextTokenizer::open(tokenizer, usize::MAX)?;
+    opened.prompts(texts).map_err(|reason| Error::Unsupported {
+        what: format!("the tokenizer in `{}`", tokenizer.display()),
+        reason,
+        hint: "give a directory with the `tokenizer.json` of a fast tokenizer".to_owned(),
+    })
 }

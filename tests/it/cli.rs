@@ -16,12 +16,16 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 30] = [
     "",
     "extract",
     "inject",
     "chat-vector",
     "merge",
+    "layers",
+    "expand",
+    "experts",
+    "moe",
     "lora",
     "reshard",
     "cast",

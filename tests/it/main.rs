@@ -22,6 +22,8 @@ mod floors;
 #[cfg(feature = "cli")]
 mod golden;
 #[cfg(feature = "cli")]
+mod growth;
+#[cfg(feature = "cli")]
 mod hostile;
 mod kernels;
 mod lora;
@@ -35,6 +37,7 @@ mod quantised;
 #[cfg(feature = "cli")]
 mod randoms;
 mod solved;
+mod sparse;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;

@@ -16,6 +16,8 @@ pub(in crate::trainer) struct TextTokenizer {
     tokenizer: Tokenizer,
     /// What ends a document, if there is such a token.
     end: Option<u32>,
+    /// The text of what begins a sequence, if there is such a token.
+    beginning: Option<String>,
     template: Option<ChatTemplate>,
     /// Rows of the model's embedding: ids must stay below.
     rows: usize,
@@ -57,6 +59,8 @@ impl TextTokenizer {
             Some(id) => Some(id),
             None => end_of_config(&read_json(&dir.join("config.json"))?),
         };
+        let beginning = specials.iter().find(|(name, _)| name == "bos_token");
+        let beginning = beginning.map(|(_, text)| text.clone());
         let template = match template_source(dir, &config)? {
             Some(source) => Some(
                 ChatTemplate::new(&source, specials)
@@ -64,7 +68,17 @@ impl TextTokenizer {
             ),
             None => None,
         };
-        Ok(Self { tokenizer, end, template, rows, dir: dir.to_owned() })
+        Ok(Self { tokenizer, end, beginning, template, rows, dir: dir.to_owned() })
+    }
+
+    /// Texts with the token that begins a sequence in front, and no other that they do not spell out.
+    pub(in crate::trainer) fn prompts(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, String> {
+        let beginning = self.beginning.as_deref().unwrap_or_default();
+        let ids = |text: &&str| {
+            let whole = format!("{beginning}{text}");
+            self.tokenizer.encode_fast(whole, false).map(|encoding| encoding.get_ids().to_vec())
+        };
+        texts.iter().map(ids).collect::<Result<_, _>>().map_err(|e| e.to_string())
     }
 
     /// Whether documents get a token that ends them.
