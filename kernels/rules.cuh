@@ -73,7 +73,7 @@ template <u32 count> ELO_DEVICE u32 bits_at(const u8* bits, u64 first) {
     const u32 shift = (u32)first & 7;
     u32 found = (u32)bits[first / 8] >> shift;
     if (shift + count > 8) found |= (u32)bits[first / 8 + 1] << (8 - shift);
-    return found;
+    return found & ((1u << count) - 1);
 }
 
 // Inside of an edge are larger magnitudes, and of equal ones those of earlier elements.
@@ -149,6 +149,14 @@ template <u32 count, class Real> struct Outcome {
         who |= (who_at(e) ? SEVERAL + 0u : k + 1) << 8 * e;
     }
 
+    // At an element it becomes the other.
+    ELO_DEVICE void become(const Outcome& other, u32 e) {
+        sum[e] = other.sum[e];
+        divisor[e] = other.divisor[e];
+        const u32 here = 255u << 8 * e;
+        who = (who & ~here) | (other.who & here);
+    }
+
     ELO_DEVICE Real result(u32 e, const Rules<Real>& rules) const {
         const u32 only = who_at(e) - 1;
         const Real all = only < MAX_TERMS ? multiply(rules.alone[only], sum[e]) : sum[e];
@@ -194,9 +202,9 @@ ELO_DEVICE void add_up(const Rules<Real>& rules, u64 first, const Real (&base)[c
     }
     ELO_UNROLL
     for (u32 e = 0; e < count; e++) {
-        const Real up = plus.result(e, rules);
-        sum[e] = up;
-        if (rules.vote != VOTE_NONE && elected[e] < 0) sum[e] = minus.result(e, rules);
+        // Without a vote nothing was elected: -0, which is not less.
+        if (elected[e] < 0) plus.become(minus, e);
+        sum[e] = plus.result(e, rules);
     }
 }
 

@@ -32,6 +32,7 @@ pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod format;
+pub mod lowrank;
 pub mod ops;
 #[cfg(feature = "pipeline")]
 pub mod pipeline;

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-pub use adapter::{Adapter, AdapterSettings};
+pub use adapter::{Adapter, AdapterSettings, ModuleFactors};
 pub use architecture::{Anatomy, Role};
 pub use card::{CARD_FILE, ModelCard, code_block, hub_id, inline};
 pub use config::{

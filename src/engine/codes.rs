@@ -7,7 +7,7 @@ use super::made::Making;
 use super::tile::{Sources, index, open};
 use crate::error::{Error, Result};
 use crate::format::{Coding, Dtype, MX_BLOCK, Tile};
-use crate::plan::{Codes, Slice};
+use crate::plan::{Codes, Slice, SourceId};
 
 /// Magnitudes of e2m1, the three low bits of a code; the fourth is the sign.
 const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
@@ -32,22 +32,17 @@ pub(super) fn decode(
     }
     let Making { codes: own, scales, zeros, .. } = making;
     let grid = Grid { rows, columns, all };
-    let part = |slice: &Slice, of_row: u64, lines: Range<u64>| {
-        let line = of_row * slice.dtype.bytes().unwrap_or(1);
-        let start = slice.bytes.start;
-        (slice.source, start + lines.start * line..start + lines.end * line)
-    };
     match codes.coding {
         Coding::Blocks { rows: high, columns: wide } => {
             let (lines, groups) = (grid.lines(high), columns.div_ceil(wide));
             let start = slice.bytes.start;
             let bytes = start + grid.all.start..start + grid.all.end;
             let own = open(sources, slice.source)?.tile(bytes, own)?;
-            let scales = Scales::open(sources, part(&codes.scales, groups, lines.clone()), scales)?
+            let scales = Scales::open(sources, lines_of(&codes.scales, groups, &lines), scales)?
                 .of(&codes.scales.dtype);
             let zeros = match &codes.zeros {
                 Some(slice) => {
-                    let (source, bytes) = part(slice, groups, lines.clone());
+                    let (source, bytes) = lines_of(slice, groups, &lines);
                     Some(open(sources, source)?.tile(bytes, zeros)?)
                 }
                 None => None,
@@ -77,14 +72,14 @@ pub(super) fn decode(
             let per_word = 32 / width.max(1);
             let (words, groups) = (columns.div_ceil(per_word), columns.div_ceil(wide));
             let lines = grid.lines(1);
-            let (source, bytes) = part(slice, words, lines.clone());
+            let (source, bytes) = lines_of(slice, words, &lines);
             let own = open(sources, source)?.tile(bytes, own)?;
-            let scales = Scales::open(sources, part(&codes.scales, groups, lines.clone()), scales)?
+            let scales = Scales::open(sources, lines_of(&codes.scales, groups, &lines), scales)?
                 .of(&codes.scales.dtype);
             let zero_lines = grid.lines(per_word);
             let zeros = match &codes.zeros {
                 Some(slice) => {
-                    let (source, bytes) = part(slice, groups, zero_lines.clone());
+                    let (source, bytes) = lines_of(slice, groups, &zero_lines);
                     Some(open(sources, source)?.tile(bytes, zeros)?)
                 }
                 None => None,
@@ -112,40 +107,59 @@ pub(super) fn decode(
                 }
             });
         }
-        Coding::Mxfp4 => {
-            let blocks = rows / MX_BLOCK;
-            let matrices =
-                grid.all.start / (rows * columns)..(grid.all.end - 1) / (rows * columns) + 1;
-            let lines = matrices.start * columns..matrices.end * columns;
-            let (source, bytes) = part(slice, blocks * (MX_BLOCK / 2), lines.clone());
-            let own = open(sources, source)?.tile(bytes, own)?;
-            let (source, bytes) = part(&codes.scales, blocks, lines);
-            let scales = open(sources, source)?.tile(bytes, scales)?;
-            for matrix in matrices.clone() {
-                let first = matrix * rows * columns;
-                let from = grid.all.start.max(first) - first;
-                let to = grid.all.end.min(first + rows * columns) - first;
-                // Codes of a column lie together.
-                for column in 0..columns {
-                    let top = from.saturating_sub(column).div_ceil(columns);
-                    let mut row = top;
-                    let line = (matrix - matrices.start) * columns + column;
-                    while row < rows && row * columns + column < to {
-                        let block = index(line * blocks + row / MX_BLOCK);
-                        let byte = own[block * 16 + index(row % MX_BLOCK / 2)];
-                        let code = if row % 2 == 0 { byte & 15 } else { byte >> 4 };
-                        let magnitude = E2M1[usize::from(code & 7)];
-                        let value = if code & 8 == 0 { magnitude } else { -magnitude };
-                        let value = value * power(scales[block]);
-                        let place = index(first + row * columns + column - grid.all.start);
-                        out[place * 4..place * 4 + 4].copy_from_slice(&bits(value));
-                        row += 1;
-                    }
-                }
+        Coding::Mxfp4 => decode_mxfp4(sources, slice, codes, &grid, out, [own, scales])?,
+    }
+    Ok(())
+}
+
+/// Values whose codes lie column by column.
+fn decode_mxfp4(
+    sources: &Sources,
+    slice: &Slice,
+    codes: &Codes,
+    grid: &Grid,
+    out: &mut [u8],
+    scratch: [&mut Vec<u8>; 2],
+) -> Result<()> {
+    let (rows, columns) = (grid.rows, grid.columns);
+    let [for_codes, for_scales] = scratch;
+    let blocks = rows / MX_BLOCK;
+    let matrices = grid.all.start / (rows * columns)..(grid.all.end - 1) / (rows * columns) + 1;
+    let lines = matrices.start * columns..matrices.end * columns;
+    let (source, bytes) = lines_of(slice, blocks * (MX_BLOCK / 2), &lines);
+    let own = open(sources, source)?.tile(bytes, for_codes)?;
+    let (source, bytes) = lines_of(&codes.scales, blocks, &lines);
+    let scales = open(sources, source)?.tile(bytes, for_scales)?;
+    for matrix in matrices.clone() {
+        let first = matrix * rows * columns;
+        let from = grid.all.start.max(first) - first;
+        let to = grid.all.end.min(first + rows * columns) - first;
+        // Codes of a column lie together.
+        for column in 0..columns {
+            let top = from.saturating_sub(column).div_ceil(columns);
+            let mut row = top;
+            let line = (matrix - matrices.start) * columns + column;
+            while row < rows && row * columns + column < to {
+                let block = index(line * blocks + row / MX_BLOCK);
+                let byte = own[block * 16 + index(row % MX_BLOCK / 2)];
+                let code = if row % 2 == 0 { byte & 15 } else { byte >> 4 };
+                let magnitude = E2M1[usize::from(code & 7)];
+                let value = if code & 8 == 0 { magnitude } else { -magnitude };
+                let value = value * power(scales[block]);
+                let place = index(first + row * columns + column - grid.all.start);
+                out[place * 4..place * 4 + 4].copy_from_slice(&bits(value));
+                row += 1;
             }
         }
     }
     Ok(())
+}
+
+/// Where lines of so many elements lie.
+fn lines_of(slice: &Slice, elements: u64, lines: &Range<u64>) -> (SourceId, Range<u64>) {
+    let line = elements * slice.dtype.bytes().unwrap_or(1);
+    let start = slice.bytes.start;
+    (slice.source, start + lines.start * line..start + lines.end * line)
 }
 
 /// The values asked for, in the whole tensor: rows of all matrices are numbered through.
@@ -187,7 +201,7 @@ struct Typed<'a>(Tile<'a>, Option<Float>);
 impl<'a> Scales<'a> {
     fn open(
         sources: &'a Sources,
-        (source, bytes): (crate::plan::SourceId, Range<u64>),
+        (source, bytes): (SourceId, Range<u64>),
         scratch: &'a mut Vec<u8>,
     ) -> Result<Self> {
         Ok(Self(open(sources, source)?.tile(bytes, scratch)?))

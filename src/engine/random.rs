@@ -39,6 +39,37 @@ pub(super) const fn words(seed: u64, group: u64) -> [u32; 4] {
     philox([group as u32, (group >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32])
 }
 
+/// Groups that are made at once, by vector instructions where they are enabled.
+pub(super) const LANES: usize = 16;
+
+/// [`words`] of groups that follow one another.
+#[inline(always)]
+pub(super) fn many_words(seed: u64, first: u64) -> [[u32; 4]; LANES] {
+    let (mut a, mut b) = ([0; LANES], [0; LANES]);
+    let (mut c, mut d) = ([0_u32; LANES], [0_u32; LANES]);
+    for (lane, (a, b)) in (0..).zip(a.iter_mut().zip(&mut b)) {
+        let group = first.wrapping_add(lane);
+        (*a, *b) = (group as u32, (group >> 32) as u32);
+    }
+    let mut key = [seed as u32, (seed >> 32) as u32];
+    for _ in 0..ROUNDS {
+        for lane in 0..LANES {
+            let low = u64::from(a[lane]) * u64::from(MULTIPLIERS[0]);
+            let high = u64::from(c[lane]) * u64::from(MULTIPLIERS[1]);
+            a[lane] = (high >> 32) as u32 ^ b[lane] ^ key[0];
+            b[lane] = high as u32;
+            c[lane] = (low >> 32) as u32 ^ d[lane] ^ key[1];
+            d[lane] = low as u32;
+        }
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    let mut words = [[0; 4]; LANES];
+    for (lane, words) in words.iter_mut().enumerate() {
+        *words = [a[lane], b[lane], c[lane], d[lane]];
+    }
+    words
+}
+
 /// The word of an element of a stream.
 pub(super) const fn word(seed: u64, element: u64) -> u32 {
     words(seed, element / WORDS)[(element % WORDS) as usize]
@@ -62,6 +93,16 @@ mod tests {
         ];
         for (counter, key, expected) in known {
             assert_eq!(philox(counter, key), expected);
+        }
+    }
+
+    #[test]
+    fn many_words_are_the_words_of_each() {
+        for first in [0, 7, u64::from(u32::MAX) - 3, u64::MAX / 4 - 20] {
+            let many = many_words(0x0123_4567_89ab_cdef, first);
+            for (words, group) in many.into_iter().zip(first..) {
+                assert_eq!(words, super::words(0x0123_4567_89ab_cdef, group));
+            }
         }
     }
 

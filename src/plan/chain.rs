@@ -76,8 +76,8 @@ impl Chain {
     /// Bytes of memory to find out what is kept of a part: magnitudes, their order, and a bit for each element.
     pub fn memory(&self, blend: &Blend) -> u64 {
         let each = |keep: &Keep| match keep {
-            Keep::Largest { .. } | Keep::Ranked { .. } => 16,
-            Keep::Random { .. } => 8,
+            Keep::Largest { .. } => 12,
+            Keep::Ranked { .. } | Keep::Random { .. } => 4,
             _ => 0,
         };
         let most = blend.terms.iter().map(|term| each(&term.keep)).max().unwrap_or(0);
@@ -152,14 +152,14 @@ fn fits(keep: Keep, n: u64) -> bool {
     match keep {
         Keep::All => true,
         Keep::Largest { skip, count } => {
-            n <= u64::from(u32::MAX) && skip.checked_add(count).is_some_and(|end| end <= n)
+            u32::try_from(n).is_ok() && skip.checked_add(count).is_some_and(|end| end <= n)
         }
         Keep::Random { probability, seed } => {
             (0.0..=1.0).contains(&probability) && seed <= Chain::SEED
         }
         Keep::Ranked { low, high, seed, columns } => {
             let open = |p: f64| p > 0.0 && p < 1.0;
-            let rows = columns > 1 && columns <= u64::from(u32::MAX) && n.is_multiple_of(columns);
+            let rows = columns > 1 && u32::try_from(columns).is_ok() && n.is_multiple_of(columns);
             open(low) && open(high) && seed <= Chain::SEED && rows
         }
         _ => false,
@@ -173,4 +173,87 @@ fn elements(blend: &Blend) -> u64 {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
 const fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A blend of two models' 16 elements with a chain, and what a test changes of it.
+    fn check(change: impl Fn(&mut Value)) -> Result<(), String> {
+        let slice =
+            json!({"source": 0, "bytes": {"start": 0, "end": 64}, "dtype": "F32", "shape": [4, 4]});
+        let operand = json!({"slice": slice});
+        let keep = json!({"largest": {"skip": 4, "count": 12}});
+        let term = json!({"operand": operand, "weight": 0.5, "keep": keep});
+        let mut blend = json!({
+            "base": operand, "terms": [term, term], "lambda": 1.0, "deltas": true, "vote": "weighted",
+            "chain": {"dtype": "BF16", "steps": {"task_vectors": {"ascending": false}}, "draws": 5},
+        });
+        change(&mut blend);
+        let blend: Blend = serde_json::from_value(blend).unwrap();
+        blend.chain.clone().unwrap().check(&blend)
+    }
+
+    #[test]
+    fn a_chain_from_a_file_is_hostile() {
+        assert_eq!(check(|_| ()), Ok(()));
+        let random = |probability: f64, seed: u64| json!({"random": {"probability": probability, "seed": seed}});
+        let ranked = |columns: u64| json!({"ranked": {"low": 0.2, "high": 0.8, "seed": 1, "columns": columns}});
+        for keep in [random(0.0, 1 << 31), random(1.0, 0), ranked(4), json!("all")] {
+            assert_eq!(check(|blend| blend["terms"][1]["keep"] = keep.clone()), Ok(()), "{keep}");
+        }
+        for keep in [
+            json!({"largest": {"skip": 5, "count": 12}}),
+            json!({"largest": {"skip": u64::MAX, "count": 12}}),
+            random(1.5, 0),
+            random(0.5, 1 << 32),
+            ranked(1),
+            ranked(5),
+            ranked(0),
+            json!({"above": {"magnitude": 0.5}}),
+        ] {
+            assert!(check(|blend| blend["terms"][1]["keep"] = keep.clone()).is_err(), "{keep}");
+        }
+        for (key, value) in [
+            ("dtype", json!("F8_E4M3")),
+            ("dtype", json!("I64")),
+            ("steps", json!("linear")),
+            ("steps", json!("scaled")),
+            ("steps", json!("near")),
+            ("steps", json!("shares")),
+            ("draws", json!(1_u64 << 50)),
+        ] {
+            assert!(check(|blend| blend["chain"][key] = value.clone()).is_err(), "{key}: {value}");
+        }
+        assert!(check(|blend| blend["deltas"] = json!(false)).is_err());
+        assert!(check(|blend| blend["solve"] = json!("model_stock")).is_err());
+        assert!(check(|blend| blend["terms"][0]["gain"] = json!(2.0)).is_err());
+        let huge = |blend: &mut Value| {
+            blend["chain"]["draws"] = json!((1_u64 << 46) - 8);
+            blend["terms"][0]["keep"] = random(0.5, 1);
+        };
+        assert!(check(huge).is_err(), "the stream ends");
+    }
+
+    #[test]
+    fn what_a_part_takes_of_memory_and_of_the_stream() {
+        let text = json!({
+            "terms": [{
+                "operand": {"slice": {"source": 0, "bytes": {"start": 0, "end": 64}, "dtype": "F32", "shape": [16]}},
+                "weight": 1.0, "keep": {"random": {"probability": 0.5, "seed": 1}},
+            }],
+            "lambda": 1.0,
+        });
+        let mut blend: Blend = serde_json::from_value(text).unwrap();
+        let steps = Steps::TaskVectors { ascending: false };
+        let chain = Chain { dtype: Dtype::F32, steps, draws: 0 };
+        assert_eq!((Chain::words(&blend), chain.memory(&blend)), (16, 16 * 4 + 2));
+        blend.terms[0].keep = Keep::Largest { skip: 0, count: 3 };
+        assert_eq!((Chain::words(&blend), chain.memory(&blend)), (0, 16 * 12 + 2));
+        blend.terms[0].keep = Keep::All;
+        assert_eq!((Chain::words(&blend), chain.memory(&blend)), (0, 0));
+    }
 }

@@ -20,10 +20,10 @@ pub(super) fn check(blend: &Blend, elements: u64) -> Result<(), String> {
         check_term(blend, term, elements)?;
     }
     check_alike(blend)?;
-    if let Some(Divide { least, instead }) = blend.divide {
-        if !(least.is_finite() && least >= 0.0 && instead.is_finite() && instead != 0.0) {
-            return Err(format!("a sum divided by {instead} below {least}"));
-        }
+    if let Some(Divide { least, instead }) = blend.divide
+        && !(least.is_finite() && least >= 0.0 && instead.is_finite() && instead != 0.0)
+    {
+        return Err(format!("a sum divided by {instead} below {least}"));
     }
     let columns = match blend.span {
         Span::Part => return Ok(()),
@@ -138,9 +138,8 @@ impl Blend {
         let rows = any(|keep| matches!(keep, Keep::Important { .. }));
         let varied = any(|keep| matches!(keep, Keep::Varied { .. }));
         let ties = varied || self.terms.iter().any(largest);
-        let rescaled = |term: &Term| term.rescale && !term.keep.is_all();
         let solved = self.solve.is_some() && !matches!(self.span, Span::Rows { .. });
-        let sums = solved || self.terms.iter().any(rescaled);
+        let sums = solved || self.terms.iter().any(Term::is_rescaled);
         Looks { rows, order: rows || ties, ties, sums }
     }
 }
@@ -165,6 +164,13 @@ impl Looks {
             + 2 * u32::from(self.order)
             + u32::from(self.ties)
             + u32::from(self.sums)
+    }
+}
+
+impl Term {
+    /// Whether a factor must make up for values that are not kept: limited ones are.
+    pub(crate) const fn is_rescaled(&self) -> bool {
+        self.rescale && !matches!(self.keep, Keep::All | Keep::Near { .. })
     }
 }
 

@@ -104,6 +104,7 @@ fn digests(out: &Path) -> BTreeMap<String, String> {
         "BF16" => "bfloat16",
         "F16" => "float16",
         "F32" => "float32",
+        "F64" => "float64",
         other => panic!("{other}"),
     };
     let tensors = read_raw(out).into_iter();
@@ -214,9 +215,29 @@ fn what_it_cannot_do_is_refused() {
         "{weight: 1, density: 0.9, epsilon: 0.2}\nmerge_method: della",
         &["epsilon", "between 0 and 1"],
     );
-    refused("{weight: 1, density: -0.5}\nmerge_method: dare_ties", &["density", "negative"]);
+    refused(
+        "{weight: 1, density: 0.5}\nmerge_method: ties\nelo_surgery: {consensus: paper}",
+        &["papers' variants", "--numerics precise"],
+    );
     refused(
         "{weight: 1, density: 0.5}\nmerge_method: ties\ndtype: float64\nparameters: {rescale: true}",
         &["float64", "--numerics precise"],
     );
+}
+
+/// Methods whose result depends on the order of long sums are those of precise arithmetic, and the plan says so.
+#[test]
+fn a_method_without_a_chain_is_precise_and_says_so() {
+    let models = models();
+    let config = models.path().join("slerp.yml");
+    let text = "merge_method: slerp\nbase_model: wide-base-bf16\nmodels: [{model: wide-a-bf16}]\nparameters: {t: 0.3}\n";
+    fs::write(&config, text).unwrap();
+    let run = |numerics: &str| {
+        let out = models.path().join(format!("out-{numerics}"));
+        let run = elo("merge --no-sync").with("--numerics", numerics).arg(&config);
+        (run.with("--out", &out).within(models.path()).ok(), digests(&out))
+    };
+    let ((outcome, chained), (_, precise)) = (run("mergekit"), run("precise"));
+    assert_eq!(chained, precise);
+    outcome.expect(0, &["slerp is computed in precise arithmetic"]);
 }

@@ -49,6 +49,9 @@ const COMMANDS: [&str; 30] = [
     "man",
 ];
 
+/// Commands within others that have a page of their own in the reference.
+const WITHIN: [&str; 3] = ["lora apply", "lora extract", "lora merge"];
+
 /// A directory with models under short names, so that messages read as they would at home.
 fn workplace() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -93,8 +96,8 @@ fn help(command: &str) -> String {
 
 #[test]
 fn help_of_every_command() {
-    for command in COMMANDS {
-        let name = if command.is_empty() { "program" } else { command };
+    for command in COMMANDS.into_iter().chain(WITHIN) {
+        let name = if command.is_empty() { "program" } else { command }.replace(' ', "-");
         insta::assert_snapshot!(format!("help-{name}"), help(command));
     }
     insta::assert_snapshot!("help-extract-short", elo("extract -h").ok().stdout);
@@ -118,7 +121,7 @@ fn the_reference_is_current() {
     let text = fs::read_to_string(&path).unwrap();
     let head = text.split(MARK).next().unwrap();
     let mut expected = format!("{head}{MARK}");
-    for command in COMMANDS {
+    for command in COMMANDS.into_iter().chain(WITHIN) {
         let title = format!("elo-surgery {command}");
         let help = help(command);
         let (title, help) = (title.trim(), help.trim_end());

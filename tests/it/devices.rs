@@ -8,7 +8,7 @@ use elo_surgery::checkpoint::Checkpoint;
 use elo_surgery::engine::{Device, Execution, NoObserver, Reference, Simd, execute_on};
 use elo_surgery::format::{DigestAlgorithm, Reading};
 use elo_surgery::ops::{ChatVector, LayerScale, chat_vector};
-use elo_surgery::plan::{Part, Plan, Solve};
+use elo_surgery::plan::{Blend, Divide, Keep, Part, Plan, Solve, Span, Vote};
 
 fn model(name: &str) -> Checkpoint {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/golden/models");
@@ -48,6 +48,56 @@ fn solved_plan() -> Plan {
     plan
 }
 
+/// The same models in every way that keeps some values, votes, divides, or has weights for rows and columns.
+fn sparse_plan() -> Plan {
+    let mut plan = plan();
+    let mut turn = 0;
+    for part in plan.tensors.iter_mut().flat_map(|tensor| &mut tensor.parts) {
+        if let Part::Blend(blend) = part {
+            **blend = sparse(blend, turn);
+            turn += 1;
+        }
+    }
+    plan
+}
+
+fn sparse(blend: &Blend, turn: u64) -> Blend {
+    let shape = &blend.terms[0].operand.slice.shape;
+    let (elements, columns) = (shape.elements().unwrap(), *shape.0.last().unwrap());
+    let random = Keep::Random { probability: 0.6, seed: 0x0123_4567_89ab_cdef ^ turn };
+    let (mean, one) = (Some(Divide { least: 1e-8, instead: 1.0 }), vec![1.0, 1.0]);
+    let (weighted, plain) = (Some(Vote::Weighted), Some(Vote::Plain));
+    let given: Vec<f64> = blend.terms.iter().map(|term| term.weight).collect();
+    let few = Keep::Largest { skip: 0, count: elements / 5 + 1 };
+    let most = Keep::Largest { skip: elements / 50, count: elements / 2 };
+    let ranked = Keep::Ranked { low: 0.2, high: 0.9, seed: turn, columns };
+    let energy = Some(Solve::Energy { least: 1e-6 });
+    let overlap = Some(Solve::Overlap { r: 0.1, alpha: 0.2 });
+    let above = Keep::Above { magnitude: 1e-3 };
+    let (varied, important) = (Keep::Varied { share: 0.4 }, Keep::Important { columns });
+    let (near, all) = (Keep::Near { t: 1e-3 }, Keep::All);
+    let (rows, by_columns) = (Span::Rows { columns }, Span::Columns { columns });
+    // Keep, rescaled, vote, divide, weights and how they are found, for what.
+    let (keep, rescale, vote, divide, weights, solve, span) = match turn % 11 {
+        0 => (few, false, weighted, mean, given, None, Span::Part),
+        1 => (random, true, None, None, given, None, Span::Part),
+        2 => (random, true, weighted, mean, given, None, Span::Part),
+        3 => (most, true, None, None, given, None, Span::Part),
+        4 => (ranked, true, weighted, mean, given, None, Span::Part),
+        5 => (varied, false, plain, mean, one, energy, Span::Part),
+        6 => (above, false, None, mean, one, overlap, Span::Part),
+        7 => (near, false, None, None, given, None, Span::Part),
+        8 => (important, false, None, None, given, None, Span::Part),
+        9 => (all, false, None, None, one, Some(Solve::Nuslerp), rows),
+        _ => (all, false, None, None, one, Some(Solve::ModelStock), by_columns),
+    };
+    let mut made = Blend { deltas: true, vote, divide, solve, span, ..blend.clone() };
+    for (term, weight) in made.terms.iter_mut().zip(weights) {
+        (term.keep, term.rescale, term.weight) = (keep, rescale, weight);
+    }
+    made
+}
+
 /// Every file of a directory.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
@@ -64,10 +114,12 @@ pub(crate) fn run(
     change(&mut options);
     execute_on(device, &plan(), &options, &NoObserver).unwrap();
     let mut all = files(&options.out);
-    options.out = dir.path().join("solved");
-    execute_on(device, &solved_plan(), &options, &NoObserver).unwrap();
-    let solved = files(&options.out).into_iter();
-    all.extend(solved.map(|(name, bytes)| (Path::new("solved").join(name), bytes)));
+    for (name, plan) in [("solved", solved_plan()), ("sparse", sparse_plan())] {
+        options.out = dir.path().join(name);
+        execute_on(device, &plan, &options, &NoObserver).unwrap();
+        let made = files(&options.out).into_iter();
+        all.extend(made.map(|(file, bytes)| (Path::new(name).join(file), bytes)));
+    }
     all
 }
 

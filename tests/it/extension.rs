@@ -273,3 +273,78 @@ fn the_papers_vote_has_no_weights() {
     }
     assert!(differing > 500, "the weighted vote is another: {differing}");
 }
+
+/// Weights times importances, with the sum that the weights had.
+#[test]
+fn importances_share_weights_out() {
+    let dir = TempDir::new().unwrap();
+    let file = |name: &str, of: &dyn Fn(&str) -> f64| {
+        let names = bytes(&golden("models/mrg32-a")).into_keys();
+        let numbers: BTreeMap<String, f64> = names
+            .map(|name| {
+                let number = of(&name);
+                (name, number)
+            })
+            .collect();
+        let path = dir.path().join(name);
+        fs::write(&path, serde_json::to_string(&numbers).unwrap()).unwrap();
+        path
+    };
+    let is_mlp = |name: &str| name.contains(".mlp.");
+    let of_a = file("a.json", &|name| if is_mlp(name) { 3.0 } else { 2.0 });
+    let of_b = file("b.json", &|name| if is_mlp(name) { 1.0 } else { 2.0 });
+    let yaml = |a: f64, b: f64, importance: &str| {
+        format!(
+            "merge_method: task_arithmetic\nbase_model: models/mrg32-base\nmodels: [{{model: models/mrg32-a, parameters: {{weight: {a}}}}}, {{model: models/mrg32-b, parameters: {{weight: {b}}}}}]\n{importance}"
+        )
+    };
+    let key = |a: &Path, b: &Path| {
+        format!(
+            "elo_surgery: {{importance: [{{model: models/mrg32-a, file: '{}'}}, {{model: models/mrg32-b, file: '{}'}}]}}\n",
+            a.display(),
+            b.display()
+        )
+    };
+    let found = bytes(&merged(&dir, "found", &yaml(0.5, 0.5, &key(&of_a, &of_b))));
+    let shared = bytes(&merged(&dir, "shared", &yaml(0.75, 0.25, "")));
+    let alike = bytes(&merged(&dir, "alike", &yaml(0.5, 0.5, "")));
+    for (name, found) in &found {
+        let wanted = if is_mlp(name) { &shared[name] } else { &alike[name] };
+        assert!(found == wanted, "{name}");
+    }
+    // What `diff` prints is such a file.
+    let diff = |model: &str| {
+        let text = elo("diff --json models/mrg32-base").arg(model).within(&golden("")).ok().stdout;
+        let path = dir.path().join("diff.json");
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let by_diff = key(&diff("models/mrg32-a"), &of_b);
+    let by_diff = bytes(&merged(&dir, "diff", &yaml(0.5, 0.5, &by_diff)));
+    assert!(by_diff.keys().eq(found.keys()) && by_diff != found);
+    let missing = dir.path().join("less.json");
+    fs::write(&missing, r#"{"lm_head.weight": 1}"#).unwrap();
+    for (importance, words) in [
+        (
+            key(&of_a, &missing),
+            "have no number for this tensor (`model.embed_tokens.weight` and 37 more)",
+        ),
+        (key(&of_a, Path::new("fisher.safetensors")), "not supported yet"),
+        (key(&of_a, Path::new("nowhere.json")), "cannot be read"),
+        (
+            "elo_surgery: {importance: [{model: models/mrg32-a, file: a.json}]}\n".into(),
+            "`models/mrg32-b` has none",
+        ),
+        (
+            "elo_surgery: {importance: [{model: models/mrg32-base, file: a.json}]}\n".into(),
+            "is the base",
+        ),
+        (
+            "elo_surgery: {importance: [{modl: models/mrg32-a, file: a.json}]}\n".into(),
+            "did you mean `model`?",
+        ),
+    ] {
+        let (_, outcome) = merge(&dir, "refused", &yaml(0.5, 0.5, &importance));
+        outcome.expect(3, &[words]);
+    }
+}

@@ -103,7 +103,7 @@ fn a_stack_of_single_layers_is_an_extract() {
         let model = golden("models").join(model);
         let (_a, stack) = made("layers --stack 1,3,last", &model);
         let (_b, extract) = made("extract --layers 1,3,last", &model);
-        assert_same(&weights_and_config(&stack), &weights_and_config(&extract));
+        assert_same(&weights_and_config(&stack), &weights_and_config(&extract), "layers");
     }
 }
 

@@ -201,7 +201,7 @@ fn plans_with_adapters_are_saved_and_carried_out() {
         let broken = dir.path().join("broken.json");
         assert!(text.contains(from), "{text}");
         fs::write(&broken, text.replacen(from, to, 1)).unwrap();
-        elo("apply --no-sync").arg(&broken).with("--out", &dir.path().join("no")).fails(3);
+        elo("apply --no-sync").arg(&broken).with("--out", dir.path().join("no")).fails(3);
     }
 }
 
@@ -209,7 +209,7 @@ fn plans_with_adapters_are_saved_and_carried_out() {
 fn merges_take_adapters_by_reference() {
     let dir = TempDir::new().unwrap();
     let base = Model::tiny(1).at(dir.path(), "base");
-    let other = Model::tiny(4).at(dir.path(), "other");
+    Model::tiny(4).at(dir.path(), "other");
     let adapter = dir.path().join("adapter");
     let made = make_adapter(&adapter, MODULES, 4, 2);
     let applied = dir.path().join("applied");
@@ -251,7 +251,6 @@ fn merges_take_adapters_by_reference() {
     assert!(found[&format!("{module}.weight")].2 == expected);
     let card = fs::read_to_string(alone.join("README.md")).unwrap();
     assert!(card.contains("with the adapter"), "{card}");
-    let _other = other;
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod growth;
 mod hostile;
 mod kernels;
 mod lora;
+mod lowrank;
 #[cfg(feature = "cli")]
 mod merge;
 #[cfg(all(feature = "cli", feature = "trainer"))]
@@ -36,6 +37,7 @@ mod quantised;
 #[cfg(feature = "cli")]
 mod randoms;
 mod solved;
+mod sparse;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;

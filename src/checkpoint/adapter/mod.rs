@@ -10,6 +10,7 @@ mod settings;
 
 use std::path::{Path, PathBuf};
 
+pub use self::place::ModuleFactors;
 pub use self::settings::AdapterSettings;
 use super::open::read_small;
 use super::{OpenOptions, ShardFile};

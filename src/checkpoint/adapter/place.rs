@@ -31,6 +31,60 @@ enum Kind<'a> {
     Unknown(&'static str),
 }
 
+/// The product of one module.
+#[derive(Clone, Debug)]
+pub struct ModuleFactors {
+    /// Name of the module in the model.
+    pub module: String,
+    /// `[rank, in]`.
+    pub down: TensorEntry,
+    /// `[out, rank]`.
+    pub up: TensorEntry,
+    /// `alpha / r`, or what the settings make of it.
+    pub scale: f64,
+}
+
+impl Adapter {
+    /// All of its products.
+    ///
+    /// # Errors
+    /// Every tensor that is no part of a product on a matrix.
+    pub fn factors(&self) -> Result<Vec<ModuleFactors>, Vec<String>> {
+        let mut problems = Vec::new();
+        let mut pairs: BTreeMap<&str, Pair<'_>> = BTreeMap::new();
+        for entry in &self.shard().header.tensors {
+            match kind(&entry.name) {
+                Kind::Down { module, embedding: false } => {
+                    pairs.entry(module).or_default().down = Some(entry);
+                }
+                Kind::Up { module, embedding: false } => {
+                    pairs.entry(module).or_default().up = Some(entry);
+                }
+                Kind::Unknown(why) => problems.push(format!("`{}`: {why}", entry.name)),
+                _ => problems.push(format!("`{}` is no product on a matrix", entry.name)),
+            }
+        }
+        let mut found = Vec::new();
+        for (module, pair) in pairs {
+            let (Some(down), Some(up)) = (pair.down, pair.up) else {
+                problems.push(format!("`{module}` has one matrix instead of two"));
+                continue;
+            };
+            let fits =
+                matches!((&down.shape.0[..], &up.shape.0[..]), ([r, _], [_, same]) if r == same);
+            match self.settings().scale(module, down.shape.rows()) {
+                Ok(scale) if fits && down.dtype.is_float() && up.dtype.is_float() => {
+                    let (module, down, up) = (module.to_owned(), down.clone(), up.clone());
+                    found.push(ModuleFactors { module, down, up, scale });
+                }
+                Ok(_) => problems.push(format!("`{module}`: its matrices do not fit together")),
+                Err(why) => problems.push(format!("`{module}`: {why}")),
+            }
+        }
+        if problems.is_empty() { Ok(found) } else { Err(problems) }
+    }
+}
+
 impl Checkpoint {
     /// The checkpoint as its values with adapters applied, each with a weight: `W + weight * scale * B A`, one after the other.
     ///
@@ -196,9 +250,12 @@ impl Checkpoint {
     }
 }
 
+/// What a tensor of a module is.
+type Make = fn(&str) -> Kind<'_>;
+
 fn kind(name: &str) -> Kind<'_> {
     let inner = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)).unwrap_or(name);
-    let ends: [(&str, fn(&str) -> Kind<'_>); 4] = [
+    let ends: [(&str, Make); 4] = [
         (".lora_A.weight", |module| Kind::Down { module, embedding: false }),
         (".lora_B.weight", |module| Kind::Up { module, embedding: false }),
         (".lora_embedding_A", |module| Kind::Down { module, embedding: true }),

@@ -4,6 +4,7 @@ use super::grid::Grid;
 use super::order::{self, Keyed};
 use super::sum::sum;
 use super::twister::Twister;
+use crate::error::{Error, Result};
 use crate::plan::Keep;
 
 /// Where a term counts, and as what.
@@ -35,33 +36,56 @@ impl Bits {
     }
 }
 
+/// Elements that are drawn for without asking whether to go on.
+const MANY: usize = 1 << 22;
+
+fn go_on(stop: &dyn Fn() -> bool) -> Result<()> {
+    if stop() { Err(Error::Interrupted { resumable: true }) } else { Ok(()) }
+}
+
 /// The first `count` of an order, after `skip`. Magnitudes are f32, whatever the differences are in.
 #[expect(clippy::cast_possible_truncation, reason = "numbers of elements were checked to fit")]
-pub(super) fn largest(values: &[f32], skip: usize, count: usize, ascending: bool) -> Bits {
+pub(super) fn largest(
+    values: &[f32],
+    skip: usize,
+    count: usize,
+    ascending: bool,
+    stop: &dyn Fn() -> bool,
+) -> Result<Bits> {
     let mut bits = Bits::none(values.len());
     if count == 0 {
-        return bits;
+        return Ok(bits);
     }
     let mut items: Vec<Keyed<f32>> =
         values.iter().enumerate().map(|(i, value)| (value.abs(), i as u32)).collect();
-    order::sort(&mut items, !ascending);
+    order::sort(&mut items, !ascending, stop);
+    go_on(stop)?;
     let first = if ascending { values.len() - skip - count } else { skip };
     for (_, i) in &items[first..first + count] {
         bits.set(*i as usize);
     }
-    bits
+    Ok(bits)
 }
 
 /// Elements whose number is below the probability.
-pub(super) fn random(count: usize, grid: Grid, probability: f64, stream: &mut Twister) -> Bits {
+pub(super) fn random(
+    count: usize,
+    grid: Grid,
+    probability: f64,
+    stream: &mut Twister,
+    stop: &dyn Fn() -> bool,
+) -> Result<Bits> {
     let mut bits = Bits::none(count);
     let below = grid.round(probability);
     for i in 0..count {
+        if i % MANY == 0 {
+            go_on(stop)?;
+        }
         if stream.uniform() < below {
             bits.set(i);
         }
     }
-    bits
+    Ok(bits)
 }
 
 /// Elements whose number is below a probability that rises with their rank within a row.
@@ -76,7 +100,8 @@ pub(super) fn ranked(
     grid: Grid,
     (low, high): (f64, f64),
     stream: &mut Twister,
-) -> Bits {
+    stop: &dyn Fn() -> bool,
+) -> Result<Bits> {
     let mut bits = Bits::none(values.len());
     // PyTorch rounds a number that is added to a tensor to its dtype, and one that it is multiplied with to f32.
     let (first, half) = (grid.round(low), grid.wide().round((high - low) / 2.0));
@@ -87,7 +112,8 @@ pub(super) fn ranked(
     for (number, row) in values.chunks_exact(columns).enumerate() {
         let mut items: Vec<Keyed<f32>> =
             row.iter().enumerate().map(|(i, value)| (value.abs(), i as u32)).collect();
-        order::sort(&mut items, false);
+        order::sort(&mut items, false, stop);
+        go_on(stop)?;
         for (place, (_, i)) in items.iter().enumerate() {
             ranks[*i as usize] = place;
         }
@@ -99,7 +125,7 @@ pub(super) fn ranked(
             }
         }
     }
-    bits
+    Ok(bits)
 }
 
 /// The factor that gives what is kept the L1 norm of the whole; none if there is too little of either.

@@ -141,6 +141,7 @@ impl Filler<'_> {
         }
         let Steps::TaskVectors { ascending } = chain.steps else { return Ok(Vec::new()) };
         let grid = grid(chain)?;
+        let stop = || self.observer.cancelled();
         let mut draws = chain.draws;
         let mut terms = Vec::with_capacity(blend.terms.len());
         for term in &blend.terms {
@@ -156,24 +157,25 @@ impl Filler<'_> {
             let values = self.deltas(&single, grid, output, scratch)?;
             let mut stream = |seed: u64| {
                 let seed = u32::try_from(seed).unwrap_or(u32::MAX);
-                let state = streams.at(seed, draws, &|| self.observer.cancelled())?;
+                let state = streams.at(seed, draws, &stop)?;
                 draws += values.len() as u64;
                 Ok::<_, Error>((seed, state))
             };
             let bits = match term.keep {
                 Keep::Largest { skip, count } => {
-                    keep::largest(&values, index(skip), index(count), ascending)
+                    keep::largest(&values, index(skip), index(count), ascending, &stop)?
                 }
                 Keep::Random { probability, seed } => {
                     let (seed, mut state) = stream(seed)?;
-                    let bits = keep::random(values.len(), own, probability, &mut state);
+                    let bits = keep::random(values.len(), own, probability, &mut state, &stop)?;
                     streams.keep(seed, draws, &state);
                     bits
                 }
                 Keep::Ranked { low, high, seed, columns } => {
                     let (seed, mut state) = stream(seed)?;
                     let share = (low, high);
-                    let bits = keep::ranked(&values, index(columns), own, share, &mut state);
+                    let bits =
+                        keep::ranked(&values, index(columns), own, share, &mut state, &stop)?;
                     streams.keep(seed, draws, &state);
                     bits
                 }
@@ -194,7 +196,8 @@ impl Filler<'_> {
         output: &Output,
         scratch: &mut Scratch,
     ) -> Result<Vec<f32>> {
-        let mut values = Vec::new();
+        let count = blend.terms.first().and_then(|term| term.operand.elements()).unwrap_or(0);
+        let mut values = Vec::with_capacity(index(count));
         self.runs(blend, output, scratch, |base, terms, count| {
             for i in 0..count {
                 let base = base.map_or(0.0, |base| grid.round(base.at(i)));

@@ -10,12 +10,19 @@ pub(super) type Keyed<T> = (T, u32);
 /// Runs of this length are left to the insertion sort.
 const SHORT: usize = 16;
 
-/// Sorts as `torch.sort` does without `stable`: NaNs are larger than everything.
-pub(super) fn sort<T: PartialOrd + Copy>(items: &mut [Keyed<T>], descending: bool) {
+/// Runs of this length are split without asking whether to go on.
+const LONG: usize = 1 << 20;
+
+/// Sorts as `torch.sort` does without `stable`: NaNs are larger than everything. Once `stop` says so, the order is left as it is.
+pub(super) fn sort<T: PartialOrd + Copy>(
+    items: &mut [Keyed<T>],
+    descending: bool,
+    stop: &dyn Fn() -> bool,
+) {
     if descending {
-        introsort(items, &|a, b| (is_nan(a) && !is_nan(b)) || a > b);
+        introsort(items, &|a, b| (is_nan(a) && !is_nan(b)) || a > b, stop);
     } else {
-        introsort(items, &|a, b| (!is_nan(a) && is_nan(b)) || a < b);
+        introsort(items, &|a, b| (!is_nan(a) && is_nan(b)) || a < b, stop);
     }
 }
 
@@ -24,12 +31,20 @@ fn is_nan<T: PartialOrd + Copy>(value: T) -> bool {
     value != value
 }
 
-fn introsort<T: Copy, F: Fn(T, T) -> bool>(items: &mut [Keyed<T>], before: &F) {
+fn introsort<T: Copy, F: Fn(T, T) -> bool>(
+    items: &mut [Keyed<T>],
+    before: &F,
+    stop: &dyn Fn() -> bool,
+) {
     if items.len() < 2 {
         return;
     }
     let levels = 2 * items.len().ilog2();
-    divide(items, levels, before);
+    divide(items, levels, before, stop);
+    // What is not split would take quadratic time.
+    if stop() {
+        return;
+    }
     let (front, _) = items.split_at_mut(SHORT.min(items.len()));
     insertion(front, before);
     for i in SHORT..items.len() {
@@ -38,8 +53,16 @@ fn introsort<T: Copy, F: Fn(T, T) -> bool>(items: &mut [Keyed<T>], before: &F) {
 }
 
 /// Splits runs until they are short.
-fn divide<T: Copy, F: Fn(T, T) -> bool>(mut items: &mut [Keyed<T>], mut levels: u32, before: &F) {
+fn divide<T: Copy, F: Fn(T, T) -> bool>(
+    mut items: &mut [Keyed<T>],
+    mut levels: u32,
+    before: &F,
+    stop: &dyn Fn() -> bool,
+) {
     while items.len() > SHORT {
+        if items.len() > LONG && stop() {
+            return;
+        }
         if levels == 0 {
             heap_sort(items, before);
             return;
@@ -47,7 +70,7 @@ fn divide<T: Copy, F: Fn(T, T) -> bool>(mut items: &mut [Keyed<T>], mut levels: 
         levels -= 1;
         let cut = partition(items, before);
         let (front, back) = items.split_at_mut(cut);
-        divide(back, levels, before);
+        divide(back, levels, before, stop);
         items = front;
     }
 }

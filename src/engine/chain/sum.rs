@@ -78,12 +78,13 @@ impl Adder {
             for (register, sum) in sums[0].iter_mut().enumerate() {
                 self.add_to(sum, &load(step * REGISTERS + register));
             }
-            let done = step + 1;
             // Carries happen after whole runs; what is left of the last one stays on its level.
+            let mut runs = step + 1;
             for level in 1..LEVELS {
-                if done & (mask << ((level as u32 - 1) * power)) != 0 {
+                if runs & mask != 0 {
                     break;
                 }
+                runs >>= power;
                 self.carry(&mut sums, level);
             }
         }

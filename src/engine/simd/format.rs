@@ -75,6 +75,54 @@ pub(super) trait Format: Copy {
         }
         special
     }
+
+    /// As [`Self::fused`], of differences from the base.
+    #[inline(always)]
+    fn fused_deltas<const N: usize>(
+        self,
+        base: &[Self::Bits],
+        terms: [&[Self::Bits]; N],
+        factors: &Factors<N>,
+        out: &mut [Self::Bits],
+    ) -> bool {
+        let count = out.len();
+        let (base, terms) = (&base[..count], terms.map(|term| &term[..count]));
+        let mut special = false;
+        for i in 0..count {
+            let base = self.widen(base[i]);
+            let mut sum = factors.weights[0] * (self.widen(terms[0][i]) - base);
+            for (term, weight) in terms.iter().zip(&factors.weights).skip(1) {
+                sum += weight * (self.widen(term[i]) - base);
+            }
+            let bits = self.round(base + factors.lambda * sum);
+            special |= self.is_special(bits);
+            out[i] = bits;
+        }
+        special
+    }
+
+    /// As [`Self::fused`], without a base.
+    #[inline(always)]
+    fn fused_sum<const N: usize>(
+        self,
+        terms: [&[Self::Bits]; N],
+        factors: &Factors<N>,
+        out: &mut [Self::Bits],
+    ) -> bool {
+        let count = out.len();
+        let terms = terms.map(|term| &term[..count]);
+        let mut special = false;
+        for i in 0..count {
+            let mut sum = factors.weights[0] * self.widen(terms[0][i]);
+            for (term, weight) in terms.iter().zip(&factors.weights).skip(1) {
+                sum += weight * self.widen(term[i]);
+            }
+            let bits = self.round(factors.lambda * sum);
+            special |= self.is_special(bits);
+            out[i] = bits;
+        }
+        special
+    }
 }
 
 /// The scalars of a blend, rounded to f32.

@@ -13,6 +13,7 @@ mod f16c;
 mod format;
 mod level;
 mod product;
+mod rules;
 mod sums;
 mod sweep;
 
@@ -20,10 +21,10 @@ use format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Factors, Format, with_fo
 use level::{Job, Level};
 pub(super) use product::add_product;
 
-use super::device::{BlendTile, Checked, Device, Health, Values};
+use super::device::{BlendTile, Checked, Device, Health, Mask, Rules, TermRule, Values};
 use super::float::Float;
 use super::reference;
-use super::sweep::{Checked as CheckedSweep, Digit, SweepTile, Want};
+use super::sweep::{Checked as CheckedSweep, Digit, SweepTile};
 use crate::error::Result;
 
 /// Elements of a block: two of them as f32 fit the smallest L1 cache with room to spare.
@@ -53,6 +54,22 @@ impl Simd {
     pub(super) fn values(self, base: Option<&Values<'_>>, term: &Values<'_>, out: &mut [f64]) {
         self.level.run(sweep::Wide { base, term, out });
     }
+
+    /// How many of these values have a magnitude.
+    pub(super) fn equal(self, base: Option<&Values<'_>>, term: &Values<'_>, magnitude: u32) -> u64 {
+        self.level.run(sweep::Equal { base, term, magnitude })
+    }
+
+    fn ruled(self, tile: &Checked<'_>, rules: &Rules<'_>, out: &mut [u8]) -> Health {
+        let plain = |rule: &TermRule<'_>| {
+            matches!(rule.mask, Mask::All) && rule.alone.to_bits() == 1.0_f64.to_bits()
+        };
+        let sum = rules.vote.is_none() && rules.divide.is_none() && rules.terms.iter().all(plain);
+        if sum && rules.deltas {
+            return self.level.run(Blend::<true> { tile, out });
+        }
+        self.level.run(rules::Ruled { tile, rules, out })
+    }
 }
 
 impl Default for Simd {
@@ -68,15 +85,18 @@ impl Device for Simd {
 
     fn blend(&self, tile: &BlendTile<'_>, out: &mut [u8]) -> Result<Health> {
         let tile = Checked::new(tile, out)?;
-        if tile.is_double() || tile.rules.is_some() {
+        if tile.is_double() {
             return Ok(reference::blend(&tile, out));
         }
-        Ok(self.level.run(Blend { tile: &tile, out }))
+        if let Some(rules) = tile.rules {
+            return Ok(self.ruled(&tile, rules, out));
+        }
+        Ok(self.level.run(Blend::<false> { tile: &tile, out }))
     }
 
     fn sums(&self, tile: &SweepTile<'_>, sums: &mut [f64]) -> Result<()> {
         let tile = CheckedSweep::of_sums(tile, sums)?;
-        if tile.is_double() || !tile.masks.is_empty() || tile.want != Want::All {
+        if tile.is_double() {
             reference::sums(&tile, sums);
         } else {
             self.level.run(sweep::Sums { tile: &tile, sums });
@@ -95,13 +115,13 @@ impl Device for Simd {
     }
 }
 
-/// A tile of f32 arithmetic.
-struct Blend<'a> {
+/// A tile of f32 arithmetic: a sum of values, or of differences from the base.
+struct Blend<'a, const DELTAS: bool> {
     tile: &'a Checked<'a>,
     out: &'a mut [u8],
 }
 
-impl Job for Blend<'_> {
+impl<const DELTAS: bool> Job for Blend<'_, DELTAS> {
     type Output = Health;
 
     #[inline(always)]
@@ -111,8 +131,8 @@ impl Job for Blend<'_> {
         for start in (0..self.tile.elements).step_by(BLOCK) {
             let count = BLOCK.min(self.tile.elements - start);
             let out = &mut self.out[start * size..][..count * size];
-            let special = fused_block(half, self.tile, start, out)
-                .unwrap_or_else(|| mixed_block(half, self.tile, start, out));
+            let special = fused_block::<H, DELTAS>(half, self.tile, start, out)
+                .unwrap_or_else(|| mixed_block::<H, DELTAS>(half, self.tile, start, out));
             if special {
                 let (tile, float) = (self.tile, self.tile.float);
                 with_format!(float, half, format => count_special(format, tile, start, out, &mut health));
@@ -122,77 +142,93 @@ impl Job for Blend<'_> {
     }
 }
 
-/// The common shape in one loop; `None` for any other. Says whether any result is special.
+/// The common shapes in one loop; `None` for any other. Says whether any result is special.
 #[inline(always)]
-fn fused_block<H: Format<Bits = [u8; 2]>>(
+fn fused_block<H: Format<Bits = [u8; 2]>, const DELTAS: bool>(
     half: H,
     tile: &Checked<'_>,
     start: usize,
     out: &mut [u8],
 ) -> Option<bool> {
-    let base = tile.base?;
     if tile.inputs().any(|values| values.float != tile.float) {
         return None;
     }
     match tile.float {
-        Float::F32 => fused_terms(F32, base, tile, start, out),
-        Float::F16 => fused_terms(half, base, tile, start, out),
-        Float::BF16 => fused_terms(BF16, base, tile, start, out),
+        Float::F32 => fused_terms::<_, DELTAS>(F32, tile, start, out),
+        // f16 is widened by an instruction of its own, which only the loop for sums with a base has.
+        Float::F16 if !DELTAS && tile.base.is_some() => {
+            fused_terms::<_, DELTAS>(half, tile, start, out)
+        }
+        Float::BF16 => fused_terms::<_, DELTAS>(BF16, tile, start, out),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn fused_terms<F: Format>(
+fn fused_terms<F: Format, const DELTAS: bool>(
     format: F,
-    base: Values<'_>,
     tile: &Checked<'_>,
     start: usize,
     out: &mut [u8],
 ) -> Option<bool> {
     let out = F::split_mut(out);
-    let count = out.len();
-    let base = F::split(base.run(start, count).bytes);
-    let lambda = to_f32(tile.lambda);
     match tile.terms.as_slice() {
-        [(x, w)] => {
-            let weights = [to_f32(*w)];
-            let terms = [F::split(x.run(start, count).bytes)];
-            Some(format.fused(base, terms, &Factors { weights, lambda }, out))
-        }
-        [(x, w), (y, v)] => {
-            let weights = [to_f32(*w), to_f32(*v)];
-            let terms = [x, y].map(|values| F::split(values.run(start, count).bytes));
-            Some(format.fused(base, terms, &Factors { weights, lambda }, out))
-        }
+        [a] => Some(fused_of::<_, 1, DELTAS>(format, tile, [a], start, out)),
+        [a, b] => Some(fused_of::<_, 2, DELTAS>(format, tile, [a, b], start, out)),
+        [a, b, c] => Some(fused_of::<_, 3, DELTAS>(format, tile, [a, b, c], start, out)),
         _ => None,
+    }
+}
+
+#[inline(always)]
+fn fused_of<F: Format, const N: usize, const DELTAS: bool>(
+    format: F,
+    tile: &Checked<'_>,
+    terms: [&(Values<'_>, f64); N],
+    start: usize,
+    out: &mut [F::Bits],
+) -> bool {
+    let count = out.len();
+    let factors = Factors { weights: terms.map(|(_, w)| to_f32(*w)), lambda: to_f32(tile.lambda) };
+    let terms = terms.map(|(values, _)| F::split(values.run(start, count).bytes));
+    match tile.base.map(|base| F::split(base.run(start, count).bytes)) {
+        Some(base) if DELTAS => format.fused_deltas(base, terms, &factors, out),
+        Some(base) => format.fused(base, terms, &factors, out),
+        None => format.fused_sum(terms, &factors, out),
     }
 }
 
 /// Any mix, through f32 blocks. Says whether any result is special.
 #[inline(always)]
-fn mixed_block<H: Format<Bits = [u8; 2]>>(
+fn mixed_block<H: Format<Bits = [u8; 2]>, const DELTAS: bool>(
     half: H,
     tile: &Checked<'_>,
     start: usize,
     out: &mut [u8],
 ) -> bool {
     let count = out.len() / tile.float.size();
-    let (mut sum, mut wide) = ([0.0; BLOCK], [0.0; BLOCK]);
-    let (sum, wide) = (&mut sum[..count], &mut wide[..count]);
+    let (mut sum, mut wide, mut base) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
+    let (sum, wide, base) = (&mut sum[..count], &mut wide[..count], &mut base[..count]);
     let lambda = to_f32(tile.lambda);
-    let terms = tile.terms.iter().map(|(values, weight)| (values, Some(to_f32(*weight))));
-    let base = tile.base.iter().map(|values| (values, None));
-    for (n, (values, weight)) in terms.chain(base).enumerate() {
+    if let Some(values) = &tile.base {
         let bytes = values.run(start, count).bytes;
+        with_format!(values.float, half, format => widen(format, bytes, base));
+    }
+    for (n, (values, weight)) in tile.terms.iter().enumerate() {
+        let (bytes, weight) = (values.run(start, count).bytes, to_f32(*weight));
         with_format!(values.float, half, format => widen(format, bytes, wide));
-        match weight {
-            Some(weight) if n == 0 => each(sum, wide, |_, x| weight * x),
-            Some(weight) => each(sum, wide, |sum, x| sum + weight * x),
-            None => each(sum, wide, |sum, x| x + lambda * sum),
+        if DELTAS {
+            each(wide, base, |x, base| x - base);
+        }
+        if n == 0 {
+            each(sum, wide, |_, x| weight * x);
+        } else {
+            each(sum, wide, |sum, x| sum + weight * x);
         }
     }
-    if tile.base.is_none() {
+    if tile.base.is_some() {
+        each(sum, base, |sum, base| base + lambda * sum);
+    } else {
         each(sum, wide, |sum, _| lambda * sum);
     }
     with_format!(tile.float, half, format => round(format, sum, out))

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Format, with_format};
 use super::level::Job;
+use super::rules::{Place, SMALL, kept_values};
 use super::{BLOCK, widen};
 use crate::engine::device::Values;
 use crate::engine::float::Float;
@@ -45,23 +46,44 @@ impl Job for Sums<'_> {
         let terms = tile.terms.len();
         let mut lanes: Vec<Lanes> = vec![[[[0.0; GROUP]; GROUPS]; LANES / STRIP]; sums_of(terms)];
         let mut values = Strip::new(terms);
+        let mut kept = Kept { base: [0.0; SMALL], terms: Vec::new() };
+        if !tile.masks.is_empty() {
+            kept.terms = vec![[0.0; LEAF]; terms];
+        }
         for (leaf, sums) in self.sums.chunks_exact_mut(lanes.len()).enumerate() {
             let start = leaf * LEAF;
             let count = LEAF.min(tile.elements - start);
+            if !tile.masks.is_empty() {
+                kept.read(half, tile, start, count);
+            }
             for strip in 0..LANES / STRIP {
-                values.read(half, tile, start..start + count, strip * STRIP);
+                if tile.masks.is_empty() {
+                    values.read(half, tile, start..start + count, strip * STRIP);
+                } else {
+                    values.take(&kept.terms, strip * STRIP);
+                }
                 let values = values.terms.as_slice();
                 let mut lanes = lanes.iter_mut().map(|lanes| &mut lanes[strip]);
-                for (x, lanes) in values.iter().zip(&mut lanes) {
-                    add_up(lanes, x, x, |x, _| x.abs());
+                for (x, lanes) in values.iter().zip(lanes.by_ref().take(terms)) {
+                    if tile.want.magnitudes() {
+                        add_up(lanes, x, x, |x, _| x.abs());
+                    }
                 }
-                for (i, x) in values.iter().enumerate() {
-                    for (y, lanes) in values[i..].iter().zip(&mut lanes) {
-                        add_up(lanes, x, y, |x, y| x * y);
+                if tile.want.products() {
+                    for (i, x) in values.iter().enumerate() {
+                        for (y, lanes) in values[i..].iter().zip(&mut lanes) {
+                            add_up(lanes, x, y, |x, y| x * y);
+                        }
                     }
                 }
             }
-            for (sum, lanes) in sums.iter_mut().zip(&mut lanes) {
+            let wanted = [(terms, tile.want.magnitudes()), (usize::MAX, tile.want.products())];
+            let wanted = wanted.into_iter().flat_map(|(n, wanted)| std::iter::repeat_n(wanted, n));
+            for ((sum, lanes), wanted) in sums.iter_mut().zip(&mut lanes).zip(wanted) {
+                if !wanted {
+                    *sum = 0.0;
+                    continue;
+                }
                 *sum = tree(lanes.as_flattened_mut().as_flattened_mut());
             }
         }
@@ -104,6 +126,57 @@ impl Strip {
                 }
             } else {
                 for (value, x) in values.iter_mut().zip(wide.iter()) {
+                    *value = f64::from(*x);
+                }
+            }
+        }
+    }
+}
+
+/// The values of a leaf that are kept, and zeros.
+struct Kept {
+    base: [f32; SMALL],
+    terms: Vec<[f32; LEAF]>,
+}
+
+impl Kept {
+    #[inline(always)]
+    fn read<H: Format<Bits = [u8; 2]>>(
+        &mut self,
+        half: H,
+        tile: &Checked<'_>,
+        leaf: usize,
+        elements: usize,
+    ) {
+        for first in (0..LEAF).step_by(SMALL) {
+            let count = SMALL.min(elements.saturating_sub(first));
+            let start = leaf + first.min(elements);
+            if let Some(operand) = &tile.base {
+                let bytes = operand.run(start, count).bytes;
+                with_format!(operand.float, half, format => widen(format, bytes, &mut self.base));
+            }
+            let at = Place { start, count, number: tile.first + start as u64 };
+            let minus = tile.base.map(|_| &self.base);
+            for ((operand, mask), values) in tile.terms.iter().zip(tile.masks).zip(&mut self.terms)
+            {
+                let Some(values) = values[first..].first_chunk_mut::<SMALL>() else { continue };
+                if count > 0 {
+                    kept_values(half, operand, minus, *mask, at, values);
+                }
+                values[count..].fill(0.0);
+            }
+        }
+    }
+}
+
+impl Strip {
+    /// Takes the strip that begins at lane `first` of a leaf.
+    #[inline(always)]
+    fn take(&mut self, leaves: &[[f32; LEAF]], first: usize) {
+        for (leaf, values) in leaves.iter().zip(&mut self.terms) {
+            for (row, values) in values.as_chunks_mut::<STRIP>().0.iter_mut().enumerate() {
+                let from = &leaf[row * LANES + first..][..STRIP];
+                for (value, x) in values.iter_mut().zip(from) {
                     *value = f64::from(*x);
                 }
             }
@@ -193,6 +266,45 @@ impl Job for Wide<'_> {
     }
 }
 
+/// Counts values of f32 arithmetic that have a magnitude.
+pub(super) struct Equal<'a> {
+    pub(super) base: Option<&'a Values<'a>>,
+    pub(super) term: &'a Values<'a>,
+    pub(super) magnitude: u32,
+}
+
+impl Job for Equal<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run<H: Format<Bits = [u8; 2]>>(self, half: H) -> u64 {
+        let (mut base, mut wide) = ([0.0; BLOCK], [0.0; BLOCK]);
+        let elements = self.term.bytes.len() / self.term.float.size();
+        let mut equal = 0;
+        for start in (0..elements).step_by(BLOCK) {
+            let count = BLOCK.min(elements - start);
+            let wide = &mut wide[..count];
+            let bytes = self.term.run(start, count).bytes;
+            with_format!(self.term.float, half, format => widen(format, bytes, wide));
+            if let Some(operand) = self.base {
+                let base = &mut base[..count];
+                let bytes = operand.run(start, count).bytes;
+                with_format!(operand.float, half, format => widen(format, bytes, base));
+                for (x, base) in wide.iter_mut().zip(base) {
+                    *x -= *base;
+                }
+            }
+            // At most a block's length; a check for overflow would keep the loop scalar.
+            let mut here = 0_u32;
+            for x in wide {
+                here = here.wrapping_add(u32::from(magnitude(*x) == self.magnitude));
+            }
+            equal += u64::from(here);
+        }
+        equal
+    }
+}
+
 /// Counts of a tile of f32 values.
 pub(super) struct Histogram<'a> {
     pub(super) tile: &'a Checked<'a>,
@@ -208,6 +320,7 @@ impl Job for Histogram<'_> {
         let tile = self.tile;
         let (mut base, mut wide) = ([0.0; BLOCK], [0.0; BLOCK]);
         let mut magnitudes = [0; BLOCK];
+        let mut others = vec![0; if self.digit == Digit::High { Digit::High.bins() } else { 0 }];
         for start in (0..tile.elements).step_by(BLOCK) {
             let count = BLOCK.min(tile.elements - start);
             let (wide, magnitudes) = (&mut wide[..count], &mut magnitudes[..count]);
@@ -226,18 +339,31 @@ impl Job for Histogram<'_> {
                 *magnitude = self::magnitude(*x);
             }
             match self.digit {
-                Digit::High => count_high(magnitudes, self.counts),
+                Digit::High => count_high(magnitudes, self.counts, &mut others),
                 Digit::Low(high) => count_low(magnitudes, high.into(), self.counts),
             }
+        }
+        for (count, other) in self.counts.iter_mut().zip(others) {
+            *count += u64::from(other);
         }
     }
 }
 
+/// Every other element is counted apart: equal ones often follow each other, and each would wait for the one before.
 #[inline(always)]
-fn count_high(magnitudes: &[u32], counts: &mut [u64]) {
-    let Some(counts) = counts.first_chunk_mut::<{ Digit::High.bins() }>() else { return };
-    for magnitude in magnitudes {
-        counts[(magnitude >> LOW_BITS) as usize % Digit::High.bins()] += 1;
+fn count_high(magnitudes: &[u32], counts: &mut [u64], others: &mut [u32]) {
+    const BINS: usize = Digit::High.bins();
+    let Some(counts) = counts.first_chunk_mut::<BINS>() else { return };
+    let Some(others) = others.first_chunk_mut::<BINS>() else { return };
+    let (pairs, rest) = magnitudes.as_chunks::<2>();
+    for [first, second] in pairs {
+        counts[(first >> LOW_BITS) as usize % BINS] += 1;
+        // A tile has fewer than 2^32 elements.
+        let other = &mut others[(second >> LOW_BITS) as usize % BINS];
+        *other = other.wrapping_add(1);
+    }
+    for magnitude in rest {
+        counts[(magnitude >> LOW_BITS) as usize % BINS] += 1;
     }
 }
 

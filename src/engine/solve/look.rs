@@ -216,8 +216,7 @@ fn important_columns(blend: &Blend) -> u64 {
 
 /// Terms whose kept values must weigh as much as all of them.
 fn rescaled(blend: &Blend) -> Vec<usize> {
-    let wanted = |term: &Term| term.rescale && !term.keep.is_all();
-    (0..blend.terms.len()).filter(|&i| wanted(&blend.terms[i])).collect()
+    (0..blend.terms.len()).filter(|&i| blend.terms[i].is_rescaled()).collect()
 }
 
 impl Filler<'_> {

@@ -11,8 +11,8 @@ use super::look::{Found, Known, Local, elements, values_of};
 use super::scores::Score;
 use crate::engine::auto::Pick;
 use crate::engine::device::{Device, Edge};
-use crate::engine::sweep::{Digit, Place, SweepTile, locate};
-use crate::engine::tile::{Filler, Scratch};
+use crate::engine::sweep::{Digit, LEAF, Place, SweepTile, locate};
+use crate::engine::tile::{Filler, Scratch, index};
 use crate::error::{Error, Result};
 use crate::plan::{Blend, Keep};
 
@@ -292,13 +292,12 @@ impl Filler<'_> {
         run: &Range<u64>,
         scratch: &mut Scratch,
     ) -> Result<Vec<u64>> {
-        let mut equal = vec![0; ties.len()];
-        for (tie, equal) in ties.iter().zip(&mut equal) {
-            self.keys(tie.score, known, blend, run, &mut scratch.operands, &mut |_, keys| {
-                *equal += keys.iter().map(|key| u64::from(*key == tie.key)).sum::<u64>();
-            })?;
-        }
-        Ok(equal)
+        let count = |tie: &Tie| -> Result<u64> {
+            let (whole, score) = (run.end - run.start, (tie.score, tie.key));
+            let equal = self.equal(score, known, blend, run, whole, &mut scratch.operands)?;
+            Ok(equal.iter().sum())
+        };
+        ties.iter().map(count).collect()
     }
 
     /// Enters a threshold whose last equal one inside lies in a run, the `inside`-th of those there.
@@ -311,16 +310,20 @@ impl Filler<'_> {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let (mut left, mut end) = (inside, None);
-        self.keys(tie.score, known, blend, &run, &mut scratch.operands, &mut |first, keys| {
-            let equal: u64 = keys.iter().map(|key| u64::from(*key == tie.key)).sum();
-            if left == 0 || equal < left {
-                left -= equal.min(left);
-                return;
-            }
-            let mut equal = keys.iter().zip(first..).filter(|(key, _)| **key == tie.key);
-            let place = usize::try_from(left - 1).unwrap_or(usize::MAX);
-            end = equal.nth(place).map(|(_, number)| number + 1);
-            left = 0;
+        let piece = LEAF as u64;
+        let score = (tie.score, tie.key);
+        let equal = self.equal(score, known, blend, &run, piece, &mut scratch.operands)?;
+        let mut pieces = (run.start..run.end).step_by(LEAF).zip(equal);
+        let start = pieces.find_map(|(start, equal)| {
+            let here = left <= equal;
+            left -= if here { 0 } else { equal };
+            here.then_some(start)
+        });
+        let start = start.ok_or_else(lost)?;
+        let piece = start..(start + piece).min(run.end);
+        self.keys(tie.score, known, blend, &piece, &mut scratch.operands, &mut |first, keys| {
+            let mut equal = (first..).zip(keys).filter(|(_, key)| **key == tie.key);
+            end = equal.nth(index(left - 1)).map(|(number, _)| number + 1);
         })?;
         let end = end.ok_or_else(lost)?;
         tie.slot.set(known, Edge { magnitude: tie.key, end });

@@ -108,25 +108,59 @@ impl Filler<'_> {
                     for (term, wide) in wide.iter_mut().enumerate() {
                         self.read(&values, term, start, &mut wide[..count]);
                     }
-                    for (i, key) in keys.iter_mut().enumerate() {
-                        let element = wide.iter().map(|wide| wide[i]);
-                        *key = variance(element);
-                    }
+                    variances(&wide, keys);
                 }
                 Score::Importance(term) => {
                     let wide = &mut wide[term][..count];
                     self.read(&values, term, start, wide);
                     let (columns, rows) = important.unwrap_or((1, &[]));
-                    for ((key, value), number) in keys.iter_mut().zip(wide).zip(first..) {
-                        let divergence =
-                            rows.get(index(number / columns)).copied().unwrap_or(f64::NAN);
+                    let (mut row, mut column) = (index(first / columns), first % columns);
+                    for (key, value) in keys.iter_mut().zip(wide) {
+                        let divergence = rows.get(row).copied().unwrap_or(f64::NAN);
                         *key = key_of(single(value.abs() * divergence));
+                        column += 1;
+                        if column == columns {
+                            (row, column) = (row + 1, 0);
+                        }
                     }
                 }
             }
             take(first, keys);
         }
         Ok(())
+    }
+
+    /// Numbers of elements of equal score, of a run, piece by piece.
+    pub(super) fn equal(
+        &self,
+        (score, key): (Score, u32),
+        known: &Known,
+        blend: &Blend,
+        run: &Range<u64>,
+        piece: u64,
+        buffers: &mut Vec<Operands>,
+    ) -> Result<Vec<u64>> {
+        let mut equal = vec![0; index((run.end - run.start).div_ceil(piece))];
+        if let Score::Magnitude(term) = score {
+            let tiles = self.operands(blend, run, &self.host, buffers)?;
+            let values = HostValues::new(blend, &tiles)?;
+            if !values.double {
+                let size = index(run.end - run.start);
+                for (start, equal) in (0..size).step_by(index(piece)).zip(&mut equal) {
+                    let count = index(piece).min(size - start);
+                    let base = values.base.map(|base| base.run(start, count));
+                    let x = values.terms[term].run(start, count);
+                    *equal = self.host.equal(base.as_ref(), &x, key);
+                }
+                return Ok(equal);
+            }
+        }
+        self.keys(score, known, blend, run, buffers, &mut |first, keys| {
+            for (number, found) in (first..).zip(keys) {
+                equal[index((number - run.start) / piece)] += u64::from(*found == key);
+            }
+        })?;
+        Ok(equal)
     }
 
     /// Values of a term, widened.
@@ -235,12 +269,26 @@ pub(super) fn put(bits: &mut [u8], at: u64, kept: bool) {
     bits[index(at / 8)] |= u8::from(kept) << (at % 8);
 }
 
-/// The magnitude of the variance: equal values have none only if their sums are wider than they are.
-fn variance(values: impl ExactSizeIterator<Item = f64> + Clone) -> u32 {
+/// Magnitudes of the variances of the terms' values: equal values have none only if their sums are wider than they are.
+fn variances(values: &[Vec<f64>], keys: &mut [u32]) {
     let count = number(values.len());
-    let mean = values.clone().sum::<f64>() / count;
-    let variance = values.map(|value| (value - mean) * (value - mean)).sum::<f64>() / count;
-    magnitude(single(variance))
+    let (mut mean, mut sum) = (vec![0.0; keys.len()], vec![0.0; keys.len()]);
+    for values in values {
+        for (mean, x) in mean.iter_mut().zip(values) {
+            *mean += x;
+        }
+    }
+    for mean in &mut mean {
+        *mean /= count;
+    }
+    for values in values {
+        for ((sum, mean), x) in sum.iter_mut().zip(&mean).zip(values) {
+            *sum += (x - mean) * (x - mean);
+        }
+    }
+    for (key, sum) in keys.iter_mut().zip(sum) {
+        *key = magnitude(single(sum / count));
+    }
 }
 
 /// A number whose order is that of the f32; a NaN is above all.

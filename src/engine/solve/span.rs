@@ -180,7 +180,7 @@ impl Filler<'_> {
                 }
                 Spanned::Columns { lambda, weights, .. } => {
                     let weights = (*lambda, weights.as_slice(), index(wanted.start - row));
-                    self.blend_columns(output, weights, &cut(wanted), out)?
+                    blend_columns(output, weights, &cut(wanted), out)?
                 }
             });
         }
@@ -207,37 +207,36 @@ impl Filler<'_> {
         let given: Vec<f64> = blend.terms.iter().map(|term| term.weight).collect();
         weights(solve, &given, &tree.finish()?).map_err(|reason| failed(output, reason))
     }
+}
 
-    /// A run of a row, each element with the weights of its column, which begin at `first`: the arithmetic of a blend.
-    fn blend_columns(
-        &self,
-        output: &Output,
-        (lambda, weights, first): (f64, &[Vec<f64>], usize),
-        operands: &[Operand<'_>],
-        out: &mut [u8],
-    ) -> Result<Health> {
-        let unweighted: Vec<_> = operands.iter().map(|operand| (*operand, 1.0)).collect();
-        let dtype = &output.dtype;
-        let tile = BlendTile { base: None, terms: &unweighted, lambda, dtype, rules: None };
-        let tile = Checked::new(&tile, out)?;
-        let mut health = Health::default();
-        for (i, bytes) in out.chunks_exact_mut(tile.float.size()).enumerate() {
-            let terms = tile.terms.iter().zip(weights);
-            let terms = terms.map(|((values, _), weights)| (values.at(i), weights[first + i]));
-            let value = if tile.is_double() {
-                lambda * terms.map(|(x, weight)| weight * x).fold(-0.0, |sum, x| sum + x)
-            } else {
-                let products = terms.map(|(x, weight)| single(weight) * single(x));
-                f64::from(single(lambda) * products.fold(-0.0, |sum, x| sum + x))
-            };
-            tile.float.write(value, bytes);
-            let written = tile.float.read(bytes);
-            if !written.is_finite() {
-                tile.count(&mut health, i, written.is_nan());
-            }
+/// A run of a row, each element with the weights of its column, which begin at `first`: the arithmetic of a blend.
+fn blend_columns(
+    output: &Output,
+    (lambda, weights, first): (f64, &[Vec<f64>], usize),
+    operands: &[Operand<'_>],
+    out: &mut [u8],
+) -> Result<Health> {
+    let unweighted: Vec<_> = operands.iter().map(|operand| (*operand, 1.0)).collect();
+    let dtype = &output.dtype;
+    let tile = BlendTile { base: None, terms: &unweighted, lambda, dtype, rules: None };
+    let tile = Checked::new(&tile, out)?;
+    let mut health = Health::default();
+    for (i, bytes) in out.chunks_exact_mut(tile.float.size()).enumerate() {
+        let terms = tile.terms.iter().zip(weights);
+        let terms = terms.map(|((values, _), weights)| (values.at(i), weights[first + i]));
+        let value = if tile.is_double() {
+            lambda * terms.map(|(x, weight)| weight * x).fold(-0.0, |sum, x| sum + x)
+        } else {
+            let products = terms.map(|(x, weight)| single(weight) * single(x));
+            f64::from(single(lambda) * products.fold(-0.0, |sum, x| sum + x))
+        };
+        tile.float.write(value, bytes);
+        let written = tile.float.read(bytes);
+        if !written.is_finite() {
+            tile.count(&mut health, i, written.is_nan());
         }
-        Ok(health)
     }
+    Ok(health)
 }
 
 /// No weights for a tensor.

@@ -164,8 +164,8 @@ fn task_vectors(
             Kind::TaskArithmetic => Keep::All,
             _ if density >= 1.0 => Keep::All,
             Kind::Ties => largest(shape, density),
-            Kind::DareLinear | Kind::DareTies => random(density, seed)?,
-            Kind::Breadcrumbs | Kind::BreadcrumbsTies => crumbs(shape, density, gammas[input])?,
+            Kind::DareLinear | Kind::DareTies => Keep::Random { probability: density, seed },
+            Kind::Breadcrumbs | Kind::BreadcrumbsTies => crumbs(shape, density, gammas[input]),
             _ => ranked(shape, density, epsilons[input], seed)?,
         };
         let doubles = *dtype == Dtype::F64 && keep != Keep::All;
@@ -214,21 +214,12 @@ fn largest(shape: &Shape, density: f64) -> Keep {
     Keep::Largest { skip: 0, count }
 }
 
-fn crumbs(shape: &Shape, density: f64, gamma: f64) -> Result<Keep, String> {
-    if !(density >= 0.0 && gamma >= 0.0) {
-        return Err(format!("`density: {density}` and `gamma: {gamma}` must not be negative"));
-    }
+fn crumbs(shape: &Shape, density: f64, gamma: f64) -> Keep {
     let n = elements(shape);
     let count = share(n, density).min(n);
+    // Where both are more than there is, fewer outliers are left out.
     let skip = share(n, gamma).min(n - count);
-    Ok(Keep::Largest { skip, count })
-}
-
-fn random(density: f64, seed: u64) -> Result<Keep, String> {
-    if !(density >= 0.0) {
-        return Err(format!("`density: {density}` must not be negative"));
-    }
-    Ok(Keep::Random { probability: density, seed })
+    Keep::Largest { skip, count }
 }
 
 fn ranked(shape: &Shape, density: f64, epsilon: f64, seed: u64) -> Result<Keep, String> {
@@ -236,7 +227,7 @@ fn ranked(shape: &Shape, density: f64, epsilon: f64, seed: u64) -> Result<Keep, 
         return Ok(Keep::Largest { skip: 0, count: 0 });
     }
     let (low, high) = (density - epsilon, density + epsilon);
-    if !(low > 0.0 && high < 1.0) || epsilon < 0.0 {
+    if low <= 0.0 || high >= 1.0 {
         return Err(format!(
             "`density: {density}` plus or minus `epsilon: {epsilon}` must be between 0 and 1"
         ));

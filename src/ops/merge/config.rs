@@ -170,6 +170,7 @@ pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Opt
     let config =
         Config { name, method, slices, base, parameters, dtype, out_dtype, extension, text };
     check_rules(problems, &config);
+    check_importance(problems, &config);
     for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
         check_inputs(problems, &config, slice);
     }
@@ -406,6 +407,36 @@ fn check_rules(problems: &mut Problems, config: &Config) {
         }
         if rule.copy == Some(Origin::Base) && config.base.is_none() {
             problems.add(&rule.at, "copies from the base, and there is no `base_model`");
+        }
+    }
+}
+
+/// All models that have a weight have importances, or none.
+fn check_importance(problems: &mut Problems, config: &Config) {
+    let sources = &config.extension.importance;
+    for (i, source) in sources.iter().enumerate() {
+        if !config.models().contains(&&source.model) {
+            problems.add(&source.at, format!("`{}` is none of the models", source.model));
+        } else if sources[..i].iter().any(|other| other.model == source.model) {
+            problems.add(&source.at, format!("`{}` is there twice", source.model));
+        }
+    }
+    if sources.is_empty() {
+        return;
+    }
+    for slice in &config.slices {
+        let base = slice.base.as_ref().or(config.base.as_ref());
+        let apart = |model| config.method.sets_base_apart() && Some(model) == base;
+        for model in slice.sources.iter().map(|s| &s.model) {
+            match (sources.iter().find(|source| source.model == *model), apart(model)) {
+                (None, false) => {
+                    problems.add("elo_surgery.importance", format!("`{model}` has none"));
+                }
+                (Some(source), true) => {
+                    problems.add(&source.at, format!("`{model}` is the base, which has no weight"));
+                }
+                _ => {}
+            }
         }
     }
 }

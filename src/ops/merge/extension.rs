@@ -16,6 +16,7 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::config::layer_range;
+use super::importance::Source;
 use super::methods::{Kind, Method, Variant};
 use super::parameters::{Level, Parameters, Scalar};
 use super::read::{Problems, below, given, suggestion};
@@ -29,6 +30,8 @@ pub(super) struct Extension {
     /// Tensors that the result has no place for are left out instead of refused.
     pub(super) drops_extra: bool,
     pub(super) rules: Vec<Rule>,
+    /// Files of what models count for each tensor.
+    pub(super) importance: Vec<Source>,
 }
 
 /// What becomes of a tensor that some models lack.
@@ -65,7 +68,8 @@ pub(super) enum Origin {
     Model(Reference),
 }
 
-const KEYS: &[&str] = &["consensus", "rescale", "missing_tensors", "extra_tensors", "tensors"];
+const KEYS: &[&str] =
+    &["consensus", "rescale", "missing_tensors", "extra_tensors", "tensors", "importance"];
 const RULE: &[&str] = &["match", "regex", "layers", "model", "parameters", "copy"];
 
 impl Extension {
@@ -115,6 +119,15 @@ impl Extension {
                 read.rules.extend(Rule::read(problems, format!("{at}[{i}]"), item, method));
             }
         }
+        if let Some(value) = given(map, "importance") {
+            let at = below(at, "importance");
+            if let Some(method) = method.filter(|method| !method.of_models("weight")) {
+                problems.add(&at, format!("{} has no weights", method.name));
+            }
+            for (i, item) in problems.list(&at, value).into_iter().flatten().enumerate() {
+                read.importance.extend(importance(problems, format!("{at}[{i}]"), item));
+            }
+        }
         read
     }
 
@@ -143,7 +156,13 @@ impl Rule {
             let at = below(&at, "regex");
             let text = problems.text(&at, value)?;
             let parsed = Regex::new(text);
-            parsed.map_err(|e| problems.add(&at, format!("is not a regular expression: {e}"))).ok()
+            let told = |e: regex::Error| {
+                let told = e.to_string();
+                let last = told.lines().last().unwrap_or_default();
+                let what = last.strip_prefix("error: ").unwrap_or(last);
+                problems.add(&at, format!("is not a regular expression: {what}"));
+            };
+            parsed.map_err(told).ok()
         });
         let layers = given(map, "layers")
             .and_then(|value| layer_range(problems, &below(&at, "layers"), value));
@@ -206,6 +225,16 @@ impl Rule {
             _ => self.model.as_ref(),
         }
     }
+}
+
+fn importance(problems: &mut Problems, at: String, value: &Value) -> Option<Source> {
+    let map = problems.map(&at, value, &["model", "file"])?;
+    let of = given(map, "model").and_then(|value| model(problems, &below(&at, "model"), value));
+    let file = given(map, "file").and_then(|value| problems.text(&below(&at, "file"), value));
+    for key in ["model", "file"].into_iter().filter(|key| given(map, key).is_none()) {
+        problems.add(&at, format!("has no `{key}`"));
+    }
+    Some(Source { model: of?, file: file?.into(), at })
 }
 
 /// One glob or several.

@@ -14,6 +14,7 @@ mod documents;
 mod dtypes;
 mod exceptions;
 mod extension;
+mod importance;
 mod methods;
 pub mod moe;
 mod parameters;
@@ -31,6 +32,7 @@ use serde_json::json;
 pub use config::Config;
 pub use reference::Reference;
 
+use self::importance::Importances;
 use self::read::Problems;
 use self::tensors::{Tensors, role};
 use super::draft::{Derived, Draft};
@@ -59,28 +61,30 @@ pub struct Merge {
     pub no_model_card: bool,
 }
 
+/// Models that do not fit, all problems at once.
+fn refuse(problems: Problems) -> Error {
+    let mut lines = problems.0;
+    let mut seen = HashSet::new();
+    lines.retain(|line| seen.insert(line.clone()));
+    let shapes = lines.iter().any(|line| line.contains(tensors::DIFFERS));
+    let missing = lines.iter().any(|line| line.contains(exceptions::MISSING));
+    let hint = if shapes {
+        "where only vocabularies differ, `--truncate-embeddings` keeps the rows that all models have"
+    } else if missing {
+        "`elo_surgery: {missing_tensors: base}` (or `present`) says what becomes of tensors that some models lack"
+    } else {
+        "docs/merge.md has the rules, and what is supported"
+    };
+    let what = "the models cannot be merged".to_owned();
+    Error::Mismatch { what, problems: lines, hint: hint.to_owned() }
+}
+
 /// Plans a merge of the models that [`Config::models`] names, in that order.
 ///
 /// # Errors
 /// Models that do not fit together or not to the configuration, all problems at once; quantised weights.
 pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<Plan> {
     let named = config.models();
-    let refuse = |problems: Problems| {
-        let mut lines = problems.0;
-        let mut seen = HashSet::new();
-        lines.retain(|line| seen.insert(line.clone()));
-        let shapes = lines.iter().any(|line| line.contains(tensors::DIFFERS));
-        let missing = lines.iter().any(|line| line.contains(exceptions::MISSING));
-        let hint = if shapes {
-            "where only vocabularies differ, `--truncate-embeddings` keeps the rows that all models have"
-        } else if missing {
-            "`elo_surgery: {missing_tensors: base}` (or `present`) says what becomes of tensors that some models lack"
-        } else {
-            "docs/merge.md has the rules, and what is supported"
-        };
-        let what = "the models cannot be merged".to_owned();
-        Error::Mismatch { what, problems: lines, hint: hint.to_owned() }
-    };
     if models.is_empty() || models.len() != named.len() {
         let mut problems = Problems::default();
         problems.add("", format!("{} models are named, {} given", named.len(), models.len()));
@@ -115,6 +119,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     }
     let mut problems = Problems::default();
     let vectors = vectors::are_vectors(&mut problems, config, &bound);
+    let importances = Importances::read(&mut problems, config);
     let slices = slices::bind(&mut problems, config, &bound, donor);
     if !problems.0.is_empty() {
         return Err(refuse(problems));
@@ -127,6 +132,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     let mut tensors = Tensors::new(config, &slices, donor, draft, request);
     tensors.problems = problems;
     tensors.vectors = vectors;
+    tensors.importances = importances;
     if config.is_whole() {
         tensors.add_whole()?;
     } else {

@@ -264,6 +264,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::float_cmp, reason = "exact values")]
     fn levels_follow_one_another() {
         let read = |text: &str| {
             let mut problems = Problems::default();

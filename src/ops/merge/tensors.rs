@@ -8,6 +8,7 @@ use super::Merge;
 use super::config::Config;
 use super::dtypes::output_dtype;
 use super::extension::Rule;
+use super::importance::Importances;
 use super::methods::{Formula, Parameter, Site, Values};
 use super::read::Problems;
 use super::reference::Reference;
@@ -44,6 +45,8 @@ pub(super) struct Tensors<'a> {
     request: &'a Merge,
     /// Inputs besides the base are saved vectors.
     pub(super) vectors: bool,
+    /// What models count for each tensor.
+    pub(super) importances: Importances,
     /// Which rules of the extension fit some tensor.
     pub(super) used: Vec<bool>,
     /// Tensors that were left out: of a model the first, and how many.
@@ -118,6 +121,7 @@ impl<'a> Tensors<'a> {
             precise: false,
             request,
             vectors: false,
+            importances: Importances::default(),
             used: vec![false; config.extension.rules.len()],
             dropped: BTreeMap::new(),
             causes: Vec::new(),
@@ -306,9 +310,14 @@ impl<'a> Tensors<'a> {
             self.problems.add("", problem);
             return Ok(());
         }
-        let Some(values) = self.values(slice, name, &operands, layer, &rules) else {
+        let Some(mut values) = self.values(slice, name, &operands, layer, &rules) else {
             return Ok(());
         };
+        let names: Vec<&str> = operands.iter().map(|operand| operand.name.as_str()).collect();
+        if let Err(problem) = self.importances.weigh(&mut values, slice, &names) {
+            self.blame("elo_surgery.importance", problem, name);
+            return Ok(());
+        }
         if self.request.numerics == Numerics::Mergekit
             && self.chain(name, home, slice, &operands, &values)?
         {

@@ -15,7 +15,7 @@ fn both_are_tried() {
     assert!(verdict.contains("cuda:0 (Fake GPU 0) makes"), "{verdict}");
     let record = record.unwrap();
     let launches = |kernel: &str| record.launches(0, kernel);
-    let blends = launches("chat_vector_bf16") + launches("blend_single");
+    let blends = launches("chat_vector_bf16") + launches("blend_single") + launches("ruled_single");
     assert!(blends >= 2 * 96, "{blends} blends in two trials");
     assert!(launches("sums_single") > 0, "sweeps go where tiles go");
 }

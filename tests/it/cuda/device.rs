@@ -22,7 +22,10 @@ fn conforms_on_one_gpu_and_on_two() {
 #[test]
 fn the_shipped_ptx_conforms() {
     for suite in ["conformance::cuda", "devices::cuda"] {
-        FakeDriver::with_ptx().passes(suite);
+        let record = FakeDriver::with_ptx().passes(suite);
+        for kernel in ["ruled_single", "masked_sums_single", "histogram_single"] {
+            assert!(record.launches(0, kernel) > 0, "{suite}: no {kernel}");
+        }
     }
 }
 

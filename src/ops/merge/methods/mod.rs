@@ -112,6 +112,21 @@ impl Values {
         self.own.get(input).and_then(|own| own.get(name)).map_or(0.0, |value| value.number())
     }
 
+    /// Multiplies the weights of inputs and keeps the sum of these; none if they would have none.
+    pub(super) fn weigh(&mut self, factors: &[(usize, f64)]) -> Option<()> {
+        let sum: f64 = factors.iter().map(|(input, _)| self.of(*input, "weight")).sum();
+        let product = |(input, factor): &(usize, f64)| self.of(*input, "weight") * factor;
+        let products: Vec<f64> = factors.iter().map(product).collect();
+        let scale = sum / products.iter().sum::<f64>();
+        if !scale.is_finite() {
+            return None;
+        }
+        for ((input, _), product) in factors.iter().zip(products) {
+            self.own.get_mut(*input)?.insert("weight", Scalar::Number(product * scale));
+        }
+        Some(())
+    }
+
     /// The inputs besides the base.
     fn others(&self, base: Option<usize>) -> impl Iterator<Item = usize> {
         (0..self.own.len()).filter(move |input| Some(*input) != base)

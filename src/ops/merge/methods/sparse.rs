@@ -73,7 +73,7 @@ fn kept(
             let (low, high) = (density - spread, density + spread);
             if low <= 0.0 || high >= 1.0 {
                 return Err(format!(
-                    "probabilities from `density` {density} - `epsilon` {spread} to their sum must be within 0 and 1"
+                    "`density` {density} and `epsilon` {spread} make probabilities from {low} to {high}, which must lie between 0 and 1"
                 ));
             }
             Keep::Ranked { low, high, seed: site.stream(term), columns: site.columns() }
