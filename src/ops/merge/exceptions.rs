@@ -75,11 +75,12 @@ impl<'a> Tensors<'a> {
 
     fn copy_of(&mut self, wanted: &Wanted<'_>, input: usize) -> Result<()> {
         let slice = wanted.slice;
-        let Some(operand) = wanted.operand(&slice.inputs[input]) else {
+        let Some(mut operand) = wanted.operand(&slice.inputs[input]) else {
             self.refuse_missing(wanted, &[input], "");
             return Ok(());
         };
         let alone = Slice { of: slice.of, inputs: vec![slice.inputs[input]], base: None, ..*slice };
+        self.align(wanted, &alone, std::slice::from_mut(&mut operand))?;
         let formula = Formula::copy(0);
         let same = |_| Ok(formula.clone());
         self.place(&wanted.name, wanted.place.0, &alone, &[operand], &formula, same)

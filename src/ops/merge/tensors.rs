@@ -14,6 +14,7 @@ use super::methods::{Formula, Parameter, Site, Values};
 use super::read::Problems;
 use super::reference::Reference;
 use super::slices::{Input, Slice};
+use super::vocabulary::Alignment;
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Shape};
@@ -21,7 +22,7 @@ use crate::ops::draft::{Draft, as_dtype};
 use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
 use crate::ops::vector::is_saved_rows;
-use crate::plan::{Numerics, Part};
+use crate::plan::{self, Numerics, Part};
 
 /// What is said of a tensor whose shapes differ.
 pub(super) const DIFFERS: &str = "differs in shape";
@@ -58,6 +59,8 @@ pub(super) struct Tensors<'a> {
     pub(super) drawn: BTreeMap<String, String>,
     /// The rows that were left of a vocabulary.
     pub(super) rows: Option<u64>,
+    /// The one vocabulary of the result.
+    pub(super) alignment: Option<&'a Alignment<'a>>,
 }
 
 /// An output tensor and where its counterparts are.
@@ -80,6 +83,8 @@ pub(super) struct Operand<'a> {
     name: String,
     pub(super) shape: Shape,
     stretches: Vec<Stretch<'a>>,
+    /// Its rows in the order of the result's vocabulary.
+    pub(super) aligned: Option<plan::Operand>,
 }
 
 impl Wanted<'_> {
@@ -87,7 +92,7 @@ impl Wanted<'_> {
     pub(super) fn operand<'m>(&self, input: &Input<'m>) -> Option<Operand<'m>> {
         let name = self.name_in(input);
         let (shape, stretches) = effective(self.template, &name, input.model)?;
-        Some(Operand { name, shape, stretches })
+        Some(Operand { name, shape, stretches, aligned: None })
     }
 
     /// What an input calls it.
@@ -128,6 +133,7 @@ impl<'a> Tensors<'a> {
             causes: Vec::new(),
             drawn: BTreeMap::new(),
             rows: None,
+            alignment: None,
         }
     }
 
@@ -297,7 +303,11 @@ impl<'a> Tensors<'a> {
         if !missing.is_empty() {
             return self.incomplete(wanted, &missing);
         }
-        if self.request.truncate_embeddings && template.anatomy().role(own).is_vocabulary() {
+        let ordered = self.align(wanted, slice, &mut operands)?;
+        if self.request.truncate_embeddings
+            && !ordered
+            && template.anatomy().role(own).is_vocabulary()
+        {
             self.truncate(name, &mut operands);
         }
         if template.anatomy().role(own).is_vocabulary() && !self.knows_rows(wanted, &operands) {
@@ -319,7 +329,12 @@ impl<'a> Tensors<'a> {
             self.blame("elo_surgery.importance", problem, name);
             return Ok(());
         }
-        if self.request.numerics == Numerics::Mergekit
+        let gathers = |o: &Operand<'_>| o.aligned.as_ref().is_some_and(|o| o.gather.is_some());
+        if self.request.numerics == Numerics::Mergekit && operands.iter().any(gathers) {
+            self.draft.note(format!(
+                "`{name}` is computed in precise arithmetic: its rows are put together"
+            ));
+        } else if self.request.numerics == Numerics::Mergekit
             && self.chain(name, home, slice, &operands, &values)?
         {
             return Ok(());
@@ -483,7 +498,10 @@ impl<'a> Tensors<'a> {
         let operands: Vec<Vec<_>> = operands
             .iter()
             .zip(&slice.inputs)
-            .map(|(operand, input)| self.draft.operands(self.role(input), &operand.stretches))
+            .map(|(operand, input)| match &operand.aligned {
+                Some(aligned) => vec![aligned.clone()],
+                None => self.draft.operands(self.role(input), &operand.stretches),
+            })
             .collect();
         let parts: Vec<Part> = if let Some(input) = copied {
             operands[input].iter().map(|values| as_dtype(values.clone(), &dtype)).collect()
@@ -498,7 +516,7 @@ impl<'a> Tensors<'a> {
                 self.blame("", cause, name);
                 return Ok(());
             }
-            let blend = |(part, group): (u32, &Vec<crate::plan::Operand>)| {
+            let blend = |(part, group): (u32, &Vec<plan::Operand>)| {
                 Ok(Part::Blend(Box::new(of_part(part)?.blend(group))))
             };
             match (0..).zip(&groups).map(blend).collect() {
