@@ -288,7 +288,9 @@ fn is_activation(name: &str) -> bool {
 
 /// Scales of a row.
 fn groups(scales: &Place, whole: &Shape) -> Option<u64> {
-    let rows: u64 = whole.0[..whole.0.len().checked_sub(1)?].iter().product();
+    // The shape is what a tensor says: it may be anything.
+    let outer = &whole.0[..whole.0.len().checked_sub(1)?];
+    let rows = outer.iter().try_fold(1_u64, |rows, side| rows.checked_mul(*side))?;
     let count = scales.shape.elements()?;
     (rows > 0 && count.is_multiple_of(rows)).then(|| count / rows)
 }

@@ -1,6 +1,6 @@
 //! `lora`: adapters applied to models, made from them, added up.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -15,7 +15,7 @@ use super::units::size;
 use crate::checkpoint::Adapter;
 use crate::error::Error;
 use crate::format::Dtype;
-use crate::lowrank::{self, Made, Rank, remove_work};
+use crate::lowrank::{self, Foreseen, Made, Rank, remove_work};
 use crate::ops;
 use crate::plan::Plan;
 
@@ -166,7 +166,7 @@ impl Extract {
             (None, share) => Rank::Energy { share: share.unwrap_or(1.0), most: self.max_rank },
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let request = lowrank::Extract {
+        let mut request = lowrank::Extract {
             rank,
             dtype: self.dtype.clone(),
             save_whole: self.save_whole,
@@ -174,21 +174,19 @@ impl Extract {
             seed: self.seed,
             threads: if self.how.threads == 0 { cores } else { self.how.threads.into() },
         };
-        if self.how.dry_run {
-            let (matrices, bytes) = lowrank::foresee(&model, &base, &request)?;
-            if session.json {
-                return session.print_json(&json!({
-                    "command": "lora-extract", "dry_run": true, "out": out.to_string_lossy(),
-                    "matrices": matrices, "read": bytes,
-                }));
+        let foreseen = lowrank::foresee(&model, &base, &request)?;
+        if let Some(limit) = self.how.memory {
+            if foreseen.memory > limit {
+                return Err(Failure::usage(
+                    format!("{} of memory are too little for one thread", size(limit)),
+                    format!("use `--memory {}B` or more, or a lower rank", foreseen.memory),
+                ));
             }
-            session.print(&format!(
-                "lora-extract to `{}`\n  reads    {} for {matrices} matrices\n",
-                out.display(),
-                size(bytes)
-            ))?;
-            session.say("nothing was written (dry run)");
-            return Ok(());
+            let fitting = usize::try_from(limit / foreseen.memory.max(1)).unwrap_or(usize::MAX);
+            request.threads = request.threads.min(fitting);
+        }
+        if self.how.dry_run {
+            return self.tell(foreseen, request.threads, &out, session);
         }
         let watcher = Watcher::new(session, process::cancellation());
         let extraction = lowrank::extract(&model, &base, &out, &request, &watcher);
@@ -212,6 +210,39 @@ impl Extract {
             ));
         }
         carry(extraction.made, out, &self.how, Self::FULL_FORM, session)
+    }
+}
+
+impl Extract {
+    /// Shows what would be done.
+    fn tell(
+        &self,
+        foreseen: Foreseen,
+        threads: usize,
+        out: &Path,
+        session: &Session,
+    ) -> Result<(), Failure> {
+        let Foreseen { matrices, read, memory } = foreseen;
+        let memory = memory.saturating_mul(threads as u64);
+        if session.json {
+            return session.print_json(&json!({
+                "command": "lora-extract",
+                "dry_run": true,
+                "out": out.to_string_lossy(),
+                "matrices": matrices,
+                "read": read,
+                "memory": { "threads": threads, "bytes": memory },
+            }));
+        }
+        session.print(&format!(
+            "lora-extract to `{}`\n  reads    {} for {matrices} matrices ({} power iterations)\n  memory   {} ({threads} threads)\n",
+            out.display(),
+            size(read),
+            self.power_iterations,
+            size(memory),
+        ))?;
+        session.say("nothing was written (dry run)");
+        Ok(())
     }
 }
 

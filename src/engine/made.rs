@@ -130,9 +130,7 @@ fn add_all(
                 add_product(values, sums, pair.scale, left, &right[at..at + taken]);
                 at += taken;
             }
-            for (value, bytes) in values[skip..].iter().zip(out.chunks_exact_mut(to.size())) {
-                to.write(*value, bytes);
-            }
+            write(to, &values[skip..], out);
         }
     }
     Ok(())
@@ -264,6 +262,21 @@ fn read(float: Float, bytes: &[u8], out: &mut [f64]) {
                 *value = float.read(b);
             }
         }
+    }
+}
+
+/// Numbers as elements, rounded once.
+fn write(float: Float, values: &[f64], out: &mut [u8]) {
+    let pairs = values.iter().zip(out.chunks_exact_mut(float.size()));
+    if float == Float::F32 {
+        for (value, bytes) in pairs {
+            #[expect(clippy::cast_possible_truncation, reason = "the rounding that is meant")]
+            let value = *value as f32;
+            let bits = if value.is_nan() { 0x7fc0_0000 } else { value.to_bits() };
+            bytes.copy_from_slice(&bits.to_le_bytes());
+        }
+    } else {
+        pairs.for_each(|(value, bytes)| float.write(*value, bytes));
     }
 }
 

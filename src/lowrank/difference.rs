@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::{Dtype, Reading, Shape, SourceFile};
 
 /// Bytes of a block, as f32.
-const BLOCK: u64 = 4 << 20;
+pub(super) const BLOCK: u64 = 4 << 20;
 
 /// `a - b` in f32, row by row.
 pub(super) struct Difference {

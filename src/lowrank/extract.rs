@@ -8,9 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::difference::{Difference, index};
+use super::difference::{BLOCK, Difference, index};
 use super::output::{Made, Piece, create_work, plan, read_work, work_folder, write_work};
-use super::sketch::approximate;
+use super::sketch::{OVERSAMPLING, approximate};
 use crate::checkpoint::{Checkpoint, Role};
 use crate::engine::{Observer, Progress};
 use crate::error::{Error, Result};
@@ -153,14 +153,27 @@ pub fn extract(
     finish(tuned, base, &tasks, request, work)
 }
 
-/// Matrices that get a product, and bytes that are read for all tensors.
+/// What an extraction takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Foreseen {
+    /// Matrices that get a product.
+    pub matrices: u64,
+    /// Bytes that are read.
+    pub read: u64,
+    /// Bytes of memory that one thread takes for the largest tensor.
+    pub memory: u64,
+}
+
+/// What an extraction will take, from headers alone.
 ///
 /// # Errors
 /// As [`extract`], for models that do not fit together.
-pub fn foresee(tuned: &Checkpoint, base: &Checkpoint, request: &Extract) -> Result<(u64, u64)> {
+pub fn foresee(tuned: &Checkpoint, base: &Checkpoint, request: &Extract) -> Result<Foreseen> {
     let tasks = tasks(tuned, base, request, Path::new(""))?;
     let matrices = tasks.iter().filter(|task| task.matrix).count() as u64;
-    Ok((matrices, tasks.iter().map(|task| task.bytes(request)).sum()))
+    let read = tasks.iter().map(|task| task.bytes(request)).sum();
+    let memory = tasks.iter().map(|task| task.memory(request)).max().unwrap_or(0);
+    Ok(Foreseen { matrices, read, memory })
 }
 
 /// What the results of tensors depend on besides their names.
@@ -228,6 +241,14 @@ impl Task<'_> {
         // The sketch, its image, what is left; and two for each iteration.
         let passes = if self.matrix { 3 + 2 * u64::from(request.power) } else { 1 };
         self.difference.bytes() * passes
+    }
+
+    /// Bytes of memory that it takes: blocks of rows, and of each side two factors in f64 with copies in f32.
+    fn memory(&self, request: &Extract) -> u64 {
+        let Difference { rows, columns, .. } = self.difference;
+        let width = (request.rank.most() + OVERSAMPLING).min(rows).min(columns);
+        let factors = if self.matrix { (rows + columns) * width * 24 } else { 0 };
+        factors + 4 * BLOCK.max(columns * 4)
     }
 
     /// Finds the product, unless an earlier run has.

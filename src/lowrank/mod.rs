@@ -15,6 +15,6 @@ mod output;
 mod sketch;
 mod svd;
 
-pub use extract::{Extract, Extraction, Found, Rank, extract, foresee};
+pub use extract::{Extract, Extraction, Foreseen, Found, Rank, extract, foresee};
 pub use join::join;
 pub use output::{Made, remove_work};

@@ -120,7 +120,7 @@ impl Operand {
                     std::iter::once(&self.slice).chain([&codes.scales]).chain(&codes.zeros);
                 let stored: u128 = stored.map(|slice| u128::from(len(slice))).sum();
                 let of = |shape: &Shape| u128::from(shape.elements().unwrap_or(0));
-                u64::try_from(stored * of(&codes.shape) / of(&codes.whole).max(1))
+                u64::try_from(stored.saturating_mul(of(&codes.shape)) / of(&codes.whole).max(1))
                     .unwrap_or(u64::MAX)
             }
             None => len(&self.slice),

@@ -237,11 +237,26 @@ fn merges_take_adapters_by_reference() {
             assert_eq!(farthest(&a, other).0.to_bits(), 0.0_f64.to_bits(), "{method}");
         }
     }
-    // Weights that are solved for see the same values.
-    let slerp = "merge_method: slerp\nbase_model: NAME\nmodels: [{model: NAME}, {model: other}]\nparameters: {t: 0.3}\nout_dtype: bfloat16\n";
-    let a = merge("slerp-short", &slerp.replace("NAME", "base+adapter"));
-    let c = merge("slerp-whole", &slerp.replace("NAME", "applied"));
-    assert_eq!(farthest(&a, &c).0.to_bits(), 0.0_f64.to_bits());
+    // Weights and thresholds that are found from whole tensors see the same values.
+    for (method, parameters) in [
+        ("slerp", "t: 0.3"),
+        ("nearswap", "t: 0.01"),
+        ("ties", "weight: 0.5, density: 0.4"),
+        ("dare_ties", "weight: 0.5, density: 0.4"),
+        ("della", "weight: 0.5, density: 0.4"),
+        ("breadcrumbs", "weight: 0.5, density: 0.4, gamma: 0.05"),
+        ("sce", "select_topk: 0.5"),
+        ("arcee_fusion", ""),
+    ] {
+        let of = |name: &str| {
+            format!(
+                "merge_method: {method}\nbase_model: other\nmodels: [{{model: {name}}}]\nparameters: {{{parameters}}}\nout_dtype: bfloat16\n"
+            )
+        };
+        let a = merge(&format!("{method}-short"), &of("base+adapter"));
+        let c = merge(&format!("{method}-whole"), &of("applied"));
+        assert_eq!(farthest(&a, &c).0.to_bits(), 0.0_f64.to_bits(), "{method}");
+    }
     // A model alone is applied, not copied.
     let alone = merge("alone", "merge_method: passthrough\nmodels: [{model: base+adapter}]\n");
     let (found, own) = (read_raw(&alone), read_raw(&base));

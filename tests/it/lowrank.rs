@@ -214,6 +214,38 @@ fn an_interrupted_extraction_keeps_what_it_has() {
 }
 
 #[test]
+fn a_dry_run_says_what_it_takes_and_bounds_are_kept() {
+    let dir = TempDir::new().unwrap();
+    let base = Model::tiny(1).at(dir.path(), "base");
+    let tuned = Model::tiny(2).at(dir.path(), "tuned");
+    let out = dir.path().join("out");
+    let extract = |words: &str| {
+        let run = elo(&format!("lora extract --no-sync --rank 4 {words}"));
+        run.with("--model", &tuned).with("--base", &base).with("--out", &out)
+    };
+    let told = extract("--dry-run --json -j3").ok().json();
+    // Four layers of seven matrices; 119.. kB of bf16 in both models, read seven times.
+    assert_eq!(told["matrices"], 28);
+    let weights: u64 = read_raw(&base)
+        .iter()
+        .map(|(n, t)| {
+            let passes = if n.contains("_proj") { 7 } else { 1 };
+            2 * passes * t.2.len() as u64
+        })
+        .sum();
+    assert_eq!(told["read"], weights);
+    assert_eq!(told["memory"]["threads"], 3);
+    extract("--memory 1MB").fails(2).expect(2, &["too little for one thread"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left behind");
+    // Models that do not fit together.
+    let other = Model { layers: 3, ..Model::tiny(3) }.at(dir.path(), "other");
+    let run = elo("lora extract --no-sync --rank 4").with("--model", &other);
+    run.with("--base", &base).with("--out", &out).run().expect(3, &["layers.3", "is missing"]);
+    let run = elo("lora extract --no-sync --rank 4").with("--model", &base);
+    run.with("--base", &base).with("--out", &out).run().expect(3, &["nothing to extract"]);
+}
+
+#[test]
 fn adapters_add_up_exactly() {
     let dir = TempDir::new().unwrap();
     let base = Model::tiny(1).at(dir.path(), "base");

@@ -13,6 +13,7 @@ mod config;
 mod documents;
 mod dtypes;
 mod exceptions;
+mod expression;
 mod extension;
 mod importance;
 mod methods;

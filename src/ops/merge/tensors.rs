@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::Merge;
 use super::config::Config;
 use super::dtypes::output_dtype;
+use super::expression::Place;
 use super::extension::Rule;
 use super::importance::Importances;
 use super::methods::{Formula, Parameter, Site, Values};
@@ -137,7 +138,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// A problem of a tensor that others may have too.
-    fn blame(&mut self, at: &str, cause: String, tensor: &str) {
+    pub(super) fn blame(&mut self, at: &str, cause: String, tensor: &str) {
         match self.causes.iter_mut().find(|known| (known.0.as_str(), &known.1) == (at, &cause)) {
             Some(known) => known.3 += 1,
             None => self.causes.push((at.to_owned(), cause, tensor.to_owned(), 0)),
@@ -396,6 +397,11 @@ impl<'a> Tensors<'a> {
     ) -> Option<Values> {
         let config = self.config;
         let t = layer.map_or(0.0, |layer| slice.progress(layer));
+        let layers = self.slices.iter().map(|slice| slice.length).sum();
+        let place = match self.donor.anatomy().role(name) {
+            Role::Layer(layer) => Some(Place { layer, layers, t }),
+            _ => None,
+        };
         let everywhere = |parameter: &Parameter, name: &str| {
             let value = slice.of.parameters.at(parameter.name, name, t);
             value.or_else(|| config.parameters.at(parameter.name, name, t)).or(parameter.default)
@@ -403,8 +409,9 @@ impl<'a> Tensors<'a> {
         let mut values = Values::default();
         let mut complete = true;
         for parameter in config.method.shared {
-            let rule = rules.iter().find_map(|rule| rule.parameter(parameter.name, name, t, None));
-            if let Some(value) = rule.or_else(|| everywhere(parameter, name)) {
+            let rule = self.ruled(parameter, name, (t, place), None, rules);
+            complete &= rule.is_ok();
+            if let Some(value) = rule.ok().flatten().or_else(|| everywhere(parameter, name)) {
                 values.shared.insert(parameter.name, value);
             } else if parameter.required {
                 complete = false;
@@ -417,8 +424,9 @@ impl<'a> Tensors<'a> {
             let apart = config.method.sets_base_apart() && slice.base == Some(i);
             for parameter in config.method.own {
                 let model = Some(&input.of.model);
-                let mut found = rules.iter();
-                let rule = found.find_map(|rule| rule.parameter(parameter.name, name, t, model));
+                let rule = self.ruled(parameter, name, (t, place), model, rules);
+                complete &= rule.is_ok();
+                let rule = rule.ok().flatten();
                 let value = rule.or_else(|| input.of.parameters.at(parameter.name, theirs, t));
                 if let Some(value) = value.or_else(|| everywhere(parameter, theirs)) {
                     own.insert(parameter.name, value);

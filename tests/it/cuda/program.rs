@@ -6,6 +6,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::fake::FakeDriver;
+use crate::lora::make_adapter;
 use crate::support::checkpoint::Model;
 use crate::support::process::{Elo, elo};
 use crate::support::tree::{Tree, assert_same, model_files};
@@ -58,6 +59,24 @@ impl Family {
             .with("--into", self.path("into"))
             .with("--out", self.path(out))
     }
+}
+
+/// What is made on the host goes to the GPU like any f32 operand.
+#[test]
+fn adapters_go_to_the_gpu() {
+    let family = Family::new();
+    let adapter = family.path("adapter");
+    make_adapter(&adapter, &[("model.layers.1.mlp.up_proj", [256, 128])], 3, 1);
+    let apply = |out: &str, device: &str| {
+        let run = elo("lora apply --no-sync --tile 64KiB").with("--into", family.path("into"));
+        let run = run.with("--adapter", &adapter).with("--out", family.path(out));
+        run.with("--device", device)
+    };
+    apply("cpu", "cpu").ok();
+    let driver = FakeDriver::new();
+    driver.program(apply("gpu", "cuda")).ok();
+    assert_same(&model_files(&family.path("gpu")), &model_files(&family.path("cpu")), "adapter");
+    assert!(driver.record().all_launches(0) > 0);
 }
 
 #[test]
