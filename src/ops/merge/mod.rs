@@ -122,9 +122,6 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     let vectors = vectors::are_vectors(&mut problems, config, &bound);
     let importances = Importances::read(&mut problems, config);
     let slices = slices::bind(&mut problems, config, &bound, donor);
-    if !problems.0.is_empty() {
-        return Err(refuse(problems));
-    }
     let alignment = vocabulary::alignment(&mut problems, config, vectors, &bound)?;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
