@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::float::Float;
 use super::tile::{Sources, index, open};
 use crate::error::{Error, Result};
+use crate::format::Dtype;
 use crate::plan::{Gather, Operand, Rows, Slice};
 
 /// Writes elements of an operand whose rows are gathered to `out`, as its dtype. Sources are checked by the caller.
@@ -15,7 +16,9 @@ pub(super) fn gather(
     elements: &Range<u64>,
     out: &mut [u8],
 ) -> Result<()> {
-    let float = float_of(operand.dtype())?;
+    // Looked for among all runs: once, not for every row.
+    let dtype = operand.dtype();
+    let float = float_of(dtype)?;
     let columns = rows.columns();
     let into = |part: &Range<u64>| {
         let at = |element: u64| index(element - elements.start) * float.size();
@@ -43,7 +46,7 @@ pub(super) fn gather(
                     let slice = matrix_of(operand, rows, *matrix)?;
                     let from = first * columns;
                     let wanted = from + within.start..from + within.end;
-                    take(sources, slice, wanted, operand, out, &mut bytes)?;
+                    take(sources, slice, wanted, dtype, out, &mut bytes)?;
                 }
                 Rows::Mix(of) => {
                     let mut sums = vec![0.0; index(within.end - within.start)];
@@ -70,21 +73,21 @@ pub(super) fn gather(
     Ok(())
 }
 
-/// Elements of a matrix as what the operand's are.
+/// Elements of a matrix in another dtype, or as they are.
 fn take(
     sources: &Sources,
     slice: &Slice,
     wanted: Range<u64>,
-    operand: &Operand,
+    dtype: &Dtype,
     out: &mut [u8],
     bytes: &mut Vec<u8>,
 ) -> Result<()> {
-    if slice.dtype == *operand.dtype() {
+    if slice.dtype == *dtype {
         let width = float_of(&slice.dtype)?.size() as u64;
         let at = slice.bytes.start + wanted.start * width;
         return open(sources, slice.source)?.read_exact_at(out, at);
     }
-    let float = float_of(operand.dtype())?;
+    let float = float_of(dtype)?;
     let values = values(sources, slice, wanted, bytes)?;
     for (to, value) in out.chunks_exact_mut(float.size()).zip(values) {
         float.write(value, to);
@@ -106,7 +109,7 @@ fn values<'b>(
     Ok(bytes.chunks_exact(float.size()).map(move |bytes| float.read(bytes)))
 }
 
-fn float_of(dtype: &crate::format::Dtype) -> Result<Float> {
+fn float_of(dtype: &Dtype) -> Result<Float> {
     let problem = || Error::Plan { problem: format!("rows of {dtype} cannot be put together") };
     Float::of(dtype).ok_or_else(problem)
 }

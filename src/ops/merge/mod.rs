@@ -37,10 +37,8 @@ pub use reference::Reference;
 use self::importance::Importances;
 use self::read::Problems;
 use self::tensors::{Tensors, role};
-use self::vocabulary::Alignment;
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
-use super::invented::AUDIT_FILE;
 use crate::checkpoint::{CARD_FILE, Checkpoint, keep_layers, set_dtype, set_vocab_size};
 use crate::error::{Error, Result};
 use crate::plan::{Numerics, Plan, Sidecar, SidecarContent};
@@ -124,17 +122,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     let vectors = vectors::are_vectors(&mut problems, config, &bound);
     let importances = Importances::read(&mut problems, config);
     let slices = slices::bind(&mut problems, config, &bound, donor);
-    if !problems.0.is_empty() {
-        return Err(refuse(problems));
-    }
-    let alignment = match &config.tokenizer {
-        Some(wish) if vectors => {
-            problems.unsupported(wish.at, "one vocabulary for saved vectors is");
-            None
-        }
-        Some(wish) => Alignment::new(&mut problems, config, wish, &bound)?,
-        None => None,
-    };
+    let alignment = vocabulary::alignment(&mut problems, config, vectors, &bound)?;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -179,14 +167,8 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         }
         derived.config = Some(new);
     }
-    let mut problems = Problems::default();
     let files = &mut derived.config;
-    let mut sidecars =
-        vocabulary::files(&mut problems, config, alignment.as_ref(), &models, files, &mut draft)?;
-    if !problems.0.is_empty() {
-        return Err(refuse(problems));
-    }
-    sidecars.retain(|sidecar| sidecar.file != CONFIG_FILE && sidecar.file != AUDIT_FILE);
+    let sidecars = vocabulary::files(config, alignment.as_ref(), &models, files, &mut draft)?;
     if request.numerics == Numerics::Mergekit {
         draft.plan().numerics = Numerics::Mergekit;
         if precise {

@@ -10,8 +10,10 @@ use serde_json::{Map, Value};
 pub(super) use self::align::Alignment;
 use self::files::chat_template;
 pub(super) use self::language::{Chat, Wish, chat, read};
+use super::CONFIG_FILE;
 use super::config::Config;
 use super::read::Problems;
+use super::reference::Reference;
 use super::slices::Input;
 use super::tensors::{Tensors, Wanted, role};
 use crate::checkpoint::{Checkpoint, SidecarFile, Stretch, TOKENIZER_FILE, Vocabulary};
@@ -142,9 +144,25 @@ fn mean(map: &RowMap, columns: u64, matrix: impl Fn(u32) -> Result<Matrix>) -> R
     Ok(sums.into_iter().map(|sum| (sum / rows.max(1) as f64) as f32).collect())
 }
 
+/// The one vocabulary of the result, if the configuration asks for it.
+pub(super) fn alignment<'a>(
+    problems: &mut Problems,
+    config: &'a Config,
+    vectors: bool,
+    models: &[(&'a Reference, &'a Checkpoint)],
+) -> Result<Option<Alignment<'a>>> {
+    match &config.tokenizer {
+        Some(wish) if vectors => {
+            problems.unsupported(wish.at, "one vocabulary for saved vectors is");
+            Ok(None)
+        }
+        Some(wish) => Alignment::new(problems, config, wish, models),
+        None => Ok(None),
+    }
+}
+
 /// The files beside the weights, and the token ids in `config`.
 pub(super) fn files(
-    problems: &mut Problems,
     merge: &Config,
     alignment: Option<&Alignment<'_>>,
     models: &[&Checkpoint],
@@ -185,11 +203,18 @@ pub(super) fn files(
         };
         match template {
             Some(template) => beside.set_chat_template(owner, &template)?,
-            None => problems
-                .add("chat_template", "no model has a chat template: name one instead of `auto`"),
+            None => {
+                return Err(Error::Mismatch {
+                    what: "the models cannot be merged".into(),
+                    problems: vec!["chat_template: no model has a chat template".into()],
+                    hint: "name one instead of `auto`".into(),
+                });
+            }
         }
     }
     draft.plan().sidecars.extend(beside.written);
+    let own = [CONFIG_FILE, AUDIT_FILE];
+    beside.copied.retain(|file| !own.contains(&file.file.as_str()));
     Ok(beside.copied)
 }
 
