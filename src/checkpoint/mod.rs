@@ -14,6 +14,7 @@ mod quantised;
 mod recipe;
 mod residual;
 mod selector;
+mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -33,6 +34,7 @@ pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
 pub use open::OpenOptions;
 pub use recipe::{CodesAt, Place, Product, Recipe};
 pub use selector::{LayerSelector, SelectorProblem};
+pub use vocabulary::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Vocabulary, json_beside};
 
 use crate::format::{
     Dtype, Header, Identity, Index, Parent, Provenance, Shape, SourceFile, TensorEntry,

@@ -36,6 +36,7 @@ mod run;
 mod session;
 mod summary;
 mod surgery;
+mod transplant;
 mod units;
 mod verify;
 
@@ -105,6 +106,7 @@ enum Command {
     Experts(Box<experts::Experts>),
     Moe(Box<moe::Moe>),
     Lora(lora::Lora),
+    Transplant(Box<transplant::Transplant>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Inspect(inspect::Inspect),
@@ -167,6 +169,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Experts(verb) => verb.run(session),
         Command::Moe(verb) => verb.run(session),
         Command::Lora(verb) => verb.run(session),
+        Command::Transplant(verb) => verb.run(session),
         Command::Reshard(verb) => verb.run(session),
         Command::Cast(verb) => verb.run(session),
         Command::Inspect(verb) => inspect::run(verb, session),

@@ -10,7 +10,8 @@ use super::failure::Failure;
 use super::session::Session;
 use super::surgery::{Planned, Surgical};
 use super::{
-    cast, chat_vector, expand, experts, extract, inject, layers, lora, merge, moe, reshard, summary,
+    cast, chat_vector, expand, experts, extract, inject, layers, lora, merge, moe, reshard,
+    summary, transplant,
 };
 use crate::error::{Error, IoContext as _};
 
@@ -43,6 +44,7 @@ enum Verb {
     Expand(Box<expand::Expand>),
     Experts(Box<experts::Experts>),
     Moe(Box<moe::Moe>),
+    Transplant(Box<transplant::Transplant>),
     Reshard(Box<reshard::Reshard>),
     Cast(Box<cast::Cast>),
     Lora(lora::Lora),
@@ -62,6 +64,7 @@ pub(super) fn run(arguments: &Plan, session: &Session) -> Result<(), Failure> {
         Verb::Expand(verb) => verb.planned(session),
         Verb::Experts(verb) => verb.planned(session),
         Verb::Moe(verb) => verb.planned(session),
+        Verb::Transplant(verb) => verb.planned(session),
         Verb::Reshard(verb) => verb.planned(session),
         Verb::Cast(verb) => verb.planned(session),
         Verb::Lora(lora) => lora.planned(session),

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::codes::decode;
 use super::float::{Float, bf16_to_f32, f8_table, f16_to_f32};
+use super::gather::gather;
 use super::simd::add_product;
 use super::tile::{Sources, index, open};
 use crate::error::{Error, Result};
@@ -39,6 +40,9 @@ pub(super) fn make(
     out: &mut [u8],
     making: &mut Making,
 ) -> Result<()> {
+    if let Some(rows) = &operand.gather {
+        return gather(sources, operand, rows, elements, out);
+    }
     let wide = operand.slice.dtype == *operand.dtype();
     if let Some(codes) = &operand.codes {
         decode(sources, &operand.slice, codes, elements, out, making)?;

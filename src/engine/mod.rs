@@ -13,6 +13,7 @@ mod digest;
 mod execute;
 mod extents;
 mod float;
+mod gather;
 mod in_place;
 mod journal;
 mod made;

@@ -1,8 +1,8 @@
-//! What values are read from: bytes of a file as they are, codes with their scales, and low-rank products on top.
+//! What values are read from: bytes of a file as they are, codes with their scales, low-rank products on top, rows in another order.
 
 use serde::{Deserialize, Serialize};
 
-use super::Slice;
+use super::{Gather, Slice};
 use crate::format::{Coding, Dtype, Shape};
 
 /// What the values of a base or a term are read from.
@@ -25,6 +25,9 @@ pub struct Operand {
     /// What is added to the values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<LowRank>,
+    /// The values are rows of the slice and of others, in another order. Neither codes nor adapters go with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gather: Option<Box<Gather>>,
 }
 
 /// Codes of a quantised tensor, and which of its values are meant.
@@ -71,12 +74,16 @@ static MADE: Dtype = Dtype::F32;
 impl Operand {
     /// Whether its bytes are its values.
     pub fn is_plain(&self) -> bool {
-        self.codes.is_none() && self.adapters.is_empty()
+        self.codes.is_none() && self.adapters.is_empty() && self.gather.is_none()
     }
 
     /// Dimensions of its values.
     pub fn shape(&self) -> &Shape {
-        self.codes.as_ref().map_or(&self.slice.shape, |codes| &codes.shape)
+        match (&self.gather, &self.codes) {
+            (Some(gather), _) => &gather.shape,
+            (None, Some(codes)) => &codes.shape,
+            (None, None) => &self.slice.shape,
+        }
     }
 
     /// Number of values; `None` if that does not fit 64 bits.
@@ -86,6 +93,9 @@ impl Operand {
 
     /// The dtype that a device sees.
     pub fn dtype(&self) -> &Dtype {
+        if let Some(gather) = &self.gather {
+            return gather.dtype(&self.slice.dtype);
+        }
         if self.is_plain() || self.slice.dtype == Dtype::F64 { &self.slice.dtype } else { &MADE }
     }
 
@@ -94,11 +104,15 @@ impl Operand {
         let codes = self.codes.as_deref();
         let beside = codes.into_iter().flat_map(|c| std::iter::once(&c.scales).chain(&c.zeros));
         let adapters = self.adapters.iter().flat_map(|a| [&a.down, &a.up]);
-        std::iter::once(&self.slice).chain(beside).chain(adapters)
+        let further = self.gather.iter().flat_map(|gather| &gather.further);
+        std::iter::once(&self.slice).chain(beside).chain(adapters).chain(further)
     }
 
     /// Bytes that are read for it, of codes the share of its values.
     pub fn bytes(&self) -> u64 {
+        if let Some(gather) = &self.gather {
+            return gather.bytes(&self.slice);
+        }
         let len = |slice: &Slice| slice.bytes.end.saturating_sub(slice.bytes.start);
         let own = match &self.codes {
             Some(codes) => {
@@ -114,9 +128,12 @@ impl Operand {
         own + self.adapters.iter().map(|a| len(&a.down) + len(&a.up)).sum::<u64>()
     }
 
-    /// Elements `from..to` of its values, as a vector.
+    /// Elements `from..to` of its values, as a vector; none of gathered ones.
     #[must_use]
     pub fn cut(&self, from: u64, to: u64) -> Option<Self> {
+        if self.gather.is_some() {
+            return None;
+        }
         let mut cut = self.clone();
         for adapter in &mut cut.adapters {
             adapter.first = adapter.first.checked_add(from)?;
@@ -149,6 +166,12 @@ impl Operand {
 
     /// What a plan from a file may have wrong, slices by themselves left out.
     pub(super) fn check(&self) -> Result<(), String> {
+        if let Some(gather) = &self.gather {
+            if self.codes.is_some() || !self.adapters.is_empty() {
+                return Err("gathered rows of codes or low-rank products".into());
+            }
+            return gather.check(&self.slice);
+        }
         let count = self.elements().ok_or("its size overflows 64 bits")?;
         if let Some(codes) = &self.codes {
             let (stored, scales, zeros) = codes.coding.shapes(&codes.whole)?;
@@ -217,7 +240,7 @@ fn inside(first: u64, count: u64, all: Option<u64>) -> Result<(), String> {
 
 impl From<Slice> for Operand {
     fn from(slice: Slice) -> Self {
-        Self { slice, codes: None, adapters: Vec::new() }
+        Self { slice, codes: None, adapters: Vec::new(), gather: None }
     }
 }
 

@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use elo_surgery::Error;
+use elo_surgery::engine::{Execution, Observer, execute};
+use elo_surgery::plan::Plan;
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -240,4 +244,50 @@ fn a_method_without_a_chain_is_precise_and_says_so() {
     let ((outcome, chained), (_, precise)) = (run("mergekit"), run("precise"));
     assert_eq!(chained, precise);
     outcome.expect(0, &["slerp is computed in precise arithmetic"]);
+}
+
+/// Lets a run ask so often whether to go on, and then ends it.
+struct Patience(AtomicU64);
+
+impl Observer for Patience {
+    fn cancelled(&self) -> bool {
+        let left =
+            self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.is_err()
+    }
+}
+
+#[test]
+fn an_interrupted_run_continues_with_the_same_random_numbers() {
+    let (models, (_, cases)) = (models(), corpus());
+    for name in ["dare_ties-gradient", "ties-rescale-bf16"] {
+        let case = case(&cases, name);
+        let root = models.path().to_str().unwrap();
+        let text = case["config"].as_str().unwrap();
+        let text = text.replace("mrg32-", &format!("{root}/mrg32-"));
+        let config = models.path().join("whole.yml");
+        fs::write(&config, text.replace("wide-", &format!("{root}/wide-"))).unwrap();
+        let words = "plan merge --numerics mergekit --random-seed 7 --shard-size 16KB";
+        let plan = elo(words).arg(&config).within(models.path()).ok();
+        let plan: Plan = serde_json::from_str(&plan.stdout).unwrap();
+        plan.validate().unwrap();
+        assert!(plan.shards.len() > 1);
+        let out = models.path().join(format!("out-{name}"));
+        let how = Execution { threads: 1, sync: false, tile: 4 << 10, ..Execution::to(&out) };
+        let mut interrupted = 0;
+        for patience in (3..).step_by(7) {
+            match execute(&plan, &how, &Patience(AtomicU64::new(patience))) {
+                Ok(report) => {
+                    assert!(report.resumed > 0);
+                    break;
+                }
+                Err(Error::Interrupted { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+            assert!(!out.exists());
+            interrupted += 1;
+        }
+        assert!(interrupted > 2, "{interrupted}");
+        assert_eq!(digests(&out), expected(case), "{name}");
+    }
 }

@@ -16,7 +16,7 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 30] = [
+const COMMANDS: [&str; 31] = [
     "",
     "extract",
     "inject",
@@ -27,6 +27,7 @@ const COMMANDS: [&str; 30] = [
     "experts",
     "moe",
     "lora",
+    "transplant",
     "reshard",
     "cast",
     "inspect",

@@ -90,6 +90,9 @@ fn the_extension_is_strict() {
         "{tensors: [{layers: [2, 1], copy: models/mrg32-a}, {match: [], parameters: {wait: 1}}]}",
         "{tensors: [{match: '*.mlq.*', copy: models/mrg32-a}]}",
         "{tensors: [{match: '*', model: models/mrg32-a, parameters: {normalize: true}}]}",
+        "{tensors: [{match: '*', expressions: {weight: '1 +', wait: '1', normalize: '1'}}]}",
+        "{tensors: [{match: '*', expressions: {weight: t}, parameters: {weight: 1}}]}",
+        "{tensors: [{match: '*', expressions: {weight: '1 / layer'}}]}",
         "{tensors: [{match: '*', model: models/mrg32-a, copy: models/mrg32-a, parameters: {}}]}",
         "[]",
     ]
@@ -346,5 +349,66 @@ fn importances_share_weights_out() {
     ] {
         let (_, outcome) = merge(&dir, "refused", &yaml(0.5, 0.5, &importance));
         outcome.expect(3, &[words]);
+    }
+}
+
+/// An expression of `t` is a gradient, one of `layer` a value for each.
+#[test]
+fn expressions_are_values_by_layer() {
+    let dir = TempDir::new().unwrap();
+    let yaml = |rules: &str| {
+        format!(
+            "merge_method: task_arithmetic\nbase_model: models/mrg32-base\nmodels: [{{model: models/mrg32-a}}]\nparameters: {{weight: 0.25}}\n{rules}"
+        )
+    };
+    let rules =
+        |weight: &str| format!("elo_surgery: {{tensors: [{{layers: [0, 4], {weight}}}]}}\n");
+    let found = merged(&dir, "found", &yaml(&rules("expressions: {weight: '0.5 * t'}")));
+    let wanted = merged(&dir, "wanted", &yaml(&rules("parameters: {weight: [0, 0.5]}")));
+    assert!(bytes(&found) == bytes(&wanted));
+    let found =
+        merged(&dir, "by-layer", &yaml(&rules("expressions: {weight: '(layer + 1) / layers'}")));
+    let wanted =
+        merged(&dir, "quarters", &yaml(&rules("parameters: {weight: [0.25, 0.5, 0.75, 1]}")));
+    assert!(bytes(&found) == bytes(&wanted));
+    let ties = "merge_method: ties\nbase_model: models/mrg32-base\nmodels: [{model: models/mrg32-a}]\nparameters: {weight: 1}\nelo_surgery: {tensors: [{match: '*', expressions: {density: '0.5 * layer'}}]}\n";
+    let (_, outcome) = merge(&dir, "refused", ties);
+    outcome.expect(
+        3,
+        &["elo_surgery.tensors[0]: `density` is 1.5, expected 0 to 1 (`model.layers.3."],
+    );
+}
+
+/// Differences that were saved are those that are taken: the same bytes by every method that adds them.
+#[test]
+fn vectors_of_the_base_are_its_differences() {
+    let dir = TempDir::new().unwrap();
+    let vector = |model: &str| {
+        let out = dir.path().join(format!("vector-{model}"));
+        elo("chat-vector --no-sync --base models/mrg16-base")
+            .with("--inst", format!("models/mrg16-{model}"))
+            .with("--save-vector", &out)
+            .within(&golden(""))
+            .ok();
+        format!("{{model: {{path: '{}'}}}}", out.display())
+    };
+    let (a, b) = (vector("a"), vector("b"));
+    for (method, more) in [
+        ("ties", "density: 0.5"),
+        ("dare_ties", "density: 0.5"),
+        ("della_linear", "density: 0.5"),
+        ("breadcrumbs", "density: 0.5, gamma: 0.1"),
+        ("ram", ""),
+    ] {
+        let yaml = |a: &str, b: &str| {
+            let weight =
+                if method == "ram" { String::new() } else { format!("weight: 0.5, {more}") };
+            format!(
+                "merge_method: {method}\nbase_model: models/mrg16-base\nmodels: [{{model: {a}, parameters: {{{weight}}}}}, {{model: {b}, parameters: {{{weight}}}}}]\n"
+            )
+        };
+        let found = merged(&dir, &format!("{method}-vectors"), &yaml(&a, &b));
+        let wanted = merged(&dir, method, &yaml("models/mrg16-a", "models/mrg16-b"));
+        assert_same(&weights_and_config(&found), &weights_and_config(&wanted), method);
     }
 }

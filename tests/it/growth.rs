@@ -35,8 +35,11 @@ fn refused(words: &str, model: &Path, code: i32, says: &[&str]) {
     assert!(!out.exists());
 }
 
+/// dtype, shape and bytes.
+type Content = (String, Vec<u64>, Vec<u8>);
+
 /// Tensors of layers by their layer and what follows it; the others under layer -1.
-fn by_layer(raw: &Raw) -> BTreeMap<(i64, String), (String, Vec<u64>, Vec<u8>)> {
+fn by_layer(raw: &Raw) -> BTreeMap<(i64, String), Content> {
     let place = |name: &str| match name.strip_prefix("model.layers.") {
         Some(rest) => {
             let (layer, suffix) = rest.split_once('.').unwrap();
@@ -44,10 +47,11 @@ fn by_layer(raw: &Raw) -> BTreeMap<(i64, String), (String, Vec<u64>, Vec<u8>)> {
         }
         None => (-1, name.to_owned()),
     };
-    let entry = |(name, t): (&String, &(String, Vec<u64>, Vec<u8>, String))| {
-        (place(name), (t.0.clone(), t.1.clone(), t.2.clone()))
-    };
-    raw.iter().map(entry).collect()
+    let mut found = BTreeMap::new();
+    for (name, (dtype, shape, bytes, _)) in raw {
+        found.insert(place(name), (dtype.clone(), shape.clone(), bytes.clone()));
+    }
+    found
 }
 
 /// What a stack must be, made anew; layers that are silent have zeros where `zero` says so.

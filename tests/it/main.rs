@@ -43,3 +43,5 @@ mod support;
 mod trainer;
 #[cfg(feature = "cli")]
 mod vectors;
+#[cfg(feature = "cli")]
+mod vocabulary;

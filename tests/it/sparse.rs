@@ -220,6 +220,21 @@ fn every_keep() {
     }
 }
 
+/// Thresholds among magnitudes that differ in their last bits alone, each of which many elements have.
+#[test]
+fn many_that_are_near_each_other() {
+    for steps in [3, 16] {
+        let keep = Keep::Largest { skip: 1000, count: 9000 };
+        let mut case = Case::new(61, 401, of_deltas(vec![term(0.7, keep)], 1.0));
+        case.base.fill(0.0);
+        for (i, x) in case.terms[0].iter_mut().enumerate() {
+            let sign = if i % 3 == 0 { -1.0 } else { 1.0 };
+            *x = sign * (1.0 + (i * 7 % steps) as f32 / 1_048_576.0);
+        }
+        check(&case, true);
+    }
+}
+
 #[test]
 fn values_without_a_base() {
     let (rows, columns) = (61, 401);

@@ -305,7 +305,7 @@ impl Lane {
                 self.gpu.start(&self.stream, entry, blocks, &parameters)?;
             } else {
                 let first = tile.first + start as u64;
-                let parameters = MaskedSumsParameters::new(parameters, first, tile.masks, &bits);
+                let parameters = MaskedSumsParameters::new(&parameters, first, tile.masks, &bits);
                 self.gpu.start(&self.stream, entry, blocks, &parameters)?;
             }
             self.download_result(result, free)?;

@@ -98,9 +98,9 @@ unsafe impl DeviceRepr for MaskedSumsParameters {}
 
 impl MaskedSumsParameters {
     /// `first` is the number of the first element within the part; `bits` as in [`RuledAt`].
-    pub(super) fn new(sums: SumsParameters, first: u64, masks: &[Mask<'_>], bits: &[u64]) -> Self {
+    pub(super) fn new(sums: &SumsParameters, first: u64, masks: &[Mask<'_>], bits: &[u64]) -> Self {
         let (keep, mask) = ([0; MAX_TERMS], [MaskParameters::default(); MAX_TERMS]);
-        let mut parameters = Self { sums, first, mask, keep };
+        let mut parameters = Self { sums: *sums, first, mask, keep };
         for (i, (mask, bits)) in masks.iter().zip(bits).enumerate().take(MAX_TERMS) {
             (parameters.keep[i], parameters.mask[i]) = words(mask, *bits);
         }

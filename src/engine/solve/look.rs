@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::order::{Quest, Slot, Tie, lost};
+use super::order::{Quest, Seen, Slot, Tie, lost};
 use super::ready::{self, Ready, Recipe, masks, weighed};
 use super::span::{ColumnSums, Spanned, failed};
 use super::weights::{energies, overlaps, weights};
@@ -55,8 +55,8 @@ pub(super) struct Found {
     pub(super) counts: Vec<Vec<u64>>,
     /// Scores of exactly zero, by quest.
     pub(super) zeros: Vec<u64>,
-    /// By the first element of a run: elements that are counted in each histogram, or equal.
-    pub(super) runs: BTreeMap<u64, Vec<u64>>,
+    /// By the first element of a run: what is in each of its histograms.
+    pub(super) runs: BTreeMap<u64, Vec<Seen>>,
     /// Sums of the magnitudes of values, and of those that are kept; products.
     pub(super) trees: [Option<TreeSum>; 3],
     /// Numbers of elements where a term is kept alone, and beside others.
@@ -70,13 +70,15 @@ pub(super) struct Found {
 #[derive(Default)]
 pub(super) struct Local {
     pub(super) counts: Vec<Vec<u64>>,
+    /// Those of one run.
+    pub(super) run: Vec<Vec<u64>>,
     pub(super) zeros: Vec<u64>,
 }
 
 /// What was seen of one run.
 #[derive(Default)]
 pub(super) struct Share {
-    pub(super) run: Vec<u64>,
+    run: Vec<Seen>,
     sums: [Option<TreeShare>; 3],
     kept: Vec<[u64; 2]>,
     columns: Option<(u64, Vec<f64>)>,
@@ -286,7 +288,7 @@ impl Filler<'_> {
             }
             Look::Ties(ties) => {
                 for (slot, tie) in ties.iter().enumerate() {
-                    let place = tie.place_in(&found.runs, Some(slot), elements(blend));
+                    let place = tie.place_in(&found.runs, slot, elements(blend));
                     let place = place.ok_or_else(lost)?;
                     self.found_tie(tie, place, &mut known, blend, scratch)?;
                 }

@@ -197,7 +197,8 @@ impl Stint<'_> {
         if let State::Open(open) = &mut *state {
             open.found.merge(std::mem::take(&mut self.local));
             open.missing -= self.held;
-            if open.missing == 0 {
+            // Whoever hands in nothing may come when the last of this look is at its conclusion.
+            if open.missing == 0 && self.held > 0 {
                 let found = std::mem::take(&mut open.found);
                 let known = Known::clone(&open.known);
                 // The others wait: there is nothing left to take.

@@ -52,6 +52,48 @@ pub(super) enum Slot {
     Quartile { term: usize, which: usize },
 }
 
+/// What a look saw in a run of one histogram's scores.
+pub(super) enum Seen {
+    /// So many that are equal to a threshold.
+    Equal(u64),
+    /// How many of each lower half: there are few of these.
+    Few(Vec<(u16, u64)>),
+    /// Too many to note.
+    Many,
+}
+
+impl Seen {
+    /// Most lower halves that are noted. Differences of bf16 values have no more, as a rule.
+    const FEW: usize = 8;
+
+    /// Adds up the histogram of a run, and notes what is in it.
+    fn note(run: &[u64], counts: &mut [u64]) -> Self {
+        let mut few = Vec::new();
+        let mut many = false;
+        for ((low, count), sum) in (0..=u16::MAX).zip(run).zip(counts) {
+            if *count > 0 {
+                *sum += count;
+                many |= few.len() == Self::FEW;
+                if !many {
+                    few.push((low, *count));
+                }
+            }
+        }
+        if many { Self::Many } else { Self::Few(few) }
+    }
+
+    /// How many have this lower half.
+    fn of(&self, low: u16) -> Option<u64> {
+        match self {
+            Self::Equal(count) => Some(*count),
+            Self::Few(few) => {
+                Some(few.iter().find(|(other, _)| *other == low).map_or(0, |(_, count)| *count))
+            }
+            Self::Many => None,
+        }
+    }
+}
+
 /// A threshold that equal scores lie on both sides of.
 #[derive(Clone, Copy)]
 pub(super) struct Tie {
@@ -130,12 +172,12 @@ impl Quest {
     }
 
     /// Enters the thresholds that are known once the histograms of the lower half are there. Gives those that equal scores lie on both
-    /// sides of, and which histogram counts nothing else but these, if one does.
+    /// sides of, and the histogram that counts them.
     pub(super) fn decided(
         quests: &[Self],
         found: &Found,
         known: &mut Known,
-    ) -> Result<Vec<(Tie, Option<usize>)>> {
+    ) -> Result<Vec<(Tie, usize)>> {
         let mut ties = Vec::new();
         let mut first = 0;
         for quest in quests {
@@ -149,9 +191,8 @@ impl Quest {
                 if low.rank == equal || matches!(want.slot, Slot::Quartile { .. }) {
                     want.slot.set(known, Edge { magnitude: key, end: u64::MAX });
                 } else {
-                    let alone = counts.iter().sum::<u64>() == equal;
                     let tie = Tie { slot: want.slot, score: quest.score, key, inside: low.rank };
-                    ties.push((tie, alone.then_some(first + bin)));
+                    ties.push((tie, first + bin));
                 }
             }
             first += quest.bins.len();
@@ -182,17 +223,18 @@ impl Rank {
 }
 
 impl Tie {
-    /// The run in which the last one inside lies, and which of the run's equal ones it is; `None` if they were not counted.
+    /// The run in which the last one inside lies, and which of the run's equal ones it is; `None` if some run has too many to tell.
     pub(super) fn place_in(
         &self,
-        runs: &BTreeMap<u64, Vec<u64>>,
-        histogram: Option<usize>,
+        runs: &BTreeMap<u64, Vec<Seen>>,
+        histogram: usize,
         elements: u64,
     ) -> Option<(Range<u64>, u64)> {
+        let low = u16::try_from(self.key & ((1 << self.score.low_bits()) - 1)).ok()?;
         let mut inside = self.inside;
         let mut runs = runs.iter().peekable();
-        while let Some((start, counts)) = runs.next() {
-            let count = *counts.get(histogram?)?;
+        while let Some((start, seen)) = runs.next() {
+            let count = seen.get(histogram)?.of(low)?;
             if inside <= count {
                 return Some((*start..runs.peek().map_or(elements, |(next, _)| **next), inside));
             }
@@ -235,7 +277,7 @@ impl Filler<'_> {
         Ok(())
     }
 
-    /// Counts the lower halves of a run's scores, and says how many were counted.
+    /// Counts the lower halves of a run's scores, and notes what was counted.
     pub(super) fn count_low(
         &self,
         quests: &[Quest],
@@ -244,28 +286,29 @@ impl Filler<'_> {
         run: &Range<u64>,
         local: &mut Local,
         scratch: &mut Scratch,
-    ) -> Result<Vec<u64>> {
-        let sizes =
-            quests.iter().flat_map(|quest| quest.bins.iter().map(|_| 1 << quest.score.low_bits()));
-        if local.counts.is_empty() {
-            local.counts = sizes.map(|size| vec![0; size]).collect();
-        }
-        let total = |local: &Local| -> Vec<u64> {
-            local.counts.iter().map(|counts| counts.iter().sum()).collect()
+    ) -> Result<Vec<Seen>> {
+        let bins = |quest: &Quest| -> Vec<(Score, u16)> {
+            quest.bins.iter().map(|bin| (quest.score, *bin)).collect()
         };
-        let before = total(local);
-        let bins =
-            quests.iter().flat_map(|quest| quest.bins.iter().map(move |bin| (quest.score, *bin)));
+        let bins: Vec<(Score, u16)> = quests.iter().flat_map(bins).collect();
+        let empty = |(score, _): &(Score, u16)| vec![0; 1 << score.low_bits()];
+        if local.counts.is_empty() {
+            local.counts = bins.iter().map(empty).collect();
+            local.run = bins.iter().map(empty).collect();
+        }
+        for counts in &mut local.run {
+            counts.fill(0);
+        }
         let mut asked = Vec::new();
-        for ((score, bin), counts) in bins.clone().zip(&mut local.counts) {
-            if let Score::Magnitude(term) = score {
-                asked.push((term, Digit::Low(bin), counts.as_mut_slice()));
+        for ((score, bin), counts) in bins.iter().zip(&mut local.run) {
+            if let Score::Magnitude(term) = *score {
+                asked.push((term, Digit::Low(*bin), counts.as_mut_slice()));
             }
         }
         self.histograms(asked, blend, run, scratch)?;
         let mut first = 0;
         for quest in quests {
-            let counts = &mut local.counts[first..first + quest.bins.len()];
+            let counts = &mut local.run[first..first + quest.bins.len()];
             first += quest.bins.len();
             if quest.score.is_magnitude() {
                 continue;
@@ -280,7 +323,8 @@ impl Filler<'_> {
                 }
             })?;
         }
-        Ok(total(local).iter().zip(before).map(|(after, before)| after - before).collect())
+        let counts = local.run.iter().zip(&mut local.counts);
+        Ok(counts.map(|(run, counts)| Seen::note(run, counts)).collect())
     }
 
     /// Counts the scores of a run that are equal to thresholds.
@@ -291,11 +335,11 @@ impl Filler<'_> {
         blend: &Blend,
         run: &Range<u64>,
         scratch: &mut Scratch,
-    ) -> Result<Vec<u64>> {
-        let count = |tie: &Tie| -> Result<u64> {
+    ) -> Result<Vec<Seen>> {
+        let count = |tie: &Tie| -> Result<Seen> {
             let (whole, score) = (run.end - run.start, (tie.score, tie.key));
             let equal = self.equal(score, known, blend, run, whole, &mut scratch.operands)?;
-            Ok(equal.iter().sum())
+            Ok(Seen::Equal(equal.iter().sum()))
         };
         ties.iter().map(count).collect()
     }

@@ -55,9 +55,10 @@ impl Chosen {
                     format!("`{text}` does not choose from the {count} experts of a layer");
                 usage(problem, "experts count from 1, and each is named once")
             })?;
-            let kept: Vec<u64> = match drops {
-                true => every.iter().copied().filter(|expert| !named.contains(expert)).collect(),
-                false => named,
+            let kept: Vec<u64> = if drops {
+                every.iter().copied().filter(|expert| !named.contains(expert)).collect()
+            } else {
+                named
             };
             let layers = match &rule.layers {
                 None => all.layers.clone(),

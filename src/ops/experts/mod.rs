@@ -5,7 +5,7 @@ mod rearrange;
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub use choice::{Choice, OfLayers};
 
@@ -78,6 +78,10 @@ pub fn experts(model: &Checkpoint, request: &SelectExperts) -> Result<Plan> {
         let refuse = |problem| Error::Config { path: model.config_path(), problem };
         if dense {
             derived.config = Some(densified(config).map_err(refuse)?);
+            let normed = config.get("norm_topk_prob").and_then(Value::as_bool).unwrap_or(false);
+            if model.anatomy().family == "qwen3_moe" && !normed {
+                draft.note("`norm_topk_prob` is not true: the model weighs its experts by less than 1 in all, the dense one does not");
+            }
         } else if chosen.count != all.count {
             let (config, notes) =
                 set_experts(config, model.anatomy(), all.count, chosen.count).map_err(refuse)?;

@@ -12,6 +12,7 @@ use super::methods::{Base, Kind, METHODS, Method};
 use super::parameters::{Level, Parameters};
 use super::read::{Problems, below, given, suggestion};
 use super::reference::{Reference, model};
+use super::vocabulary::{self, Chat, Wish};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 
@@ -28,6 +29,9 @@ pub struct Config {
     /// What inputs are cast to before anything else.
     pub(super) dtype: Option<Dtype>,
     pub(super) out_dtype: Option<Dtype>,
+    /// Whose tokens the result has; none where all models have the same rows.
+    pub(super) tokenizer: Option<Wish>,
+    pub(super) chat: Option<Chat>,
     /// What mergekit has not.
     pub(super) extension: Extension,
     pub(super) text: String,
@@ -100,6 +104,17 @@ impl Config {
 
     /// The models it names, each once: first the one whose config and tokenizer the result keeps.
     pub fn models(&self) -> Vec<&Reference> {
+        let mut models = self.merged();
+        for model in self.tokenizer.iter().flat_map(Wish::models) {
+            if !models.contains(&model) {
+                models.push(model);
+            }
+        }
+        models
+    }
+
+    /// Those of [`models`](Self::models) that are not named for their tokens alone.
+    pub(super) fn merged(&self) -> Vec<&Reference> {
         let named = self
             .slices
             .iter()
@@ -154,21 +169,33 @@ pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Opt
     let map = problems.map("", document, KEYS)?;
     let method = method(problems, map);
     let name = given(map, "name").and_then(|value| problems.text("name", value).map(str::to_owned));
-    unsupported(problems, map);
     let base = given(map, "base_model").and_then(|value| model(problems, "base_model", value));
     let (at, value) = ("parameters", map.get("parameters"));
     let parameters = Parameters::read(problems, at, value, method, Level::Shared);
     let dtype = dtype(problems, map, "dtype");
     let out_dtype = self::dtype(problems, map, "out_dtype");
     let extension = Extension::read(problems, map, method);
+    let tokenizer = vocabulary::read(problems, map);
+    let chat = vocabulary::chat(problems, map);
     let slices = match given(map, "modules") {
         Some(value) => module(problems, map, value, method, base.as_ref())?,
         None => sources(problems, "", map, method, base.as_ref())?,
     };
     let text = text.to_owned();
     let method = method?;
-    let config =
-        Config { name, method, slices, base, parameters, dtype, out_dtype, extension, text };
+    let config = Config {
+        name,
+        method,
+        slices,
+        base,
+        parameters,
+        dtype,
+        out_dtype,
+        tokenizer,
+        chat,
+        extension,
+        text,
+    };
     check_rules(problems, &config);
     check_importance(problems, &config);
     for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
@@ -190,25 +217,6 @@ fn method(problems: &mut Problems, map: &Map<String, Value>) -> Option<&'static 
         return None;
     };
     Some(method)
-}
-
-/// What mergekit has and this program has not: read as strictly, then refused.
-fn unsupported(problems: &mut Problems, map: &Map<String, Value>) {
-    if let Some(value) = given(map, "tokenizer_source") {
-        problems.text("tokenizer_source", value);
-        problems.unsupported("tokenizer_source", "aligning vocabularies is");
-        if given(map, "tokenizer").is_some() {
-            problems.add("tokenizer", "`tokenizer_source` is there too: give one of them");
-        }
-    }
-    if let Some(value) = given(map, "tokenizer") {
-        problems.map("tokenizer", value, &["source", "tokens", "pad_to_multiple_of"]);
-        problems.unsupported("tokenizer", "aligning vocabularies is");
-    }
-    if let Some(value) = given(map, "chat_template") {
-        problems.text("chat_template", value);
-        problems.unsupported("chat_template", "choosing a chat template is");
-    }
 }
 
 pub(super) fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {

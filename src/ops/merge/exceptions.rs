@@ -1,12 +1,18 @@
 //! Tensors that are not merged as all others are: rules of the extension, and tensors that some models lack.
 
+use super::expression::Place;
 use super::extension::{Missing, Origin, Rule};
-use super::methods::Formula;
+use super::methods::{Formula, Parameter};
+use super::parameters::Scalar;
+use super::reference::Reference;
 use super::slices::Slice;
 use super::tensors::{Operand, Tensors, Wanted};
 use crate::checkpoint::Role;
 use crate::error::Result;
 use crate::ops::vector::vocabulary_of;
+
+/// A value that is refused; the problem is written down.
+pub(super) struct Refused;
 
 /// What is said of a tensor that some model lacks.
 pub(super) const MISSING: &str = "is missing in";
@@ -24,6 +30,29 @@ impl<'a> Tensors<'a> {
             rules.push(rule);
         }
         rules
+    }
+
+    /// What the first rule that says something says of a parameter; a problem where that is out of range.
+    pub(super) fn ruled(
+        &mut self,
+        parameter: &Parameter,
+        tensor: &str,
+        place: (f64, Option<Place>),
+        model: Option<&Reference>,
+        rules: &[&Rule],
+    ) -> std::result::Result<Option<Scalar>, Refused> {
+        let name = parameter.name;
+        let says = |rule: &&&Rule| rule.parameter(name, tensor, place, model).is_some();
+        let Some(rule) = rules.iter().find(says) else { return Ok(None) };
+        let found = rule.parameter(name, tensor, place, model);
+        let misfit = found.and_then(|value| parameter.misfit(value.number()));
+        match misfit {
+            None => Ok(found),
+            Some(misfit) => {
+                self.blame(&rule.at, format!("`{name}` {misfit}"), tensor);
+                Err(Refused)
+            }
+        }
     }
 
     /// A tensor that is one model's, whatever the others have.
@@ -46,11 +75,12 @@ impl<'a> Tensors<'a> {
 
     fn copy_of(&mut self, wanted: &Wanted<'_>, input: usize) -> Result<()> {
         let slice = wanted.slice;
-        let Some(operand) = wanted.operand(&slice.inputs[input]) else {
+        let Some(mut operand) = wanted.operand(&slice.inputs[input]) else {
             self.refuse_missing(wanted, &[input], "");
             return Ok(());
         };
         let alone = Slice { of: slice.of, inputs: vec![slice.inputs[input]], base: None, ..*slice };
+        self.align(wanted, &alone, std::slice::from_mut(&mut operand))?;
         let formula = Formula::copy(0);
         let same = |_| Ok(formula.clone());
         self.place(&wanted.name, wanted.place.0, &alone, &[operand], &formula, same)

@@ -11,11 +11,14 @@
 //!   - {regex: 'lm_head|embed', copy: base}
 //! ```
 
+use std::collections::BTreeMap;
+
 use globset::{Glob, GlobMatcher};
 use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::config::layer_range;
+use super::expression::{Expression, Place};
 use super::importance::Source;
 use super::methods::{Kind, Method, Variant};
 use super::parameters::{Level, Parameters, Scalar};
@@ -56,6 +59,7 @@ pub(super) struct Rule {
     /// Only this model's parameters.
     model: Option<Reference>,
     parameters: Parameters,
+    expressions: BTreeMap<String, Expression>,
     pub(super) copy: Option<Origin>,
     /// Its place in the document.
     pub(super) at: String,
@@ -70,7 +74,7 @@ pub(super) enum Origin {
 
 const KEYS: &[&str] =
     &["consensus", "rescale", "missing_tensors", "extra_tensors", "tensors", "importance"];
-const RULE: &[&str] = &["match", "regex", "layers", "model", "parameters", "copy"];
+const RULE: &[&str] = &["match", "regex", "layers", "model", "parameters", "expressions", "copy"];
 
 impl Extension {
     pub(super) fn read(
@@ -133,7 +137,9 @@ impl Extension {
 
     /// Whether some rule gives every tensor a parameter.
     pub(super) fn sets(&self, name: &str) -> bool {
-        self.rules.iter().any(|rule| rule.parameters.has(name))
+        self.rules
+            .iter()
+            .any(|rule| rule.parameters.has(name) || rule.expressions.contains_key(name))
     }
 
     /// The rules that fit a tensor of the result, with their numbers.
@@ -178,23 +184,41 @@ impl Rule {
         let (own, value) = (below(&at, "parameters"), map.get("parameters"));
         let parameters = Parameters::read(problems, &own, value, method, Level::Shared);
         if let (Some(_), Some(method)) = (&only, method) {
-            for name in method.shared.iter().map(|p| p.name).filter(|name| parameters.has(name)) {
+            let shared = method.shared.iter().map(|p| p.name);
+            for name in shared.filter(|name| parameters.has(name)) {
                 let why = format!(
                     "`{name}` is a parameter of the whole merge, not of a model: leave `model` out"
                 );
                 problems.add(&below(&own, name), why);
             }
         }
-        match (given(map, "parameters").is_some(), given(map, "copy").is_some()) {
-            (true, true) => problems.add(&at, "has both `parameters` and `copy`: give one of them"),
-            (false, false) => problems.add(&at, "says nothing: give `parameters` or `copy`"),
+        let computed = below(&at, "expressions");
+        let expressions = expressions(problems, &computed, map, method);
+        let of_all = |name: &&String| only.is_some() && method.is_some_and(|m| !m.of_models(name));
+        for name in expressions.keys().filter(of_all) {
+            let why = format!(
+                "`{name}` is a parameter of the whole merge, not of a model: leave `model` out"
+            );
+            problems.add(&below(&computed, name), why);
+        }
+        for name in expressions.keys().filter(|name| parameters.has(name)) {
+            problems.add(&below(&own, name), "has an expression too: give one of them");
+        }
+        let sets = given(map, "parameters").is_some() || given(map, "expressions").is_some();
+        match (sets, given(map, "copy").is_some()) {
+            (true, true) => {
+                problems.add(&at, "sets parameters of what is a `copy`: give one of them")
+            }
+            (false, false) => {
+                problems.add(&at, "says nothing: give `parameters`, `expressions` or `copy`");
+            }
             (false, true) if only.is_some() => {
                 problems.add(&below(&at, "model"), "has no meaning beside `copy`");
             }
             _ => {}
         }
         let globs = globs.unwrap_or_default();
-        Some(Self { globs, regex, layers, model: only, parameters, copy, at })
+        Some(Self { globs, regex, layers, model: only, parameters, expressions, copy, at })
     }
 
     fn fits(&self, name: &str, layer: Option<u64>) -> bool {
@@ -209,13 +233,14 @@ impl Rule {
         &self,
         parameter: &str,
         tensor: &str,
-        t: f64,
+        (t, place): (f64, Option<Place>),
         model: Option<&Reference>,
     ) -> Option<Scalar> {
         if self.model.is_some() && self.model.as_ref() != model {
             return None;
         }
-        self.parameters.at(parameter, tensor, t)
+        let computed = || Some(Scalar::Number(self.expressions.get(parameter)?.at(place?)));
+        self.parameters.at(parameter, tensor, t).or_else(computed)
     }
 
     /// The model that it names, if it names one.
@@ -225,6 +250,38 @@ impl Rule {
             _ => self.model.as_ref(),
         }
     }
+}
+
+/// Expressions for parameters that are numbers.
+fn expressions(
+    problems: &mut Problems,
+    at: &str,
+    map: &Map<String, Value>,
+    method: Option<&Method>,
+) -> BTreeMap<String, Expression> {
+    let mut read = BTreeMap::new();
+    let Some(value) = given(map, "expressions") else { return read };
+    let Value::Object(map) = value else {
+        problems.wrong(at, value, "a group of keys");
+        return read;
+    };
+    for (name, value) in map {
+        let at = below(at, name);
+        let parameter = method.and_then(|method| method.parameter(name));
+        if let (Some(method), None) = (method, parameter) {
+            problems.unknown(&at, &method.names(), &format!("parameter of {}", method.name));
+        } else if parameter.is_some_and(|parameter| parameter.flag) {
+            problems.add(&at, "is true or false, not computed");
+        } else if let Some(text) = problems.text(&at, value) {
+            match Expression::parse(text) {
+                Ok(expression) => {
+                    read.insert(name.clone(), expression);
+                }
+                Err(what) => problems.add(&at, what),
+            }
+        }
+    }
+    read
 }
 
 fn importance(problems: &mut Problems, at: String, value: &Value) -> Option<Source> {

@@ -13,6 +13,7 @@ mod config;
 mod documents;
 mod dtypes;
 mod exceptions;
+mod expression;
 mod extension;
 mod importance;
 mod methods;
@@ -23,6 +24,7 @@ mod reference;
 mod slices;
 mod tensors;
 mod vectors;
+mod vocabulary;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -35,11 +37,11 @@ pub use reference::Reference;
 use self::importance::Importances;
 use self::read::Problems;
 use self::tensors::{Tensors, role};
+use self::vocabulary::Alignment;
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
-use crate::checkpoint::{
-    CARD_FILE, Checkpoint, SidecarFile, keep_layers, set_dtype, set_vocab_size,
-};
+use super::invented::AUDIT_FILE;
+use crate::checkpoint::{CARD_FILE, Checkpoint, keep_layers, set_dtype, set_vocab_size};
 use crate::error::{Error, Result};
 use crate::plan::{Numerics, Plan, Sidecar, SidecarContent};
 
@@ -113,7 +115,8 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     };
     let models: Vec<&Checkpoint> = values.iter().map(Cow::as_ref).collect();
     let Some(donor) = models.first().copied() else { return Err(refuse(Problems::default())) };
-    let bound: Vec<(&Reference, &Checkpoint)> = named.into_iter().zip(models).collect();
+    let bound: Vec<(&Reference, &Checkpoint)> =
+        named.into_iter().zip(models.iter().copied()).collect();
     for (reference, model) in &bound {
         draft.parent(role(config, reference), model);
     }
@@ -121,6 +124,17 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     let vectors = vectors::are_vectors(&mut problems, config, &bound);
     let importances = Importances::read(&mut problems, config);
     let slices = slices::bind(&mut problems, config, &bound, donor);
+    if !problems.0.is_empty() {
+        return Err(refuse(problems));
+    }
+    let alignment = match &config.tokenizer {
+        Some(wish) if vectors => {
+            problems.unsupported(wish.at, "one vocabulary for saved vectors is");
+            None
+        }
+        Some(wish) => Alignment::new(&mut problems, config, wish, &bound)?,
+        None => None,
+    };
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -133,6 +147,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     tensors.problems = problems;
     tensors.vectors = vectors;
     tensors.importances = importances;
+    tensors.alignment = alignment.as_ref();
     if config.is_whole() {
         tensors.add_whole()?;
     } else {
@@ -144,8 +159,6 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         return Err(refuse(problems));
     }
     let role = role(config, bound[0].0);
-    let own = |sidecar: &&SidecarFile| sidecar.file != CONFIG_FILE;
-    let sidecars: Vec<SidecarFile> = donor.sidecars().iter().filter(own).cloned().collect();
     let mut derived = Derived { shard_size: request.shard_size, ..Derived::from(donor, role) };
     if let Some(old) = donor.config() {
         let mut new = old.clone();
@@ -161,11 +174,19 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         if let Some(dtype) = config.out_dtype.as_ref().or(config.dtype.as_ref()).or(only) {
             set_dtype(&mut new, dtype);
         }
-        if let Some(rows) = rows {
+        if let Some(rows) = alignment.as_ref().map(|alignment| alignment.rows).or(rows) {
             set_vocab_size(&mut new, rows);
         }
         derived.config = Some(new);
     }
+    let mut problems = Problems::default();
+    let files = &mut derived.config;
+    let mut sidecars =
+        vocabulary::files(&mut problems, config, alignment.as_ref(), &models, files, &mut draft)?;
+    if !problems.0.is_empty() {
+        return Err(refuse(problems));
+    }
+    sidecars.retain(|sidecar| sidecar.file != CONFIG_FILE && sidecar.file != AUDIT_FILE);
     if request.numerics == Numerics::Mergekit {
         draft.plan().numerics = Numerics::Mergekit;
         if precise {

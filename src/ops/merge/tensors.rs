@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::Merge;
 use super::config::Config;
 use super::dtypes::output_dtype;
+use super::expression::Place;
 use super::extension::Rule;
 use super::importance::Importances;
 use super::methods::{Formula, Parameter, Site, Values};
 use super::read::Problems;
 use super::reference::Reference;
 use super::slices::{Input, Slice};
+use super::vocabulary::Alignment;
 use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Shape};
@@ -20,7 +22,7 @@ use crate::ops::draft::{Draft, as_dtype};
 use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
 use crate::ops::vector::is_saved_rows;
-use crate::plan::{Numerics, Part};
+use crate::plan::{self, Numerics, Part};
 
 /// What is said of a tensor whose shapes differ.
 pub(super) const DIFFERS: &str = "differs in shape";
@@ -57,6 +59,8 @@ pub(super) struct Tensors<'a> {
     pub(super) drawn: BTreeMap<String, String>,
     /// The rows that were left of a vocabulary.
     pub(super) rows: Option<u64>,
+    /// The one vocabulary of the result.
+    pub(super) alignment: Option<&'a Alignment<'a>>,
 }
 
 /// An output tensor and where its counterparts are.
@@ -79,6 +83,8 @@ pub(super) struct Operand<'a> {
     name: String,
     pub(super) shape: Shape,
     stretches: Vec<Stretch<'a>>,
+    /// Its rows in the order of the result's vocabulary.
+    pub(super) aligned: Option<plan::Operand>,
 }
 
 impl Wanted<'_> {
@@ -86,7 +92,7 @@ impl Wanted<'_> {
     pub(super) fn operand<'m>(&self, input: &Input<'m>) -> Option<Operand<'m>> {
         let name = self.name_in(input);
         let (shape, stretches) = effective(self.template, &name, input.model)?;
-        Some(Operand { name, shape, stretches })
+        Some(Operand { name, shape, stretches, aligned: None })
     }
 
     /// What an input calls it.
@@ -127,11 +133,12 @@ impl<'a> Tensors<'a> {
             causes: Vec::new(),
             drawn: BTreeMap::new(),
             rows: None,
+            alignment: None,
         }
     }
 
     /// A problem of a tensor that others may have too.
-    fn blame(&mut self, at: &str, cause: String, tensor: &str) {
+    pub(super) fn blame(&mut self, at: &str, cause: String, tensor: &str) {
         match self.causes.iter_mut().find(|known| (known.0.as_str(), &known.1) == (at, &cause)) {
             Some(known) => known.3 += 1,
             None => self.causes.push((at.to_owned(), cause, tensor.to_owned(), 0)),
@@ -296,7 +303,11 @@ impl<'a> Tensors<'a> {
         if !missing.is_empty() {
             return self.incomplete(wanted, &missing);
         }
-        if self.request.truncate_embeddings && template.anatomy().role(own).is_vocabulary() {
+        let ordered = self.align(wanted, slice, &mut operands)?;
+        if self.request.truncate_embeddings
+            && !ordered
+            && template.anatomy().role(own).is_vocabulary()
+        {
             self.truncate(name, &mut operands);
         }
         if template.anatomy().role(own).is_vocabulary() && !self.knows_rows(wanted, &operands) {
@@ -318,7 +329,12 @@ impl<'a> Tensors<'a> {
             self.blame("elo_surgery.importance", problem, name);
             return Ok(());
         }
-        if self.request.numerics == Numerics::Mergekit
+        let gathers = |o: &Operand<'_>| o.aligned.as_ref().is_some_and(|o| o.gather.is_some());
+        if self.request.numerics == Numerics::Mergekit && operands.iter().any(gathers) {
+            self.draft.note(format!(
+                "`{name}` is computed in precise arithmetic: its rows are put together"
+            ));
+        } else if self.request.numerics == Numerics::Mergekit
             && self.chain(name, home, slice, &operands, &values)?
         {
             return Ok(());
@@ -381,6 +397,11 @@ impl<'a> Tensors<'a> {
     ) -> Option<Values> {
         let config = self.config;
         let t = layer.map_or(0.0, |layer| slice.progress(layer));
+        let layers = self.slices.iter().map(|slice| slice.length).sum();
+        let place = match self.donor.anatomy().role(name) {
+            Role::Layer(layer) => Some(Place { layer, layers, t }),
+            _ => None,
+        };
         let everywhere = |parameter: &Parameter, name: &str| {
             let value = slice.of.parameters.at(parameter.name, name, t);
             value.or_else(|| config.parameters.at(parameter.name, name, t)).or(parameter.default)
@@ -388,8 +409,9 @@ impl<'a> Tensors<'a> {
         let mut values = Values::default();
         let mut complete = true;
         for parameter in config.method.shared {
-            let rule = rules.iter().find_map(|rule| rule.parameter(parameter.name, name, t, None));
-            if let Some(value) = rule.or_else(|| everywhere(parameter, name)) {
+            let rule = self.ruled(parameter, name, (t, place), None, rules);
+            complete &= rule.is_ok();
+            if let Some(value) = rule.ok().flatten().or_else(|| everywhere(parameter, name)) {
                 values.shared.insert(parameter.name, value);
             } else if parameter.required {
                 complete = false;
@@ -402,8 +424,9 @@ impl<'a> Tensors<'a> {
             let apart = config.method.sets_base_apart() && slice.base == Some(i);
             for parameter in config.method.own {
                 let model = Some(&input.of.model);
-                let mut found = rules.iter();
-                let rule = found.find_map(|rule| rule.parameter(parameter.name, name, t, model));
+                let rule = self.ruled(parameter, name, (t, place), model, rules);
+                complete &= rule.is_ok();
+                let rule = rule.ok().flatten();
                 let value = rule.or_else(|| input.of.parameters.at(parameter.name, theirs, t));
                 if let Some(value) = value.or_else(|| everywhere(parameter, theirs)) {
                     own.insert(parameter.name, value);
@@ -475,7 +498,10 @@ impl<'a> Tensors<'a> {
         let operands: Vec<Vec<_>> = operands
             .iter()
             .zip(&slice.inputs)
-            .map(|(operand, input)| self.draft.operands(self.role(input), &operand.stretches))
+            .map(|(operand, input)| match &operand.aligned {
+                Some(aligned) => vec![aligned.clone()],
+                None => self.draft.operands(self.role(input), &operand.stretches),
+            })
             .collect();
         let parts: Vec<Part> = if let Some(input) = copied {
             operands[input].iter().map(|values| as_dtype(values.clone(), &dtype)).collect()
@@ -490,7 +516,7 @@ impl<'a> Tensors<'a> {
                 self.blame("", cause, name);
                 return Ok(());
             }
-            let blend = |(part, group): (u32, &Vec<crate::plan::Operand>)| {
+            let blend = |(part, group): (u32, &Vec<plan::Operand>)| {
                 Ok(Part::Blend(Box::new(of_part(part)?.blend(group))))
             };
             match (0..).zip(&groups).map(blend).collect() {

@@ -20,6 +20,9 @@ impl Parameter {
     /// What a number is wrong with, if it is outside the range.
     pub(in super::super) fn misfit(&self, number: f64) -> Option<String> {
         let (least, most) = self.range;
+        if !number.is_finite() {
+            return Some(format!("is {number}, expected a finite number"));
+        }
         if (least..=most).contains(&number) {
             return None;
         }

@@ -85,8 +85,9 @@ impl<'a> Embedding<'a> {
                 hint: "give it prompts of its own".into(),
             });
         }
-        rows.values_mut().for_each(|weight| *weight /= length);
-        direction.iter_mut().for_each(|x| *x /= length);
+        for factor in rows.values_mut().chain(&mut direction) {
+            *factor /= length;
+        }
         Ok(Gate { rows, direction })
     }
 
@@ -139,10 +140,11 @@ pub(super) fn random(name: &str, rows: u64, columns: u64, seed: u64, uniform: bo
     let mut stream = [0; 8];
     stream.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..8]);
     #[expect(clippy::cast_precision_loss, reason = "widths are small")]
-    let distribution = match uniform {
+    let distribution = if uniform {
         // As a linear layer of PyTorch begins.
-        true => Distribution::Uniform { bound: (1.0 / columns.max(1) as f64).sqrt() },
-        false => Distribution::Normal { deviation: 1.0 },
+        Distribution::Uniform { bound: (1.0 / columns.max(1) as f64).sqrt() }
+    } else {
+        Distribution::Normal { deviation: 1.0 }
     };
     Part::Random(Random { rows, seed, stream: u64::from_le_bytes(stream), distribution })
 }
@@ -172,10 +174,10 @@ fn floats(dtype: &Dtype, bytes: &[u8]) -> Vec<f64> {
 /// The value of an IEEE half.
 fn f16(bits: u16) -> f64 {
     let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits % 1024));
     sign * match exponent {
         0 => fraction * 2.0_f64.powi(-24),
-        31 if bits & 1023 == 0 => f64::INFINITY,
+        31 if fraction.abs() == 0.0 => f64::INFINITY,
         31 => f64::NAN,
         _ => (1024.0 + fraction) * 2.0_f64.powi(exponent - 25),
     }

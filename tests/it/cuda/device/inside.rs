@@ -37,7 +37,7 @@ fn whole_plans_in_many_ways() {
     let expected = run(&Reference, |_| {});
     for tile in [4 << 10, 16 << 10, 64 << 10, 1 << 20] {
         for threads in [1, 2, 8] {
-            for memory in [None, Some(threads as u64 * 300_000)] {
+            for memory in [None, Some(threads as u64 * 700_000)] {
                 for reading in [Reading::Mapped, Reading::Calls] {
                     let options = CudaOptions { memory, lanes: threads, ..CudaOptions::default() };
                     let found = run(&Cuda::new(&options).unwrap(), |options| {

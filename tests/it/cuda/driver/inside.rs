@@ -32,10 +32,12 @@ struct Blend {
     term: [u64; 64],
     weight: [f32; 64],
     lambda: f32,
+    unused: f32,
     terms: u32,
+    term_dtype: [u8; 64],
     out_dtype: u8,
     base_dtype: u8,
-    term_dtype: [u8; 64],
+    padding: [u8; 2],
 }
 
 // SAFETY: numbers only, laid out as C lays them out.
@@ -52,10 +54,12 @@ impl Blend {
             term: [0; 64],
             weight: [0.0; 64],
             lambda: 1.0,
+            unused: 0.0,
             terms: 2,
+            term_dtype: [3; 64],
             out_dtype: 3,
             base_dtype: 3,
-            term_dtype: [3; 64],
+            padding: [0; 2],
         };
         blend.term[..2].copy_from_slice(&x);
         blend.weight[..2].copy_from_slice(&[1.0, -1.0]);
