@@ -243,3 +243,103 @@ impl From<Slice> for Operand {
         Self { slice, codes: None, adapters: Vec::new(), gather: None }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::SourceId;
+    use super::*;
+
+    fn slice(dtype: Dtype, dims: &[u64]) -> Slice {
+        let shape = Shape(dims.to_vec());
+        let bytes = 0..shape.byte_len(&dtype).unwrap_or(0);
+        Slice { source: SourceId(0), bytes, dtype, shape }
+    }
+
+    fn adapted() -> Operand {
+        let (down, up) = (slice(Dtype::BF16, &[2, 6]), slice(Dtype::BF16, &[4, 2]));
+        let product = LowRank { down, up, scale: 0.5, transposed: false, first: 0 };
+        Operand { adapters: vec![product], ..slice(Dtype::BF16, &[4, 6]).into() }
+    }
+
+    fn coded() -> Operand {
+        let (whole, shape) = (Shape(vec![4, 6]), Shape(vec![4, 6]));
+        let scales = slice(Dtype::F32, &[2, 2]);
+        let coding = Coding::Blocks { rows: 2, columns: 4 };
+        let codes = Codes { coding, whole, scales, zeros: None, first: 0, shape };
+        Operand { codes: Some(Box::new(codes)), ..slice(Dtype::F8E4M3, &[4, 6]).into() }
+    }
+
+    #[test]
+    fn what_devices_see_and_what_is_read() {
+        let plain: Operand = slice(Dtype::BF16, &[4, 6]).into();
+        assert!(plain.is_plain() && !adapted().is_plain() && !coded().is_plain());
+        assert_eq!(*plain.dtype(), Dtype::BF16);
+        assert_eq!((adapted().dtype(), coded().dtype()), (&Dtype::F32, &Dtype::F32));
+        let wide = Operand { slice: slice(Dtype::F64, &[4, 6]), ..adapted() };
+        assert_eq!(*wide.dtype(), Dtype::F64);
+        assert_eq!(
+            (plain.bytes(), adapted().bytes(), coded().bytes()),
+            (48, 48 + 24 + 16, 24 + 16)
+        );
+        assert_eq!(adapted().slices().count(), 3);
+        // Half of the values is half of the codes and scales.
+        assert_eq!(coded().cut(0, 12).map(|half| half.bytes()), Some(20));
+    }
+
+    #[test]
+    fn cuts_count_in_the_whole() {
+        for operand in [adapted(), coded()] {
+            let rows = operand.rows(1, 3).unwrap();
+            assert_eq!(*rows.shape(), Shape(vec![2, 6]));
+            let cut = rows.cut(2, 5).unwrap();
+            assert_eq!(cut.elements(), Some(3));
+            let first = cut.codes.as_ref().map_or_else(|| cut.adapters[0].first, |c| c.first);
+            assert_eq!(first, 8);
+            assert_eq!(cut.check(), Ok(()));
+        }
+        assert_eq!(adapted().cut(8, 11).unwrap().slice.bytes, 16..22);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_found() {
+        assert_eq!(adapted().check(), Ok(()));
+        assert_eq!(coded().check(), Ok(()));
+        let broken = |words: &str, change: &dyn Fn(&mut Operand)| {
+            for mut operand in [adapted(), coded()] {
+                change(&mut operand);
+                if let Err(why) = operand.check() {
+                    assert!(why.contains(words), "{why}");
+                    return;
+                }
+            }
+            panic!("{words}: nothing was found");
+        };
+        let product = |change: fn(&mut LowRank)| {
+            move |operand: &mut Operand| operand.adapters.iter_mut().for_each(change)
+        };
+        broken("not among 24", &product(|p| p.first = 1));
+        broken("not among 24", &product(|p| p.first = u64::MAX));
+        broken("a product of shapes", &product(|p| p.up.shape = Shape(vec![4, 3])));
+        broken("a product of shapes", &product(|p| p.down.shape = Shape(vec![12])));
+        broken("times inf", &product(|p| p.scale = f64::INFINITY));
+        broken("I8 cannot be computed on", &product(|p| p.up.dtype = Dtype::I8));
+        broken("different sizes", &|operand| {
+            let mut other = operand.adapters.clone();
+            other.iter_mut().for_each(|p| p.up.shape = Shape(vec![5, 2]));
+            operand.adapters.extend(other);
+        });
+        let codes = |change: fn(&mut Codes)| {
+            move |operand: &mut Operand| operand.codes.iter_mut().for_each(|c| change(c))
+        };
+        broken("not among 24", &codes(|c| c.first = 1));
+        broken(
+            "blocks of no values",
+            &codes(|c| c.coding = Coding::Blocks { rows: 0, columns: 1 }),
+        );
+        broken("codes or scales of shape", &codes(|c| c.scales.shape = Shape(vec![2, 3])));
+        broken("codes or scales of shape", &codes(|c| c.whole = Shape(vec![40, 6])));
+        broken("are no matrices", &codes(|c| c.whole = Shape(vec![24])));
+        broken("are not Blocks", &codes(|c| c.scales.dtype = Dtype::I64));
+        broken("overflows", &codes(|c| c.shape = Shape(vec![1 << 40, 1 << 40])));
+    }
+}
