@@ -262,7 +262,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[expect(clippy::float_cmp, reason = "exact values")]
     fn arithmetic_has_the_usual_order() {
         let place = Place { layer: 3, layers: 8, t: 0.25 };
         for (text, wanted) in [

@@ -207,7 +207,7 @@ impl Rule {
         let sets = given(map, "parameters").is_some() || given(map, "expressions").is_some();
         match (sets, given(map, "copy").is_some()) {
             (true, true) => {
-                problems.add(&at, "sets parameters of what is a `copy`: give one of them")
+                problems.add(&at, "sets parameters of what is a `copy`: give one of them");
             }
             (false, false) => {
                 problems.add(&at, "says nothing: give `parameters`, `expressions` or `copy`");

@@ -79,6 +79,25 @@ fn refuse(problems: Problems) -> Error {
     Error::Mismatch { what, problems: lines, hint: hint.to_owned() }
 }
 
+/// An empty plan with what was asked for.
+fn started(config: &Config, request: &Merge) -> Result<Draft> {
+    let mut parameters = json!({
+        "merge_method": config.method.name,
+        "shard_size": request.shard_size,
+        "truncate_embeddings": request.truncate_embeddings,
+        "random_seed": request.random_seed,
+    });
+    if request.numerics == Numerics::Mergekit {
+        parameters["numerics"] = json!(request.numerics);
+    }
+    if request.numerics == Numerics::Mergekit && request.random_seed > u64::from(u32::MAX) {
+        let problem = "mergekit's random seeds have 32 bits".to_owned();
+        let hint = format!("`--random-seed` goes from 0 to {}", u32::MAX);
+        return Err(Error::Usage { problem, hint });
+    }
+    Ok(Draft::new("merge", &parameters))
+}
+
 /// Plans a merge of the models that [`Config::models`] names, in that order.
 ///
 /// # Errors
@@ -91,21 +110,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         return Err(refuse(problems));
     }
     models.iter().try_for_each(check_layer_count)?;
-    let mut parameters = json!({
-        "merge_method": config.method.name,
-        "shard_size": request.shard_size,
-        "truncate_embeddings": request.truncate_embeddings,
-        "random_seed": request.random_seed,
-    });
-    if request.numerics == Numerics::Mergekit {
-        parameters["numerics"] = json!(request.numerics);
-    }
-    let mut draft = Draft::new("merge", &parameters);
-    if request.numerics == Numerics::Mergekit && request.random_seed > u64::from(u32::MAX) {
-        let problem = "mergekit's random seeds have 32 bits".to_owned();
-        let hint = format!("`--random-seed` goes from 0 to {}", u32::MAX);
-        return Err(Error::Usage { problem, hint });
-    }
+    let mut draft = started(config, request)?;
     let values = if config.copies() {
         models.iter().map(Cow::Borrowed).collect()
     } else {
@@ -142,7 +147,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         tensors.add_slices(&described)?;
     }
     let problems = tensors.take_problems();
-    let Tensors { mut draft, dtypes, differs, rows, rounded, drawn, precise, .. } = tensors;
+    let Tensors { mut draft, dtypes, differs, rows, drawn, precise, .. } = tensors;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -180,11 +185,6 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     if values.len() > 1 && config.base.is_none() {
         let name = donor.name();
         draft.note(format!("config and tokenizer are those of `{name}`, the first model: `base_model` would say which"));
-    }
-    if let (true, Some(dtype)) = (rounded, &config.dtype) {
-        draft.note(format!(
-            "inputs are not rounded to `dtype` {dtype} first, as mergekit does: only the result is rounded"
-        ));
     }
     let content = SidecarContent::Text(config.text.clone());
     draft.plan().sidecars.push(Sidecar { file: CONFIG_FILE.to_owned(), content });

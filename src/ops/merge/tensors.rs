@@ -40,7 +40,7 @@ pub(super) struct Tensors<'a> {
     pub(super) dtypes: BTreeSet<Dtype>,
     pub(super) differs: bool,
     /// Whether mergekit would have rounded some input before the arithmetic.
-    pub(super) rounded: bool,
+    rounded: bool,
     /// Whether something is made by a method that has precise arithmetic only, although mergekit's is asked for.
     pub(super) precise: bool,
     /// How the result is to be made.
@@ -159,6 +159,11 @@ impl<'a> Tensors<'a> {
         for (model, (first, count)) in std::mem::take(&mut self.dropped) {
             let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
             self.draft.note(format!("`{first}`{more} of `{model}` were left out"));
+        }
+        if let (true, Some(dtype)) = (self.rounded, &self.config.dtype) {
+            self.draft.note(format!(
+                "inputs are not rounded to `dtype` {dtype} first, as mergekit does: only the result is rounded"
+            ));
         }
         problems
     }
