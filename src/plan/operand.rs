@@ -325,7 +325,9 @@ mod tests {
         broken("I8 cannot be computed on", &product(|p| p.up.dtype = Dtype::I8));
         broken("different sizes", &|operand| {
             let mut other = operand.adapters.clone();
-            other.iter_mut().for_each(|p| p.up.shape = Shape(vec![5, 2]));
+            for product in &mut other {
+                product.up.shape = Shape(vec![5, 2]);
+            }
             operand.adapters.extend(other);
         });
         let codes = |change: fn(&mut Codes)| {

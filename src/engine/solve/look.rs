@@ -32,7 +32,7 @@ pub(super) enum Look {
 /// What follows a look.
 pub(super) enum Step {
     Look(Look, Known),
-    Ready(Ready),
+    Ready(Box<Ready>),
 }
 
 /// What is known of a part.
@@ -294,12 +294,12 @@ impl Filler<'_> {
                 }
                 None
             }
-            Look::Sums => return Ok(Step::Ready(solved(blend, output, &known, found)?)),
+            Look::Sums => return Ok(Step::Ready(Box::new(solved(blend, output, &known, found)?))),
         };
         Ok(match next {
             Some(look) => Step::Look(look, known),
             None if blend.looks().sums => Step::Look(Look::Sums, known),
-            None => Step::Ready(ready::with(blend, &known, &Factors::of(blend))),
+            None => Step::Ready(Box::new(ready::with(blend, &known, &Factors::of(blend)))),
         })
     }
 

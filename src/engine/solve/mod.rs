@@ -206,7 +206,7 @@ impl Stint<'_> {
                 let next = match conclude(&self.look, known, found)? {
                     Step::Ready(ready) => {
                         last = true;
-                        State::Ready(Arc::new(ready))
+                        State::Ready(Arc::from(ready))
                     }
                     Step::Look(look, known) => State::Open(Box::new(Open {
                         look: Arc::new(look),
