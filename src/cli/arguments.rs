@@ -93,8 +93,8 @@ pub(super) enum LinkChoice {
 /// How sources are read.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(super) enum IoChoice {
-    #[default]
     Mmap,
+    #[default]
     Read,
 }
 

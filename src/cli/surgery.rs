@@ -67,7 +67,7 @@ pub(super) struct How {
         help_heading = "Execution options"
     )]
     pub(super) threads: u16,
-    /// How sources are read; `read` suits network filesystems
+    /// How sources are read; `mmap` saves a copy where one thread works
     #[arg(
         long,
         value_enum,

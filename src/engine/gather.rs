@@ -16,7 +16,6 @@ pub(super) fn gather(
     elements: &Range<u64>,
     out: &mut [u8],
 ) -> Result<()> {
-    // Looked for among all runs: once, not for every row.
     let dtype = operand.dtype();
     let float = float_of(dtype)?;
     let columns = rows.columns();
@@ -25,6 +24,7 @@ pub(super) fn gather(
         at(part.start)..at(part.end)
     };
     let mut bytes = Vec::new();
+    // From the first run on, once a call: that is little beside reading a tile.
     let mut start = 0;
     for run in &rows.runs {
         let end = start + run.count() * columns;

@@ -59,7 +59,7 @@ impl Execution {
             sync: true,
             digest: Some(DigestAlgorithm::Blake3),
             link: Link::Auto,
-            reading: Reading::Mapped,
+            reading: Reading::Calls,
             allow_nonfinite: false,
         }
     }

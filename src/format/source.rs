@@ -18,9 +18,9 @@ use crate::error::{Error, IoContext, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reading {
     /// Through guarded mappings; falls back to [`Reading::Calls`] where mapping fails.
-    #[default]
     Mapped,
-    /// By positioned reads. Better on network filesystems.
+    /// By positioned reads: threads that map and unmap wait for each other, those that read do not.
+    #[default]
     Calls,
 }
 

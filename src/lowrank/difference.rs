@@ -104,7 +104,7 @@ impl Difference {
 
 impl Side {
     fn open(stretch: &Stretch<'_>) -> Result<Self> {
-        let source = stretch.shard.source()?.reading(Reading::Mapped);
+        let source = stretch.shard.source()?.reading(Reading::default());
         let width = stretch.dtype.bytes().unwrap_or(1);
         Ok(Self { source, start: stretch.bytes.start, dtype: stretch.dtype.clone(), width })
     }

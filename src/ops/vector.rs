@@ -108,6 +108,7 @@ pub(super) fn refuse_vectors(models: &[&Checkpoint]) -> Result<()> {
 }
 
 /// Rows of the vocabulary that a saved vector has differences for; further rows are values.
+#[cfg(feature = "merge")]
 pub(super) fn vocabulary_of(vector: &Checkpoint) -> Option<u64> {
     metadata(vector, BASE_ROWS)?.parse().ok()
 }

@@ -64,12 +64,13 @@ pub enum Span {
     /// The part.
     #[default]
     Part,
-    /// Each row.
+    /// Each row. Each worker holds whole ones: they have 2^24 elements at most.
     Rows {
         /// Elements of a row.
         columns: u64,
     },
-    /// Each column.
+    /// Each column. The sums of all columns are held at once: they are 2^22 at most, `n + n * (n + 1) / 2` for each column
+    /// of `n` terms.
     Columns {
         /// Elements of a row.
         columns: u64,
@@ -155,7 +156,7 @@ pub enum Keep {
     ///
     /// The divergence is the sum of `p * ln(p/q)` over the row in order, of the softmaxes plus 1e-8. All arithmetic is f64 with exponentials
     /// and logarithms in software; the product is rounded to f32. Median and quartiles are the elements `floor(q * (n - 1))` of
-    /// all `n` in order.
+    /// all `n` in order. A NaN is at least anything, and anything is at least a NaN.
     Important {
         /// Elements of a row.
         columns: u64,

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Operand, Part, Plan};
+use super::{Blend, Operand, Part, Plan};
 
-/// Bytes by what happens to them. Every count is exact, but that of bytes read where thresholds are to be found: it is the most.
+/// Bytes by what happens to them. Sums stop at the largest number. Every count is exact, but that of bytes read where thresholds are to be found: it is the most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Cost {
     /// Bytes read from sources: copied ones once, operands of blends once a sweep.
@@ -28,25 +28,37 @@ pub struct Cost {
 pub(super) fn cost(plan: &Plan) -> Cost {
     let mut cost = Cost { shards: plan.shards.len() as u64, ..Cost::default() };
     cost.tensors = plan.tensors.len() as u64;
-    cost.written = plan.layout().iter().map(|shard| shard.size).sum();
+    cost.written = sum(plan.layout().iter().map(|shard| shard.size));
     for tensor in &plan.tensors {
-        cost.elements += tensor.shape.elements().unwrap_or(0);
+        add(&mut cost.elements, tensor.shape.elements().unwrap_or(0));
         for part in &tensor.parts {
             let len = tensor.part_len(part);
             match part {
                 Part::Copy(_) => {
-                    cost.copied += len;
-                    cost.read += len;
+                    add(&mut cost.copied, len);
+                    add(&mut cost.read, len);
                 }
-                Part::Fill { .. } | Part::Random(_) => cost.computed += len,
+                Part::Fill { .. } | Part::Random(_) => add(&mut cost.computed, len),
                 Part::Blend(blend) => {
-                    cost.computed += len;
+                    add(&mut cost.computed, len);
                     cost.sweeps = cost.sweeps.max(blend.sweeps());
-                    let operands: u64 = blend.operands().map(Operand::bytes).sum();
-                    cost.read += operands * u64::from(blend.sweeps());
+                    add(&mut cost.read, read(blend));
                 }
             }
         }
     }
     cost
+}
+
+/// Bytes that are read for a blend: its operands once a sweep.
+pub(super) fn read(blend: &Blend) -> u64 {
+    sum(blend.operands().map(Operand::bytes)).saturating_mul(u64::from(blend.sweeps()))
+}
+
+fn sum(counts: impl Iterator<Item = u64>) -> u64 {
+    counts.fold(0, u64::saturating_add)
+}
+
+const fn add(sum: &mut u64, count: u64) {
+    *sum = sum.saturating_add(count);
 }

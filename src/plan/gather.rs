@@ -77,14 +77,15 @@ impl Gather {
     pub(super) fn bytes(&self, own: &Slice) -> u64 {
         let row = |matrix: u32| {
             let width = self.matrix(own, matrix).and_then(|slice| slice.dtype.bytes()).unwrap_or(0);
-            width * self.columns()
+            width.saturating_mul(self.columns())
         };
+        let sum = |of: &mut dyn Iterator<Item = u64>| of.fold(0, u64::saturating_add);
         let bytes = |run: &Rows| match run {
-            Rows::Take(matrix, _, count) => count * row(*matrix),
-            Rows::Mix(of) => of.iter().map(|(matrix, ..)| row(*matrix)).sum(),
+            Rows::Take(matrix, _, count) => count.saturating_mul(row(*matrix)),
+            Rows::Mix(of) => sum(&mut of.iter().map(|(matrix, ..)| row(*matrix))),
             Rows::Zero(_) | Rows::Constant(..) => 0,
         };
-        self.runs.iter().map(bytes).sum()
+        sum(&mut self.runs.iter().map(bytes))
     }
 
     /// A matrix by its number.

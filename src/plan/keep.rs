@@ -2,8 +2,12 @@
 
 use super::{Blend, Divide, Keep, Solve, Span, Term};
 
-/// Most elements of a row of which a rank or a softmax is taken: each worker holds such rows whole.
+/// Most elements of a row of which a rank or a softmax is taken, or of rows and columns that have weights of their own: each worker
+/// holds such rows whole.
 const MAX_COLUMNS: u64 = 1 << 24;
+
+/// Most sums of all columns together where each column has weights of its own: 32 MiB, of each block of rows in flight.
+const MAX_SUMS: u64 = 1 << 22;
 
 /// Whether keeps, vote, divide and span of a blend of so many elements are in range and fit each other.
 pub(super) fn check(blend: &Blend, elements: u64) -> Result<(), String> {
@@ -30,6 +34,7 @@ pub(super) fn check(blend: &Blend, elements: u64) -> Result<(), String> {
         Span::Rows { columns } | Span::Columns { columns } => columns,
     };
     check_columns("spans", columns, elements)?;
+    check_sums(blend)?;
     match blend.solve {
         None => Err("rows or columns, but no weights to find for them".into()),
         Some(Solve::Energy { .. } | Solve::Overlap { .. }) => {
@@ -96,6 +101,9 @@ fn check_alike(blend: &Blend) -> Result<(), String> {
 }
 
 fn check_columns(what: &str, columns: u64, elements: u64) -> Result<(), String> {
+    if elements == 0 && columns <= MAX_COLUMNS {
+        return Ok(());
+    }
     if columns == 0 || !elements.is_multiple_of(columns) {
         return Err(format!("{what} of rows of {columns}, of {elements} elements"));
     }
@@ -105,6 +113,18 @@ fn check_columns(what: &str, columns: u64, elements: u64) -> Result<(), String> 
         ));
     }
     Ok(())
+}
+
+/// Sums of every column are held at once.
+fn check_sums(blend: &Blend) -> Result<(), String> {
+    let Span::Columns { columns } = blend.span else { return Ok(()) };
+    let terms = blend.terms.len() as u64;
+    // Those of `engine::sweep::sums_of`.
+    let sums = terms.saturating_add(1).saturating_mul(terms) / 2;
+    if columns.saturating_mul(sums.saturating_add(terms)) <= MAX_SUMS {
+        return Ok(());
+    }
+    Err(format!("{terms} weights for each of {columns} columns take too much memory"))
 }
 
 impl Blend {
@@ -182,5 +202,39 @@ impl Keep {
         // Between edges at one place is nothing, wherever that is.
         let skip = if count == 0 { 0 } else { skip };
         Some([skip.saturating_add(count).min(elements), skip.min(elements)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Slice, SourceId};
+    use super::*;
+    use crate::format::{Dtype, Shape};
+
+    #[test]
+    fn rows_fit_their_part_and_memory() {
+        for (columns, elements, fits) in [
+            (5, 10, true),
+            (0, 0, true),
+            (5, 0, true),
+            (0, 5, false),
+            (4, 10, false),
+            (MAX_COLUMNS, MAX_COLUMNS, true),
+            (2 * MAX_COLUMNS, 2 * MAX_COLUMNS, false),
+        ] {
+            assert_eq!(check_columns("ranks", columns, elements).is_ok(), fits, "{columns}");
+        }
+    }
+
+    #[test]
+    fn sums_of_columns_fit_memory() {
+        let (source, dtype, shape) = (SourceId(0), Dtype::F32, Shape(vec![0]));
+        let term = Term::new(Slice { source, bytes: 0..0, dtype, shape }, 1.0);
+        let spanned =
+            |span| check_sums(&Blend { span, ..Blend::sum(None, vec![term.clone(); 2], 1.0) });
+        assert_eq!(spanned(Span::Columns { columns: MAX_SUMS / 5 }), Ok(()));
+        assert_eq!(spanned(Span::Rows { columns: MAX_SUMS }), Ok(()));
+        let error = spanned(Span::Columns { columns: MAX_SUMS / 5 + 1 });
+        assert!(error.is_err_and(|why| why.contains("2 weights for each of 838861 columns")));
     }
 }

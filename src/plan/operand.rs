@@ -125,7 +125,8 @@ impl Operand {
             }
             None => len(&self.slice),
         };
-        own + self.adapters.iter().map(|a| len(&a.down) + len(&a.up)).sum::<u64>()
+        let factors = self.adapters.iter().flat_map(|a| [len(&a.down), len(&a.up)]);
+        factors.fold(own, u64::saturating_add)
     }
 
     /// Elements `from..to` of its values, as a vector; none of gathered ones.
@@ -195,6 +196,10 @@ impl Operand {
             }
             inside(codes.first, count, codes.whole.elements())?;
         }
+        let dtype = &self.slice.dtype;
+        if !self.adapters.is_empty() && self.codes.is_none() && !dtype.is_float() {
+            return Err(format!("a product added to {dtype}, which cannot be computed on"));
+        }
         self.adapters.iter().try_for_each(|adapter| adapter.check(count))?;
         let size = |a: &LowRank| (a.sides().map(|(_, rows, columns)| (rows, columns)), a.first);
         if self.adapters.windows(2).any(|pair| size(&pair[0]) != size(&pair[1])) {
@@ -217,9 +222,12 @@ impl LowRank {
 
     fn check(&self, count: u64) -> Result<(), String> {
         let (down, up) = (&self.down, &self.up);
-        let Some((_, rows, columns)) = self.sides() else {
+        let Some((rank, rows, columns)) = self.sides() else {
             return Err(format!("a product of shapes {} and {}", up.shape, down.shape));
         };
+        if rank == 0 {
+            return Err("a product of rank 0".into());
+        }
         if let Some(odd) = [down, up].into_iter().find(|slice| !slice.dtype.is_float()) {
             return Err(format!("{} cannot be computed on", odd.dtype));
         }
@@ -321,6 +329,14 @@ mod tests {
         broken("not among 24", &product(|p| p.first = u64::MAX));
         broken("a product of shapes", &product(|p| p.up.shape = Shape(vec![4, 3])));
         broken("a product of shapes", &product(|p| p.down.shape = Shape(vec![12])));
+        broken(
+            "rank 0",
+            &product(|p| {
+                p.down.shape = Shape(vec![0, 6]);
+                p.up.shape = Shape(vec![4, 0]);
+            }),
+        );
+        broken("added to I16", &|operand| operand.slice.dtype = Dtype::I16);
         broken("times inf", &product(|p| p.scale = f64::INFINITY));
         broken("I8 cannot be computed on", &product(|p| p.up.dtype = Dtype::I8));
         broken("different sizes", &|operand| {

@@ -3,9 +3,14 @@
 use std::collections::HashSet;
 use std::path::{Component, Path};
 
-use super::{Numerics, Operand, Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, keep};
+use super::{
+    Numerics, Operand, Output, PLAN_VERSION, Part, Plan, SidecarContent, Slice, cost, keep,
+};
 use crate::error::{Error, Result, printable};
 use crate::format::Dtype;
+
+/// Most bytes that a plan may write, and most that its blends may read: sums of fewer, and of headers, do not overflow.
+const MAX_BYTES: u64 = 1 << 60;
 
 pub(super) fn validate(plan: &Plan) -> Result<()> {
     check(plan).map_err(|problem| Error::Plan { problem })
@@ -16,15 +21,18 @@ fn check(plan: &Plan) -> Result<(), String> {
         return Err(format!("version {} (this program reads {PLAN_VERSION})", plan.version));
     }
     let mut names = HashSet::new();
-    let mut total = 0_u64;
+    let (mut written, mut read) = (0_u64, 0_u64);
     for tensor in &plan.tensors {
         let in_tensor = |problem| format!("tensor `{}`: {problem}", printable(&tensor.name));
         if !names.insert(tensor.name.as_str()) {
             return Err(in_tensor("it occurs twice".to_owned()));
         }
         check_tensor(plan, tensor).map_err(in_tensor)?;
-        total =
-            total.checked_add(tensor.byte_len()).ok_or("the output's size overflows 64 bits")?;
+        written = written.saturating_add(tensor.byte_len());
+        read = tensor.parts.iter().map(read_for).fold(read, u64::saturating_add);
+        if written > MAX_BYTES || read > MAX_BYTES {
+            return Err(format!("more than {MAX_BYTES} bytes to write or to read"));
+        }
     }
     let mut placed = vec![false; plan.tensors.len()];
     let mut files = HashSet::new();
@@ -62,6 +70,15 @@ fn check(plan: &Plan) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Bytes that are read for a part.
+fn read_for(part: &Part) -> u64 {
+    match part {
+        Part::Blend(blend) => cost::read(blend),
+        Part::Copy(slice) => slice.bytes.end - slice.bytes.start,
+        Part::Fill { .. } | Part::Random(_) => 0,
+    }
 }
 
 fn check_file(file: &str) -> Result<(), String> {

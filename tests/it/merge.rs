@@ -217,7 +217,7 @@ fn the_language_is_strict() {
         "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ndtype: bf16\nout_dtype: int64\n",
         "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer_source: union\ntokenizer: {sauce: base}\nchat_template: auto\n",
         "merge_method: task_arithmetic\nmodels: [{model: a}]\nparameters: {weight: 1}\n",
-        "merge_method: task_arithmetic\nbase_model: b\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1, density: 0.5}\n",
+        "merge_method: task_arithmetic\nbase_model: b\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1, densty: 0.5}\n",
         "merge_method: task_arithmetic\nbase_model: b\nmodels: [{model: b}]\nparameters: {weight: 1}\n",
         "merge_method: task_arithmetic\nbase_model: b\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nparameters: {weight: 1}\n",
         "merge_method: passthrough\nbase_model: b\nmodels: [{model: a}]\n",
@@ -233,6 +233,8 @@ fn the_language_is_strict() {
         "merge_method: ramplus_tl\nbase_model: b\nmodels: [{model: a}]\nparameters: {epsilon: -1, r: -1, alpha: -0.2}\n",
         "merge_method: nearswap\nbase_model: b\nmodels: [{model: a}, {model: c}]\nparameters: {t: [-1, 2]}\n",
         "merge_method: karcher\nmodels: [{model: a}]\nparameters: {max_iter: -1, tol: -1}\n",
+        "base_model: a\ngate_mode: random\nexperts: [{source_model: a}]\n",
+        "genome: {models: [a]}\ntasks: [{name: b}]\n",
         "- a\n",
         "a: b: c\n",
         "",
@@ -253,6 +255,42 @@ models:
     let config = Config::parse(&every_form, "c").unwrap();
     let paths: Vec<_> = config.models().iter().map(|model| model.path.as_path()).collect();
     assert_eq!(paths, [Path::new("a+b@c")]);
+}
+
+#[test]
+fn what_mergekit_takes_is_taken() {
+    for yaml in [
+        "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: '0.5', normalize: 'False', int8_mask: true}\ndtype: torch.bfloat16\n",
+        "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0.0, 2.0], residual_weight: 1}]}, {sources: [{model: a, layer_range: ['2', '4']}]}]\n",
+        "merge_method: model_stock\nbase_model: b\nmodels: [{model: a, parameters: {weight: 1}}, {model: c}]\nparameters: {normalize: true, rescale: true}\n",
+        "merge_method: sce\nbase_model: b\nmodels: [{model: a}]\nparameters: {normalize: true}\n",
+        "merge_method: task_arithmetic\nbase_model: b\nmodels: [{model: a}]\nparameters: {weight: 1, density: 0.5}\n",
+        "merge_method: ties\nbase_model: b\nmodels: [{model: a, parameters: {weight: 1, normalize: 1, lambda: 1, int8_mask: true}}]\n",
+        "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\n---\n",
+    ] {
+        assert_eq!(refusal(yaml), "accepted", "{yaml}");
+    }
+    for yaml in [
+        "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1, int8_mask: 2}\n",
+        "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 2.5]}]}]\n",
+        "merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 'nan'}\n",
+    ] {
+        assert_ne!(refusal(yaml), "accepted", "{yaml}");
+    }
+}
+
+#[test]
+fn what_has_no_effect_is_told() {
+    let dir = TempDir::new().unwrap();
+    let yaml = "merge_method: slerp\nbase_model: models/mrg32-a\nmodels:\n- {model: models/mrg32-a, parameters: {weight: 1, t: 1}}\n- {model: models/mrg32-b, parameters: {weight: 1}}\nparameters: {t: 0.5}\n";
+    let (_, outcome) = merged(&dir, "out", yaml, &["--dry-run"]);
+    let told = outcome.to_string();
+    for note in [
+        "`weight` has no effect with slerp, as in mergekit (models[0].parameters.weight and 1 more)",
+        "`t` has no effect under a model, as in mergekit: it is a parameter of the whole merge (models[0].parameters.t)",
+    ] {
+        assert!(told.contains(note), "{told}");
+    }
 }
 
 /// Writes a configuration and merges.
@@ -276,6 +314,8 @@ fn models_that_do_not_fit_are_refused() {
         "merge_method: linear\nmodels: [{model: models/gpt2}, {model: models/llama31-base}]\nparameters: {weight: 1}\n",
         "merge_method: linear\nmodels: [{model: models/mrg32-a}]\nparameters: {weight: [{filter: mlp, value: 1}]}\n",
         "merge_method: passthrough\nslices: [{sources: [{model: models/mrg32-a, layer_range: [2, 9]}]}]\n",
+        "merge_method: passthrough\nslices: [{sources: [{model: models/llama31-base, layer_range: [0, 2]}]}, {sources: [{model: models/llama31-instbig, layer_range: [2, 4]}]}]\n",
+        "merge_method: passthrough\nslices: [{sources: [{model: models/llama31-v4, layer_range: [0, 2]}]}, {sources: [{model: models/llama31-base, layer_range: [2, 4]}]}]\n",
         "merge_method: passthrough\nslices: [{sources: [{model: models/gemma2, layer_range: [0, 2]}]}, {sources: [{model: models/qwen2-untied, layer_range: [0, 1]}]}]\n",
         "merge_method: linear\nmodels: [{model: models/mrg32-a}, {model: models/mrg32-b}]\nparameters: {weight: 1}\ndtype: float64\nout_dtype: float32\n",
         "merge_method: della\nbase_model: models/mrg32-base\nmodels: [{model: models/mrg32-a}]\nparameters: {weight: 1, density: [0.5, 0.9]}\n",

@@ -490,3 +490,22 @@ fn gathered_rows_are_what_they_say() {
         assert!(refused.contains(why), "{bad:?}: {refused}");
     }
 }
+
+/// A matrix that was padded has the same rows at its beginning, and more than the result.
+#[test]
+fn padding_of_one_model_does_not_reach_the_result() {
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("out");
+    let yaml = "merge_method: linear\nmodels: [{model: f}, {model: p}]\nbase_model: f\nparameters: {weight: 0.5}\ntokenizer_source: union\n";
+    let outcome = merge_text(&dir, yaml, &out);
+    assert_eq!(outcome.code(), Some(0), "{outcome}");
+    let (f, p, made) = (fixture("f"), fixture("p"), rows(&out, EMBEDDING));
+    let (f, p) = (rows(&f, EMBEDDING), rows(&p, EMBEDDING));
+    assert!(p.len() > f.len(), "{} rows, {}", p.len(), f.len());
+    assert_eq!(made.len(), f.len());
+    assert_eq!(config(&out)["vocab_size"], json!(f.len()));
+    for (row, (a, b)) in made.iter().zip(f.iter().zip(&p)) {
+        let mean: Vec<f32> = a.iter().zip(b).map(|(a, b)| 0.5 * a + 0.5 * b).collect();
+        assert_eq!(*row, mean);
+    }
+}

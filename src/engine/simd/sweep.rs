@@ -357,8 +357,9 @@ fn count_high(magnitudes: &[u32], counts: &mut [u64], others: &mut [u32]) {
     let Some(others) = others.first_chunk_mut::<BINS>() else { return };
     let (pairs, rest) = magnitudes.as_chunks::<2>();
     for [first, second] in pairs {
-        counts[(first >> LOW_BITS) as usize % BINS] += 1;
-        // A tile has fewer than 2^32 elements.
+        // There are fewer than 2^64 elements, and fewer than 2^32 in a tile.
+        let count = &mut counts[(first >> LOW_BITS) as usize % BINS];
+        *count = count.wrapping_add(1);
         let other = &mut others[(second >> LOW_BITS) as usize % BINS];
         *other = other.wrapping_add(1);
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::order::{Quest, Seen, Slot, Tie, lost};
-use super::ready::{self, Ready, Recipe, masks, weighed};
+use super::ready::{self, Ready, Recipe, masks};
 use super::span::{ColumnSums, Spanned, failed};
 use super::weights::{energies, overlaps, weights};
 use crate::engine::auto::Pick;
@@ -459,20 +459,15 @@ fn rescale(whole: &Gram, kept: &Gram, term: usize) -> f64 {
     if whole < 1e-7 || kept < 1e-7 { 1.0 } else { whole / kept }
 }
 
-/// The blend with weights of its own, if it is a weighted sum. A base becomes the first term: `b + l*c*(x - b)` is
-/// `(1 - l*c)*b + l*c*x`, which is rounded less often.
-pub(super) fn with_weights(blend: &Blend, weights: &[f64]) -> Blend {
-    let weigh = |factor: f64| {
-        blend.terms.iter().zip(weights).map(move |(term, weight)| weighed(term, factor * weight))
-    };
-    let Some(base) = &blend.base else {
-        let terms = weigh(1.0).collect();
-        return Blend { terms, solve: None, span: Span::Part, ..blend.clone() };
-    };
+/// Lambda and the weights of all operands, if a blend of such weights is a weighted sum. A base becomes the first term:
+/// `b + l*c*(x - b)` is `(1 - l*c)*b + l*c*x`, which is rounded less often.
+pub(super) fn with_weights(blend: &Blend, weights: &[f64]) -> (f64, Vec<f64>) {
+    if blend.base.is_none() {
+        return (blend.lambda, weights.to_vec());
+    }
     let taken = blend.lambda * weights.iter().sum::<f64>();
-    let first = Term { operand: base.clone(), ..Term::new(base.slice.clone(), 1.0 - taken) };
-    let terms = std::iter::once(first).chain(weigh(blend.lambda)).collect();
-    Blend::sum(None, terms, 1.0)
+    let others = weights.iter().map(|weight| blend.lambda * weight);
+    (1.0, std::iter::once(1.0 - taken).chain(others).collect())
 }
 
 impl Slot {

@@ -162,7 +162,7 @@ pub(super) fn without_looks(blend: &Blend) -> Ready {
 pub(super) fn with(blend: &Blend, known: &Known, factors: &Factors) -> Ready {
     let Factors { weights, alone, rescale } = factors;
     if blend.counts_everywhere() && (blend.solve.is_some() || !blend.deltas) {
-        return Ready { blend: with_weights(blend, weights), terms: None, spanned: None };
+        return Ready { blend: sum(blend, weights), terms: None, spanned: None };
     }
     let recipes = known.recipes(blend);
     let shares = weights.iter().zip(alone);
@@ -181,12 +181,21 @@ pub(super) fn with(blend: &Blend, known: &Known, factors: &Factors) -> Ready {
     Ready { blend, terms: Some(counting.collect()), spanned: None }
 }
 
+/// The weighted sum of all operands.
+fn sum(blend: &Blend, weights: &[f64]) -> Blend {
+    let (lambda, weights) = with_weights(blend, weights);
+    let first = blend.base.iter().map(|base| Term::new(base.clone(), 1.0));
+    let terms = first.chain(blend.terms.iter().cloned()).zip(weights);
+    let terms = terms.map(|(term, weight)| Term { weight, ..term }).collect();
+    Blend::sum(None, terms, lambda)
+}
+
 /// What is computed, if rows or columns have weights of their own.
 pub(super) fn spanned(blend: &Blend, spanned: Spanned) -> Ready {
     Ready { blend: blend.clone(), terms: None, spanned: Some(spanned) }
 }
 
 /// A term that weighs so much.
-pub(super) fn weighed(term: &Term, weight: f64) -> Term {
+fn weighed(term: &Term, weight: f64) -> Term {
     Term { weight, ..term.clone() }
 }

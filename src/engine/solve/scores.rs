@@ -1,5 +1,6 @@
 //! Scores of elements, as numbers whose order is theirs: magnitudes, variances, importance. And masks that follow from them.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use super::look::{Known, values_of};
@@ -193,7 +194,7 @@ impl Filler<'_> {
         Ok(bits)
     }
 
-    /// Bits of the elements whose importance is at least this.
+    /// Bits of the elements whose importance is at least this. A NaN is kept, and nothing is less than a NaN.
     pub(super) fn important_bits(
         &self,
         blend: &Blend,
@@ -206,7 +207,8 @@ impl Filler<'_> {
         let rows = Some((columns, divergences));
         self.keys_of(Score::Importance(term), rows, blend, run, buffers, &mut |first, keys| {
             for (number, key) in (first..).zip(keys) {
-                put(&mut bits, number - run.start, f64::from(importance_of(*key)) >= least);
+                let order = f64::from(importance_of(*key)).partial_cmp(&least);
+                put(&mut bits, number - run.start, order != Some(Ordering::Less));
             }
         })?;
         Ok(bits)

@@ -34,10 +34,10 @@ impl Spanned {
         let mut weights = vec![Vec::with_capacity(found.len()); blend.operands().count()];
         let mut lambda = blend.lambda;
         for found in found {
-            let weighed = with_weights(blend, found);
-            lambda = weighed.lambda;
-            for (weights, term) in weights.iter_mut().zip(&weighed.terms) {
-                weights.push(term.weight);
+            let (factor, found) = with_weights(blend, found);
+            lambda = factor;
+            for (weights, weight) in weights.iter_mut().zip(found) {
+                weights.push(weight);
             }
         }
         Self::Columns { columns: found.len() as u64, lambda, weights }
@@ -169,12 +169,9 @@ impl Filler<'_> {
                 Spanned::Rows { solve, .. } => {
                     let weights =
                         self.row_weights(output, blend, *solve, &cut(row..row + columns))?;
-                    let weighed = with_weights(blend, &weights);
-                    let terms = cut(wanted);
-                    let terms = terms.into_iter().zip(&weighed.terms);
-                    let terms: Vec<_> =
-                        terms.map(|(operand, term)| (operand, term.weight)).collect();
-                    let (lambda, dtype) = (weighed.lambda, &output.dtype);
+                    let (lambda, weights) = with_weights(blend, &weights);
+                    let terms: Vec<_> = cut(wanted).into_iter().zip(weights).collect();
+                    let dtype = &output.dtype;
                     let tile = BlendTile { base: None, terms: &terms, lambda, dtype, rules: None };
                     self.host.blend(&tile, out)?
                 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::extension::{Extension, Origin};
 use super::methods::{Base, Kind, METHODS, Method};
 use super::parameters::{Level, Parameters};
-use super::read::{Problems, below, given, suggestion};
+use super::read::{Problems, below, given, number, suggestion};
 use super::reference::{Reference, model};
 use super::vocabulary::{self, Chat, Wish};
 use crate::error::{Error, Result};
@@ -34,6 +34,8 @@ pub struct Config {
     pub(super) chat: Option<Chat>,
     /// What mergekit has not.
     pub(super) extension: Extension,
+    /// What it says without effect.
+    pub(super) notes: Vec<String>,
     pub(super) text: String,
 }
 
@@ -92,11 +94,9 @@ impl Config {
         }
     }
 
-    pub(super) fn parse_one(text: &str, name: &str) -> Result<Self> {
-        let document: Value =
-            serde_saphyr::from_str(text).map_err(|e| refuse(name, vec![syntax(&e)]))?;
+    pub(super) fn parse_one(document: &Value, text: &str, name: &str) -> Result<Self> {
         let mut problems = Problems::default();
-        match read(&mut problems, &document, text) {
+        match read(&mut problems, document, text) {
             Some(config) if problems.0.is_empty() => Ok(config),
             _ => Err(refuse(name, problems.0)),
         }
@@ -166,6 +166,10 @@ pub(super) fn syntax(error: &serde_saphyr::Error) -> String {
 }
 
 pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Option<Config> {
+    if let Some(what) = document.as_object().and_then(other_language) {
+        problems.add("", what);
+        return None;
+    }
     let map = problems.map("", document, KEYS)?;
     let method = method(problems, map);
     let name = given(map, "name").and_then(|value| problems.text("name", value).map(str::to_owned));
@@ -183,7 +187,7 @@ pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Opt
     };
     let text = text.to_owned();
     let method = method?;
-    let config = Config {
+    let mut config = Config {
         name,
         method,
         slices,
@@ -194,6 +198,7 @@ pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Opt
         tokenizer,
         chat,
         extension,
+        notes: Vec::new(),
         text,
     };
     check_rules(problems, &config);
@@ -201,7 +206,17 @@ pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Opt
     for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
         check_inputs(problems, &config, slice);
     }
+    config.notes = problems.take_notes();
     Some(config)
+}
+
+/// What a document is that is made for another program of mergekit.
+fn other_language(map: &Map<String, Value>) -> Option<&'static str> {
+    let has = |keys: [&str; 2]| keys.into_iter().any(|key| map.contains_key(key));
+    if has(["experts", "gate_mode"]) {
+        return Some("this is a mixture of experts: `elo-surgery moe CONFIG`");
+    }
+    has(["genome", "tasks"]).then_some("mergekit-evolve genomes are not carried out")
 }
 
 fn method(problems: &mut Problems, map: &Map<String, Value>) -> Option<&'static Method> {
@@ -221,6 +236,7 @@ fn method(problems: &mut Problems, map: &Map<String, Value>) -> Option<&'static 
 
 pub(super) fn dtype(problems: &mut Problems, map: &Map<String, Value>, key: &str) -> Option<Dtype> {
     let name = problems.text(key, given(map, key)?)?;
+    let name = name.strip_prefix("torch.").unwrap_or(name);
     match name {
         "bfloat16" => Some(Dtype::BF16),
         "float16" => Some(Dtype::F16),
@@ -260,7 +276,7 @@ fn sources(
             return None;
         }
     };
-    problems.0.extend(inner.0.into_iter().map(|what| below(at, &what)));
+    problems.join(at, inner);
     Some(slices)
 }
 
@@ -373,7 +389,8 @@ fn source(
     let parameters = Parameters::read(problems, &own, map.get("parameters"), method, Level::Model);
     let by_layers = known.contains(&"layer_range");
     if by_layers && given(map, "residual_weight").is_some() {
-        problems.add(&below(at, "residual_weight"), "has no effect in mergekit: remove it");
+        let what = "`residual_weight` has no effect, as in mergekit";
+        problems.note(&below(at, "residual_weight"), what);
     }
     let layers = match given(map, "layer_range") {
         Some(range) if by_layers => Some(layer_range(problems, &below(at, "layer_range"), range)?),
@@ -392,7 +409,7 @@ fn source(
 }
 
 pub(super) fn layer_range(problems: &mut Problems, at: &str, value: &Value) -> Option<(u64, u64)> {
-    let ends = value.as_array().map(|ends| ends.iter().map(Value::as_u64).collect::<Vec<_>>());
+    let ends = value.as_array().map(|ends| ends.iter().map(layer).collect::<Vec<_>>());
     match ends.as_deref() {
         Some([Some(from), Some(to)]) if from < to => Some((*from, *to)),
         Some([Some(from), Some(to)]) => {
@@ -404,6 +421,11 @@ pub(super) fn layer_range(problems: &mut Problems, at: &str, value: &Value) -> O
             None
         }
     }
+}
+
+/// A whole number, also one that is written as `2.0` or as text.
+fn layer(value: &Value) -> Option<u64> {
+    number(value)?.to_string().parse().ok()
 }
 
 /// Rules about tensors name models that are there.
@@ -506,10 +528,8 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
         ];
         for (parameters, at) in places.chain(shared) {
             if parameters.has("density") && !parameters.is_always("density", 1.0) {
-                problems.add(
-                    &below(&at, "density"),
-                    "task_arithmetic keeps every element (mergekit ignores it): use 1, or leave it out",
-                );
+                let what = "`density` has no effect with task_arithmetic, as in mergekit: every element is kept";
+                problems.note(&below(&at, "density"), what);
             }
         }
     }

@@ -14,10 +14,12 @@ impl Config {
     /// # Errors
     /// As for [`Config::parse`]. Documents before the last that have no name, or one that is not used or not that of a file.
     pub fn parse_all(text: &str, name: &str) -> Result<Vec<Self>> {
-        let documents: Vec<Value> =
+        let mut documents: Vec<Value> =
             serde_saphyr::from_multiple(text).map_err(|e| refuse(name, vec![syntax(&e)]))?;
+        // Documents without content, as after a last `---`, are not among them.
         if documents.len() < 2 {
-            return Ok(vec![Self::parse_one(text, name)?]);
+            let document = documents.pop().unwrap_or_default();
+            return Ok(vec![Self::parse_one(&document, text, name)?]);
         }
         let mut told = Vec::new();
         let mut configs = Vec::new();

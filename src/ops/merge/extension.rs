@@ -182,7 +182,7 @@ impl Rule {
             _ => model(problems, &below(&at, "copy"), value).map(Origin::Model),
         });
         let (own, value) = (below(&at, "parameters"), map.get("parameters"));
-        let parameters = Parameters::read(problems, &own, value, method, Level::Shared);
+        let parameters = Parameters::read(problems, &own, value, method, Level::Rule);
         if let (Some(_), Some(method)) = (&only, method) {
             let shared = method.shared.iter().map(|p| p.name);
             for name in shared.filter(|name| parameters.has(name)) {

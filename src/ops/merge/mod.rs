@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Arithmetic is that of [`Blend`](crate::plan::Blend): exact inputs, f32 sums, one rounding. Whatever mergekit would
-//! do and this program does not is refused with its place in the document; nothing is approximated or ignored.
+//! do and this program does not is refused with its place in the document; nothing is approximated. What mergekit itself
+//! ignores has no effect, and a note of the plan tells it.
 
 mod card;
 mod chain;
@@ -69,9 +70,11 @@ fn refuse(problems: Problems) -> Error {
     let shapes = lines.iter().any(|line| line.contains(tensors::DIFFERS));
     let missing = lines.iter().any(|line| line.contains(exceptions::MISSING));
     let hint = if shapes {
-        "where only vocabularies differ, `--truncate-embeddings` keeps the rows that all models have"
+        "where only vocabularies differ, `tokenizer: {source: union}` aligns them, and `--truncate-embeddings` keeps the rows that all models have"
     } else if missing {
         "`elo_surgery: {missing_tensors: base}` (or `present`) says what becomes of tensors that some models lack"
+    } else if lines.iter().any(|line| line.contains(tensors::LOST)) {
+        "`elo_surgery: {extra_tensors: drop}` leaves out tensors that the result has no place for"
     } else {
         "docs/merge.md has the rules, and what is supported"
     };
@@ -111,6 +114,9 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     }
     models.iter().try_for_each(check_layer_count)?;
     let mut draft = started(config, request)?;
+    for note in &config.notes {
+        draft.note(note);
+    }
     let values = if config.copies() {
         models.iter().map(Cow::Borrowed).collect()
     } else {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::methods::{Method, Parameter};
-use super::read::{Problems, below, given, kind};
+use super::methods::{Method, Parameter, is_parameter};
+use super::read::{Problems, below, given, kind, number};
 
 /// The parameters of one level: of a model, a slice or the whole merge.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,6 +52,25 @@ pub(super) enum Level {
     Model,
     /// Of a slice, or of everything.
     Shared,
+    /// Of a rule about tensors, which mergekit has not: nothing there is without effect.
+    Rule,
+}
+
+impl Level {
+    /// Why mergekit pays no attention to a parameter here, if that is so.
+    fn ignores(self, name: &str, method: &Method) -> Option<String> {
+        let known = method.parameter(name).is_some();
+        match self {
+            Self::Rule => None,
+            _ if !known && is_parameter(name) => {
+                Some(format!("`{name}` has no effect with {}, as in mergekit", method.name))
+            }
+            Self::Model if known && !method.of_models(name) => Some(format!(
+                "`{name}` has no effect under a model, as in mergekit: it is a parameter of the whole merge"
+            )),
+            _ => None,
+        }
+    }
 }
 
 impl Parameters {
@@ -77,16 +96,13 @@ impl Parameters {
                 let _ = Setting::read(problems, &at, value, None);
                 continue;
             };
+            if let Some(why) = level.ignores(key, method) {
+                problems.note(&at, why);
+                continue;
+            }
             let parameter = method.parameter(key);
             if parameter.is_none() {
                 problems.unknown(&at, &method.names(), &format!("parameter of {}", method.name));
-                continue;
-            }
-            if level == Level::Model && !method.of_models(key) {
-                let reason = format!(
-                    "`{key}` is a parameter of the whole merge, not of a model: move it to `parameters`"
-                );
-                problems.add(&at, reason);
                 continue;
             }
             // One that is there but wrong is not missing as well.
@@ -205,14 +221,10 @@ fn scalar(
     parameter: Option<&Parameter>,
 ) -> Option<Scalar> {
     let flag_wanted = parameter.is_some_and(|p| p.flag);
-    let scalar = match value {
-        Value::Bool(flag) => Scalar::Flag(*flag),
-        Value::Number(number) => Scalar::Number(number.as_f64().filter(|x| x.is_finite())?),
-        other => {
-            let expected = if flag_wanted { "true or false" } else { "a number" };
-            problems.add(at, format!("is {}, expected {expected}", kind(other)));
-            return None;
-        }
+    let Some(scalar) = plain(value) else {
+        let expected = if flag_wanted { "true or false" } else { "a number" };
+        problems.add(at, format!("is {}, expected {expected}", kind(value)));
+        return None;
     };
     match scalar {
         Scalar::Flag(_) if parameter.is_some() && !flag_wanted => {
@@ -231,6 +243,19 @@ fn scalar(
             Some(scalar)
         }
         Scalar::Flag(_) => Some(scalar),
+    }
+}
+
+/// A number or a flag, also one that is written as text.
+fn plain(value: &Value) -> Option<Scalar> {
+    match value {
+        Value::Bool(flag) => Some(Scalar::Flag(*flag)),
+        Value::String(text) => match text.trim() {
+            "true" | "True" | "TRUE" => Some(Scalar::Flag(true)),
+            "false" | "False" | "FALSE" => Some(Scalar::Flag(false)),
+            _ => number(value).map(Scalar::Number),
+        },
+        _ => number(value).map(Scalar::Number),
     }
 }
 
@@ -258,7 +283,7 @@ fn interpolate(values: &[Scalar], t: f64) -> Option<Scalar> {
 mod tests {
     use super::*;
 
-    fn number(values: &[f64], t: f64) -> f64 {
+    fn gradient(values: &[f64], t: f64) -> f64 {
         let values: Vec<Scalar> = values.iter().map(|v| Scalar::Number(*v)).collect();
         interpolate(&values, t).unwrap().number()
     }
@@ -293,13 +318,22 @@ mod tests {
     #[test]
     #[expect(clippy::float_cmp, reason = "exact values")]
     fn gradients_are_linear_between_their_entries() {
-        assert_eq!(number(&[0.0, 0.2, 1.0], 0.0), 0.0);
-        assert_eq!(number(&[0.0, 0.2, 1.0], 0.25), 0.1);
-        assert_eq!(number(&[0.0, 0.2, 1.0], 0.5), 0.2);
-        assert_eq!(number(&[0.0, 0.2, 1.0], 1.0), 1.0);
-        assert_eq!(number(&[3.0], 0.7), 3.0);
+        assert_eq!(gradient(&[0.0, 0.2, 1.0], 0.0), 0.0);
+        assert_eq!(gradient(&[0.0, 0.2, 1.0], 0.25), 0.1);
+        assert_eq!(gradient(&[0.0, 0.2, 1.0], 0.5), 0.2);
+        assert_eq!(gradient(&[0.0, 0.2, 1.0], 1.0), 1.0);
+        assert_eq!(gradient(&[3.0], 0.7), 3.0);
         let flags = [Scalar::Flag(true), Scalar::Flag(false)];
         assert_eq!(interpolate(&flags, 0.9), Some(Scalar::Flag(true)));
         assert_eq!(interpolate(&flags, 1.0), Some(Scalar::Flag(false)));
+    }
+
+    #[test]
+    fn text_that_is_a_number_is_one() {
+        let read = |text: &str| plain(&Value::from(text));
+        assert_eq!(read("0.5"), Some(Scalar::Number(0.5)));
+        assert_eq!(read(" 1e-2 "), Some(Scalar::Number(0.01)));
+        assert_eq!(read("True"), Some(Scalar::Flag(true)));
+        assert_eq!([read("nan"), read("heavy"), read("1 2"), read("")], [None; 4]);
     }
 }

@@ -7,13 +7,43 @@ use serde_json::{Map, Value};
 use crate::error::{nearest, printable};
 
 /// What is wrong with a document, one line a problem: `models[1].parameters.weight: is text, expected a number`.
+///
+/// Beside them is what is right and has no effect: each with its place.
 #[derive(Debug, Default)]
-pub(super) struct Problems(pub(super) Vec<String>);
+pub(super) struct Problems(pub(super) Vec<String>, Vec<(String, String)>);
 
 impl Problems {
     pub(super) fn add(&mut self, at: &str, what: impl Display) {
         let place = if at.is_empty() { String::new() } else { format!("{}: ", printable(at)) };
         self.0.push(format!("{place}{what}"));
+    }
+
+    /// Something that is taken and has no effect.
+    pub(super) fn note(&mut self, at: &str, what: impl Display) {
+        self.1.push((what.to_string(), printable(at)));
+    }
+
+    /// What `inner` has found below `at`.
+    pub(super) fn join(&mut self, at: &str, inner: Self) {
+        self.0.extend(inner.0.into_iter().map(|what| below(at, &what)));
+        self.1.extend(inner.1.into_iter().map(|(what, place)| (what, below(at, &place))));
+    }
+
+    /// The notes, those of one kind in one line.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
+        for (what, place) in std::mem::take(&mut self.1) {
+            match kinds.iter_mut().find(|known| known.0 == what) {
+                Some((_, places)) if places.contains(&place) => {}
+                Some((_, places)) => places.push(place),
+                None => kinds.push((what, vec![place])),
+            }
+        }
+        let line = |(what, places): (String, Vec<String>)| match places.as_slice() {
+            [first, _, ..] => format!("{what} ({first} and {} more)", places.len() - 1),
+            _ => format!("{what} ({})", places.concat()),
+        };
+        kinds.into_iter().map(line).collect()
     }
 
     /// Something mergekit knows and this program does not do.
@@ -85,6 +115,12 @@ pub(super) fn below(at: &str, key: &str) -> String {
 /// A value that is there and not null.
 pub(super) fn given<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     map.get(key).filter(|value| !value.is_null())
+}
+
+/// A finite number, also one that is written as text.
+pub(super) fn number(value: &Value) -> Option<f64> {
+    let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
+    number.filter(|number| number.is_finite())
 }
 
 /// What a value is, in words.

@@ -67,6 +67,9 @@ pub(super) fn bind<'a>(
                 problems.unsupported(&source.at, what);
                 continue;
             }
+            for what in other_dimensions(model, donor) {
+                problems.add(&source.at, what);
+            }
             match source.layers {
                 Some((_, to)) if to > layers => {
                     let name = model.name();
@@ -94,6 +97,31 @@ pub(super) fn bind<'a>(
         slices.push(Slice { of, inputs, base, length });
     }
     slices
+}
+
+/// What of the donor's config is not true of a model's layers. Equal shapes alone do not tell: 8 heads of 64 are as large as 4 of 128.
+fn other_dimensions(model: &Checkpoint, donor: &Checkpoint) -> Vec<String> {
+    const KEYS: [&str; 8] = [
+        "hidden_size",
+        "n_embd",
+        "intermediate_size",
+        "num_attention_heads",
+        "n_head",
+        "num_key_value_heads",
+        "head_dim",
+        "num_local_experts",
+    ];
+    let number = |checkpoint: &Checkpoint, key: &str| {
+        let config = checkpoint.config()?;
+        let text = config.get("text_config").and_then(|text| text.as_object()).unwrap_or(config);
+        text.get(key).filter(|value| value.is_number()).cloned()
+    };
+    let differs = |key: &&str| {
+        let (own, donors) = (number(model, key)?, number(donor, key)?);
+        let (name, other) = (model.name(), donor.name());
+        (own != donors).then(|| format!("`{name}` has `{key}` {own}, `{other}` {donors}"))
+    };
+    KEYS.iter().filter_map(differs).collect()
 }
 
 /// For every output layer the layer of `donor` that its config describes in the same words, so that cutting its

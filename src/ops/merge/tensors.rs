@@ -27,6 +27,9 @@ use crate::plan::{self, Numerics, Part};
 /// What is said of a tensor whose shapes differ.
 pub(super) const DIFFERS: &str = "differs in shape";
 
+/// What is said of a tensor that the result has no place for.
+pub(super) const LOST: &str = "would be lost";
+
 /// Works through the output's tensors and collects every problem.
 pub(super) struct Tensors<'a> {
     pub(super) config: &'a Config,
@@ -145,8 +148,34 @@ impl<'a> Tensors<'a> {
         }
     }
 
+    /// Embedding and head come from several slices or rules: they have one vocabulary, or the result cannot be loaded.
+    fn check_rows(&mut self) {
+        let donor = self.donor;
+        let rows_of = |role: Role| {
+            let name = donor.names_with_role(role).first().copied()?;
+            Some((name, donor.tensor(name)?.1.shape.rows()))
+        };
+        let (Some((embedding, own)), head) = (rows_of(Role::Embedding), rows_of(Role::Head)) else {
+            return;
+        };
+        let tensors = &self.draft.plan().tensors;
+        let made = |name: &str| tensors.iter().find(|t| t.name == name).map(|t| t.shape.rows());
+        let Some(rows) = made(embedding) else { return };
+        if let Some((head, _)) = head.filter(|(_, rows)| *rows == own)
+            && let Some(other) = made(head).filter(|other| *other != rows)
+        {
+            let what =
+                format!("tensor `{embedding}` {DIFFERS} from `{head}`: {rows} rows and {other}");
+            self.problems.add("", what);
+        }
+        if self.alignment.is_none() && rows != own {
+            self.rows = self.rows.or(Some(rows));
+        }
+    }
+
     /// Everything that is wrong.
     pub(super) fn take_problems(&mut self) -> Problems {
+        self.check_rows();
         let mut problems = std::mem::take(&mut self.problems);
         for (at, cause, tensor, more) in self.causes.drain(..) {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -282,7 +311,7 @@ impl<'a> Tensors<'a> {
         let (model, donor) = (input.model, self.donor.name());
         let head = model.anatomy().role(name) == Role::Head && self.donor.is_tied();
         let why = if head { "ties its head to the embedding" } else { "has none like it" };
-        let what = format!("tensor `{name}` of `{}` would be lost: `{donor}` {why}", model.name());
+        let what = format!("tensor `{name}` of `{}` {LOST}: `{donor}` {why}", model.name());
         self.problems.add(&input.of.at, what);
     }
 

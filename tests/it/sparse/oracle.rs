@@ -46,7 +46,8 @@ fn important(base: &[f32], x: &[f32], v: &[f32], columns: usize) -> Vec<bool> {
     sorted.sort_by(f32::total_cmp);
     let at = |quarters: usize| f64::from(sorted[quarters * (sorted.len() - 1) / 4]);
     let least = at(2) + 1.5 * (at(3) - at(1));
-    importance.iter().map(|x| f64::from(*x) >= least).collect()
+    let less = |x: f32| f64::from(x).partial_cmp(&least) == Some(std::cmp::Ordering::Less);
+    importance.iter().map(|x| !less(*x)).collect()
 }
 
 fn varied(values: &[Vec<f32>], share: f64) -> Vec<bool> {

@@ -15,6 +15,7 @@ mod whole;
 use std::collections::BTreeMap;
 
 pub(super) use self::formula::{Formula, Site, Variant};
+use self::table::INT8_MASK;
 pub(super) use self::table::{METHODS, Parameter};
 use super::parameters::Scalar;
 
@@ -85,6 +86,11 @@ pub(super) struct Method {
     pub(super) own: &'static [Parameter],
 }
 
+/// Whether some method has a parameter of this name.
+pub(super) fn is_parameter(name: &str) -> bool {
+    METHODS.iter().any(|method| method.parameter(name).is_some())
+}
+
 /// The parameters of one tensor, each with its value or default.
 #[derive(Debug, Default)]
 pub(super) struct Values {
@@ -135,7 +141,8 @@ impl Values {
 
 impl Method {
     pub(super) fn parameter(&self, name: &str) -> Option<&Parameter> {
-        self.shared.iter().chain(self.own).find(|parameter| parameter.name == name)
+        let everywhere = std::iter::once(&INT8_MASK);
+        self.shared.iter().chain(self.own).chain(everywhere).find(|p| p.name == name)
     }
 
     pub(super) fn names(&self) -> Vec<&'static str> {

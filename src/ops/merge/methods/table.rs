@@ -41,6 +41,9 @@ impl Parameter {
     }
 }
 
+/// Taken by every method, without effect.
+pub(super) const INT8_MASK: Parameter = flag("int8_mask", false);
+
 const ANYTHING: (f64, f64) = (f64::NEG_INFINITY, f64::INFINITY);
 
 const fn number(name: &'static str, default: f64) -> Parameter {
@@ -75,12 +78,7 @@ const DELLA: &[Parameter] = &[WEIGHT, DENSITY, SPREAD];
 
 /// Parameters of every method that adds task vectors.
 const fn vectors(normalize: bool, rescale: bool) -> [Parameter; 4] {
-    [
-        flag("normalize", normalize),
-        flag("rescale", rescale),
-        number("lambda", 1.0),
-        flag("int8_mask", false),
-    ]
+    [flag("normalize", normalize), flag("rescale", rescale), number("lambda", 1.0), INT8_MASK]
 }
 
 const PLAIN: &[Parameter] = &vectors(false, false);
@@ -149,7 +147,7 @@ pub(in super::super) const METHODS: &[Method] = &[
         "sce",
         Base::Required,
         (1, ANY),
-        &[number("select_topk", 1.0).within(0.0, 1.0), flag("int8_mask", false)],
+        &[number("select_topk", 1.0).within(0.0, 1.0), INT8_MASK],
         &[],
     ),
     row(Kind::Ram, "ram", Base::Required, (1, ANY), &[ACTIVE], &[]),

@@ -66,7 +66,8 @@ impl Alignment<'_> {
         let number = u32::try_from(own).unwrap_or(u32::MAX);
         let whole = stretch(number)?;
         let mut map = self.maps[own].clone();
-        if map.is_identity(number, self.rows) {
+        // A padded matrix begins with the same rows, and has more.
+        if self.members[own].rows == self.rows && map.is_identity(number, self.rows) {
             return Ok(draft.slice(role(config, &input.of.model), &whole).into());
         }
         let columns = whole.shape.with_rows(1).elements().unwrap_or(1);
