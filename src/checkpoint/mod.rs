@@ -32,6 +32,8 @@ pub use config::{
 pub use experts::{Stretch, locate};
 pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
 pub use open::OpenOptions;
+#[cfg(feature = "hub")]
+pub(crate) use open::check_link;
 pub use recipe::{CodesAt, Place, Product, Recipe};
 pub use selector::{LayerSelector, SelectorProblem};
 pub use vocabulary::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Vocabulary, json_beside};

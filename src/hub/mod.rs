@@ -7,6 +7,7 @@
 mod http;
 mod id;
 mod listing;
+pub mod push;
 mod settings;
 mod token;
 
