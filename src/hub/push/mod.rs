@@ -10,6 +10,7 @@
 //! what of it would be sent.
 
 mod account;
+mod card;
 mod commit;
 mod folder;
 mod hash;
@@ -17,6 +18,7 @@ mod lfs;
 mod modes;
 mod plan;
 mod publication;
+mod readme;
 mod storage;
 mod survey;
 mod xet;
@@ -26,10 +28,12 @@ use std::fmt;
 use super::id::ModelId;
 use crate::error::{Error, Result};
 
+pub use card::{Facts, Origin, card, origins};
 pub use folder::{Folder, FolderOptions, LocalFile};
 pub use hash::Hashes;
 pub use plan::{Change, Item, Plan, plan};
 pub use publication::Publication;
+pub use readme::{CardWish, Readme, find_licenses, readme};
 pub use survey::{Survey, Visibility, survey};
 
 /// Where something is published.
