@@ -38,6 +38,7 @@ mod quantised;
 mod randoms;
 mod solved;
 mod sparse;
+mod streaming;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;
