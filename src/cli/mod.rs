@@ -6,6 +6,8 @@
 mod apply;
 mod arguments;
 mod backend;
+#[cfg(feature = "hub")]
+mod card_facts;
 mod cast;
 mod chat_vector;
 mod clean;
@@ -30,6 +32,8 @@ mod plan;
 mod process;
 mod progress;
 mod project;
+#[cfg(feature = "hub")]
+mod push;
 mod questions;
 mod reshard;
 mod run;
@@ -114,6 +118,8 @@ enum Command {
     Diff(diff::Diff),
     Plan(plan::Plan),
     Apply(apply::Apply),
+    #[cfg(feature = "hub")]
+    Push(Box<push::Push>),
     Init(init::Init),
     Run(run::Run),
     /// Train the detached layers of the project: stage `pretrain`
@@ -177,6 +183,8 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Diff(verb) => diff::run(verb, session),
         Command::Plan(verb) => plan::run(verb, session),
         Command::Apply(verb) => verb.run(session),
+        #[cfg(feature = "hub")]
+        Command::Push(verb) => push::run(verb, session),
         Command::Init(verb) => init::run(verb, session),
         Command::Run(verb) => run::run(verb, session),
         Command::Pretrain(verb) => run::one("pretrain", verb, session),
