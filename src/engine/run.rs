@@ -280,7 +280,10 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         let source = self.source(template)?;
-        if !source.is_whole() || source.identity().size != layout.size || !has_header(&source, &layout.header)? {
+        if !source.is_whole()
+            || source.identity().size != layout.size
+            || !has_header(&source, &layout.header)?
+        {
             return Ok(None);
         }
         let Some(changes) = job.extents.few_changes(template) else {

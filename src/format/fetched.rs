@@ -263,7 +263,10 @@ mod tests {
         let source = super::super::SourceFile::open(&file).unwrap();
         let mut bytes = [0; 10];
         let refused = source.read_exact_at(&mut bytes, 20).unwrap_err();
-        assert!(matches!(&refused, Error::NotFetched { hole, .. } if *hole == (20..30)), "{refused}");
+        assert!(
+            matches!(&refused, Error::NotFetched { hole, .. } if *hole == (20..30)),
+            "{refused}"
+        );
         serve(file.clone(), Arc::new(Ones));
         source.read_exact_at(&mut bytes, 20).unwrap();
         assert_eq!(bytes, [1; 10]);

@@ -197,7 +197,9 @@ impl Http {
                 let seconds = wait.as_secs();
                 let mut told = broken(call.what, &problem);
                 if let Error::Hub { hint, .. } = &mut told {
-                    *hint = format!("the Hub asks to wait {seconds} seconds; run the same command again then");
+                    *hint = format!(
+                        "the Hub asks to wait {seconds} seconds; run the same command again then"
+                    );
                 }
                 return Err(told);
             }
@@ -226,11 +228,19 @@ impl Http {
                 let Some(to) = to else {
                     return Err(corrupt(call.what, "a redirect leads nowhere".into()));
                 };
-                if !matches!(to.scheme(), "http" | "https") || (url.scheme() == "https" && to.scheme() == "http") {
-                    return Err(corrupt(call.what, format!("a redirect leads to `{}:`", to.scheme())));
+                if !matches!(to.scheme(), "http" | "https")
+                    || (url.scheme() == "https" && to.scheme() == "http")
+                {
+                    return Err(corrupt(
+                        call.what,
+                        format!("a redirect leads to `{}:`", to.scheme()),
+                    ));
                 }
                 if hops.len() > MOST_REDIRECTS {
-                    return Err(corrupt(call.what, format!("more than {MOST_REDIRECTS} redirects")));
+                    return Err(corrupt(
+                        call.what,
+                        format!("more than {MOST_REDIRECTS} redirects"),
+                    ));
                 }
                 url = to;
                 continue;
@@ -247,7 +257,10 @@ impl Http {
             }
             let coding = response.headers().get(header::CONTENT_ENCODING);
             if coding.is_some_and(|coding| coding.as_bytes() != b"identity") {
-                return Err(corrupt(call.what, "the answer is compressed, which was not asked for".into()));
+                return Err(corrupt(
+                    call.what,
+                    "the answer is compressed, which was not asked for".into(),
+                ));
             }
             return Ok(Tried::Answered(Answer { status, hops, response }));
         }
@@ -295,19 +308,31 @@ impl Http {
             .timeout(self.settings.silence)
             .user_agent(concat!("elo-surgery/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|error| broken(&self.settings.endpoint, &format!("no client can be made: {}", causes(&error))))?;
+            .map_err(|error| {
+                broken(
+                    &self.settings.endpoint,
+                    &format!("no client can be made: {}", causes(&error)),
+                )
+            })?;
         Ok(self.client.get_or_init(|| made))
     }
 
     /// Why the Hub does not do what was asked.
-    fn refused(&self, what: &str, status: StatusCode, hops: &[HeaderMap], response: Response) -> Error {
+    fn refused(
+        &self,
+        what: &str,
+        status: StatusCode,
+        hops: &[HeaderMap],
+        response: Response,
+    ) -> Error {
         let from_hub = |name: &str| {
             let found = hops.iter().find_map(|headers| headers.get(name)?.to_str().ok());
             found.map(printable)
         };
         let code = from_hub("x-error-code").unwrap_or_default();
         let message = from_hub("x-error-message").or_else(|| message_in(response));
-        let message = message.filter(|m| !m.is_empty()).map(|m| format!(": {m}")).unwrap_or_default();
+        let message =
+            message.filter(|m| !m.is_empty()).map(|m| format!(": {m}")).unwrap_or_default();
         let signed_in = self.settings.token.is_some();
         let (kind, problem, hint) = match (status, code.as_str()) {
             (_, "GatedRepo") => (
@@ -432,6 +457,8 @@ pub(super) fn corrupt(what: &str, problem: String) -> Error {
         what: what.to_owned(),
         kind: HubFailure::Corrupt,
         problem,
-        hint: "nothing of it was kept; if it happens again, the Hub, a mirror or a proxy is at fault".into(),
+        hint:
+            "nothing of it was kept; if it happens again, the Hub, a mirror or a proxy is at fault"
+                .into(),
     }
 }

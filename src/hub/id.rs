@@ -96,8 +96,20 @@ mod tests {
         assert_eq!(id.folder(), "models--meta-llama--Llama-3.1-70B");
         assert_eq!(ModelId::parse("a/b").unwrap().revision_or_main(), "main");
         for wrong in [
-            "gpt2", "a/b/c", "../b", "a/..", "a/b@", "a/b@../x", "a/b@x//y", "/a", "a/", "a b/c", "a/b.git", "a--b/c",
-            "a/b@-x y", "a/b@.hidden",
+            "gpt2",
+            "a/b/c",
+            "../b",
+            "a/..",
+            "a/b@",
+            "a/b@../x",
+            "a/b@x//y",
+            "/a",
+            "a/",
+            "a b/c",
+            "a/b.git",
+            "a--b/c",
+            "a/b@-x y",
+            "a/b@.hidden",
         ] {
             assert!(ModelId::parse(wrong).is_none(), "{wrong}");
         }

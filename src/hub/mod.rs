@@ -6,10 +6,12 @@
 
 mod http;
 mod id;
+mod listing;
 mod settings;
 mod token;
 
 pub use http::Http;
 pub use id::{ModelId, is_commit};
+pub use listing::{Hash, Listing, RemoteFile, commit_of, list};
 pub use settings::Settings;
 pub use token::Token;

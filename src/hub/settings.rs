@@ -44,7 +44,8 @@ impl Settings {
     fn read(get: &dyn Fn(&str) -> Option<OsString>) -> Result<Self> {
         let text = |name: &str| get(name).map(|value| value.to_string_lossy().into_owned());
         let is_on = |name: &str| {
-            text(name).is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+            text(name)
+                .is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         };
         let home = || get("HOME").map(PathBuf::from).unwrap_or_default();
         let hf_home = get("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
@@ -70,7 +71,8 @@ impl Settings {
         }
         let seconds = |name: &str, default: f64| -> Result<Duration> {
             let Some(text) = text(name) else { return Ok(Duration::from_secs_f64(default)) };
-            let parsed = text.trim().parse().ok().filter(|s: &f64| s.is_finite() && *s >= 0.0 && *s < 1e6);
+            let parsed =
+                text.trim().parse().ok().filter(|s: &f64| s.is_finite() && *s >= 0.0 && *s < 1e6);
             parsed.map(Duration::from_secs_f64).ok_or_else(|| Error::Usage {
                 problem: format!("`{name}` is `{text}`, which is no number of seconds"),
                 hint: format!("unset it, or give a number such as `{default}`"),

@@ -40,6 +40,7 @@ mod quantised;
 mod randoms;
 mod solved;
 mod sparse;
+mod streaming;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;
