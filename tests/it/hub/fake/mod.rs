@@ -30,7 +30,7 @@ use std::time::Instant;
 use faults::{Fault, Faults, Place, Rule};
 use log::{Log, Logged, Origin, Sent};
 use store::{Files, Repo};
-use wire::{Answer, Request, Sender};
+use wire::{Request, Sender};
 
 /// Who may write, and read what is private.
 pub(crate) const TOKEN: &str = "hf_CanaryThatMustNeverBeSeenAnywhere1";

@@ -319,7 +319,6 @@ fn entry(path: &str, blob: &Blob) -> Value {
     let mut entry = json!({"type": "file", "oid": blob.oid, "size": blob.content.len(), "path": path});
     if blob.lfs {
         entry["lfs"] = json!({"oid": blob.sha256, "size": blob.content.len(), "pointerSize": blob.pointer_size()});
-        entry["xetHash"] = json!(blob.sha256);
     }
     entry
 }
