@@ -20,17 +20,22 @@ impl Shared {
         let segments = request.segments();
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
         if request.method != "GET" && request.method != "HEAD" && origin == Origin::Hub {
-            let open = matches!(parts.as_slice(), ["api", "models", _, _, "paths-info", _] | ["cas", ..]);
+            let open =
+                matches!(parts.as_slice(), ["api", "models", _, _, "paths-info", _] | ["cas", ..]);
             match self.rights(request) {
                 _ if open => {}
                 Rights::Owner => {}
                 Rights::Nobody => return Answer::error(401, "", "Invalid username or password."),
-                Rights::Stranger => return Answer::error(401, "", "Invalid credentials in Authorization header"),
+                Rights::Stranger => {
+                    return Answer::error(401, "", "Invalid credentials in Authorization header");
+                }
             }
         }
         match (request.method.as_str(), parts.as_slice()) {
             ("GET", ["api", "whoami-v2"]) => self.whoami(request),
-            ("GET", ["api", "models", org, name]) => self.info(request, &repo(org, name), "main", fault),
+            ("GET", ["api", "models", org, name]) => {
+                self.info(request, &repo(org, name), "main", fault)
+            }
             ("GET", ["api", "models", org, name, "revision", revision @ ..]) => {
                 self.info(request, &repo(org, name), &revision.join("/"), fault)
             }
@@ -47,15 +52,20 @@ impl Shared {
             ("POST", ["api", "models", org, name, "paths-info", revision]) => {
                 self.paths_info(request, &repo(org, name), revision)
             }
-            ("GET", ["api", "models", org, name, kind @ ("xet-read-token" | "xet-write-token"), _]) => {
-                self.xet_token(request, &repo(org, name), kind, fault)
+            (
+                "GET",
+                ["api", "models", org, name, kind @ ("xet-read-token" | "xet-write-token"), _],
+            ) => self.xet_token(request, &repo(org, name), kind, fault),
+            ("POST", ["api", "validate-yaml"]) => {
+                Answer::json(200, &serde_json::json!({"errors": [], "warnings": []}))
             }
-            ("POST", ["api", "validate-yaml"]) => Answer::json(200, &serde_json::json!({"errors": [], "warnings": []})),
             ("POST", ["api", "repos", "create"]) => self.create(request),
             ("POST", ["api", "models", org, name, "branch", branch]) => {
                 self.branch(request, &repo(org, name), branch)
             }
-            ("POST", ["api", "models", org, name, "tag", revision]) => self.tag(request, &repo(org, name), revision),
+            ("POST", ["api", "models", org, name, "tag", revision]) => {
+                self.tag(request, &repo(org, name), revision)
+            }
             ("POST", ["api", "models", org, name, "preupload", revision]) => {
                 self.preupload(request, &repo(org, name), revision)
             }
@@ -74,7 +84,9 @@ impl Shared {
             ("PUT", ["lfs", org, name, oid, rest @ ..]) if origin == Origin::Other => {
                 self.put(request, &repo(org, name), oid, rest.first().copied(), fault)
             }
-            ("POST", ["lfs", "complete", org, name, oid]) => self.complete(request, &repo(org, name), oid),
+            ("POST", ["lfs", "complete", org, name, oid]) => {
+                self.complete(request, &repo(org, name), oid)
+            }
             ("GET", ["cdn", org, name, sha256, ..]) if origin == Origin::Other => {
                 self.signed_bytes(request, &repo(org, name), sha256, shown)
             }
@@ -102,14 +114,27 @@ fn instead(fault: Fault) -> Option<Answer> {
     let silent = || Answer::new(200, "").manner(Manner::Silent);
     let text = |bytes: Vec<u8>| Answer::new(200, bytes).with("Content-Type", "application/json");
     Some(match fault {
-        F::Info500 | F::Tree500 | F::Create500 | F::Preupload500 | F::Batch500 | F::Put500 | F::Complete500
-        | F::Commit500 | F::Token500 | F::Cas500 => broken(500),
+        F::Info500
+        | F::Tree500
+        | F::Create500
+        | F::Preupload500
+        | F::Batch500
+        | F::Put500
+        | F::Complete500
+        | F::Commit500
+        | F::Token500
+        | F::Cas500 => broken(500),
         F::Create403 => broken(403),
-        F::Put403 => Answer::new(403, "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"),
+        F::Put403 => Answer::new(
+            403,
+            "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
+        ),
         F::Verify404 => broken(404),
         F::Cas401 => broken(401),
         F::Create409 | F::Branch409 => Answer::error(409, "", "it exists already"),
-        F::Commit412 => Answer::error(412, "", "A commit has happened since. Please refresh and try again."),
+        F::Commit412 => {
+            Answer::error(412, "", "A commit has happened since. Please refresh and try again.")
+        }
         F::Info429 => broken(429).with("Retry-After", "1"),
         F::InfoHang | F::PutHang | F::CasHang => silent(),
         F::CasClose => silent().manner(Manner::Close),

@@ -23,7 +23,13 @@ const TOKEN: &str = "xet-";
 
 impl Shared {
     /// Where the store is, and a token for it.
-    pub(super) fn xet_token(&self, request: &Request, name: &str, kind: &str, fault: Option<Fault>) -> Answer {
+    pub(super) fn xet_token(
+        &self,
+        request: &Request,
+        name: &str,
+        kind: &str,
+        fault: Option<Fault>,
+    ) -> Answer {
         if kind == "xet-write-token" && self.rights(request) != Rights::Owner {
             return Answer::error(401, "", "Invalid username or password.");
         }
@@ -44,7 +50,9 @@ impl Shared {
 
     pub(super) fn cas(&self, request: &Request, path: &[&str]) -> Answer {
         let may_write = format!("Bearer {TOKEN}true-");
-        let Some(name) = request.header("authorization").and_then(|token| token.strip_prefix(&may_write)) else {
+        let Some(name) =
+            request.header("authorization").and_then(|token| token.strip_prefix(&may_write))
+        else {
             return Answer::error(401, "", "a token of the store is needed");
         };
         match (request.method.as_str(), path) {
@@ -69,7 +77,8 @@ impl Shared {
 
     /// Puts the files of a shard together.
     fn shard(&self, request: &Request, name: &str) -> Answer {
-        let shard = match MDBMinimalShard::from_reader(&mut Cursor::new(&request.body), true, true) {
+        let shard = match MDBMinimalShard::from_reader(&mut Cursor::new(&request.body), true, true)
+        {
             Ok(shard) => shard,
             Err(error) => return Answer::error(400, "", &format!("no shard: {error}")),
         };
@@ -99,7 +108,8 @@ impl Shared {
             let hash = segment.xorb_hash.hex();
             let stored = chunks.get(&hash).ok_or_else(|| format!("there are no chunks {hash}"))?;
             let mut footer = Vec::new();
-            let (xorb, _) = reconstruct_xorb_with_footer(&mut footer, stored).map_err(|error| error.to_string())?;
+            let (xorb, _) = reconstruct_xorb_with_footer(&mut footer, stored)
+                .map_err(|error| error.to_string())?;
             let (first, end) = (segment.chunk_index_start, segment.chunk_index_end);
             let part = xorb.get_bytes_by_chunk_range(&mut Cursor::new(stored), first, end);
             bytes.extend(part.map_err(|error| error.to_string())?);

@@ -112,6 +112,7 @@ faults! {
     SizeNegative "size-negative" Tree "negative sizes";
     LinkOther "link-other" Tree "the next page is at the other origin";
     LinkFile "link-file" Tree "the next page is file:///etc/passwd";
+    LinkCircle "link-circle" Tree "the next page is this one";
     LinkEndless "link-endless" Tree "there is always a next page";
     Create409 "create409" Create "409: it exists";
     Create403 "create403" Create "403";
@@ -201,7 +202,8 @@ impl Rule {
         let (rule, part) = text.split_once('@').unwrap_or((text, ""));
         let mut words = rule.split(':');
         let name = words.next().unwrap_or_default();
-        let fault = Fault::by_name(name).ok_or_else(|| format!("there is no fault `{name}`: see --list-faults"))?;
+        let fault = Fault::by_name(name)
+            .ok_or_else(|| format!("there is no fault `{name}`: see --list-faults"))?;
         let mut number = |default: i64| words.next().map_or(Ok(default), str::parse::<i64>);
         let (times, skip) = (number(-1), number(0));
         let wrong = |_| format!("`{text}` is no NAME[:TIMES[:SKIP]][@PART]");
@@ -228,7 +230,8 @@ impl Faults {
     pub(crate) fn take(&self, place: Place, target: &str) -> Option<Fault> {
         let mut rules = self.0.lock().unwrap();
         for rule in rules.iter_mut() {
-            if rule.fault.place() != place || !target.contains(&rule.part) || rule.times == Some(0) {
+            if rule.fault.place() != place || !target.contains(&rule.part) || rule.times == Some(0)
+            {
                 continue;
             }
             if rule.skip > 0 {

@@ -16,7 +16,9 @@ impl Shared {
         let offered = |transfer: &str| {
             asked["transfers"].as_array().is_some_and(|all| all.iter().any(|t| t == transfer))
         };
-        if asked["operation"] != "upload" || asked["hash_algo"].as_str().is_some_and(|algo| algo != "sha256") {
+        if asked["operation"] != "upload"
+            || asked["hash_algo"].as_str().is_some_and(|algo| algo != "sha256")
+        {
             return Answer::error(422, "", "only uploads by sha256");
         }
         let Some(objects) = asked["objects"].as_array() else {
@@ -32,9 +34,12 @@ impl Shared {
         };
         self.seen(request, name, |repo| {
             let answer = |object: &Value| {
-                let (oid, size) = (object["oid"].as_str().unwrap_or_default(), object["size"].as_u64());
+                let (oid, size) =
+                    (object["oid"].as_str().unwrap_or_default(), object["size"].as_u64());
                 let mut entry = json!({"oid": oid, "size": size, "authenticated": true});
-                let Some(size) = size.filter(|_| oid.len() == 64 && oid.bytes().all(|b| b.is_ascii_hexdigit())) else {
+                let Some(size) =
+                    size.filter(|_| oid.len() == 64 && oid.bytes().all(|b| b.is_ascii_hexdigit()))
+                else {
                     entry["error"] = json!({"code": 422, "message": "no such kind of object"});
                     return entry;
                 };
@@ -51,7 +56,15 @@ impl Shared {
         })
     }
 
-    fn actions(&self, name: &str, oid: &str, size: u64, transfer: &str, part: u64, fault: Option<Fault>) -> Value {
+    fn actions(
+        &self,
+        name: &str,
+        oid: &str,
+        size: u64,
+        transfer: &str,
+        part: u64,
+        fault: Option<Fault>,
+    ) -> Value {
         let store = if fault == Some(Fault::BatchFile) {
             "file:///etc/passwd#".to_owned()
         } else {
@@ -67,7 +80,8 @@ impl Shared {
                     let at = format!("{store}/{number}?X-Signature=1");
                     header.insert(format!("{number:05}"), json!(at));
                 }
-                let complete = format!("http://{}/lfs/complete/{name}/{oid}?uploadId=1", self.other);
+                let complete =
+                    format!("http://{}/lfs/complete/{name}/{oid}?uploadId=1", self.other);
                 json!({"href": complete, "header": header})
             }
             _ => json!({"href": format!("{store}?X-Signature=1")}),
@@ -85,7 +99,10 @@ impl Shared {
         fault: Option<Fault>,
     ) -> Answer {
         if request.header("authorization").is_some() {
-            return Answer::new(400, "<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>");
+            return Answer::new(
+                400,
+                "<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>",
+            );
         }
         if request.query("X-Signature").is_none() {
             return Answer::new(403, "<Error><Code>AccessDenied</Code></Error>");
@@ -97,7 +114,9 @@ impl Shared {
             return Answer::new(200, "").with("ETag", "\"lost\"");
         }
         if let Some(part) = part {
-            let Ok(number) = part.parse() else { return Answer::error(400, "", "no number of a part") };
+            let Ok(number) = part.parse() else {
+                return Answer::error(400, "", "no number of a part");
+            };
             let etag = format!("\"{}\"", sha1_of(&hex(&Sha256::digest(&request.body))));
             self.parts.lock().unwrap().insert((oid.to_owned(), number), request.body.clone());
             return Answer::new(200, "").with("ETag", etag);
@@ -133,7 +152,9 @@ impl Shared {
             return Answer::error(400, "", "the bytes do not have the hash that was announced");
         }
         let mut repos = self.repos.lock().unwrap();
-        let Some(repo) = repos.get_mut(name) else { return Answer::error(404, "", "no such repository") };
+        let Some(repo) = repos.get_mut(name) else {
+            return Answer::error(404, "", "no such repository");
+        };
         repo.objects.insert(oid.to_owned(), Content::of(bytes));
         Answer::json(200, &json!({}))
     }

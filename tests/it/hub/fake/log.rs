@@ -52,7 +52,9 @@ impl Logged {
     /// Whether bytes of a file were asked for, by their own address or the Hub's.
     pub(crate) fn is_bytes(&self) -> bool {
         self.method == "GET"
-            && ["/resolve/", "/cdn/", "/api/resolve-cache/"].iter().any(|part| self.target.contains(part))
+            && ["/resolve/", "/cdn/", "/api/resolve-cache/"]
+                .iter()
+                .any(|part| self.target.contains(part))
     }
 
     fn line(&self) -> String {

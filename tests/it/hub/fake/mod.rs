@@ -95,7 +95,8 @@ impl FakeHub {
     pub(crate) fn listen(port: u16) -> io::Result<Self> {
         let hub = TcpListener::bind(("127.0.0.1", port))?;
         let port = hub.local_addr()?.port();
-        let other = TcpListener::bind(("127.0.0.2", port)).or_else(|_| TcpListener::bind(("127.0.0.2", 0)))?;
+        let other = TcpListener::bind(("127.0.0.2", port))
+            .or_else(|_| TcpListener::bind(("127.0.0.2", 0)))?;
         let shared = Arc::new(Shared {
             hub: hub.local_addr()?,
             other: other.local_addr()?,
@@ -148,7 +149,9 @@ impl FakeHub {
     pub(crate) fn add_all(&self, root: &Path, quick: bool) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for org in fs::read_dir(root)?.filter_map(Result::ok).filter(|org| org.path().is_dir()) {
-            for repo in fs::read_dir(org.path())?.filter_map(Result::ok).filter(|repo| repo.path().is_dir()) {
+            for repo in
+                fs::read_dir(org.path())?.filter_map(Result::ok).filter(|repo| repo.path().is_dir())
+            {
                 let name = format!("{}/{}", org.file_name().display(), repo.file_name().display());
                 self.add(&name, store::from_directory(&repo.path(), quick)?);
                 names.push(name);
@@ -234,7 +237,9 @@ impl Shared {
             let goes_on = sent.unwrap_or(false);
             self.log.update(number, |entry| entry.whole = goes_on);
             self.log.finish(number);
-            if !goes_on || request.header("connection").is_some_and(|c| c.eq_ignore_ascii_case("close")) {
+            if !goes_on
+                || request.header("connection").is_some_and(|c| c.eq_ignore_ascii_case("close"))
+            {
                 let _closed = sending.shutdown(std::net::Shutdown::Both);
                 return;
             }
@@ -249,8 +254,10 @@ impl Shared {
             Some(_) => Sent::Unknown,
         };
         let in_body = request.body.windows(token.len().max(1)).any(|part| part == token.as_bytes());
-        let in_headers =
-            request.headers.iter().any(|(name, value)| name != "authorization" && value.contains(&token));
+        let in_headers = request
+            .headers
+            .iter()
+            .any(|(name, value)| name != "authorization" && value.contains(&token));
         Logged {
             at: Instant::now(),
             origin,
@@ -294,13 +301,17 @@ fn place_of(request: &Request) -> Option<Place> {
     let segments = request.segments();
     let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
     match (request.method.as_str(), parts.as_slice()) {
-        ("GET", ["api", "models", _, _] | ["api", "models", _, _, "revision", ..]) => Some(Place::Info),
+        ("GET", ["api", "models", _, _] | ["api", "models", _, _, "revision", ..]) => {
+            Some(Place::Info)
+        }
         ("GET", ["api", "models", _, _, "tree", ..]) => Some(Place::Tree),
         ("POST", ["api", "repos", "create"]) => Some(Place::Create),
         ("POST", ["api", "models", _, _, "branch", _]) => Some(Place::Branch),
         ("POST", ["api", "models", _, _, "preupload", _]) => Some(Place::Preupload),
         ("POST", ["api", "models", _, _, "commit", _]) => Some(Place::Commit),
-        ("GET", ["api", "models", _, _, "xet-write-token" | "xet-read-token", _]) => Some(Place::XetToken),
+        ("GET", ["api", "models", _, _, "xet-write-token" | "xet-read-token", _]) => {
+            Some(Place::XetToken)
+        }
         ("POST", [_, _, "info", "lfs", "objects", "batch"]) => Some(Place::Batch),
         ("POST", [_, _, "info", "lfs", "verify"]) => Some(Place::Verify),
         ("PUT", ["lfs", ..]) => Some(Place::Put),

@@ -27,7 +27,12 @@ impl Shared {
     }
 
     /// Runs `look` on a repository that may be seen.
-    pub(super) fn seen(&self, request: &Request, name: &str, look: impl FnOnce(&mut Repo) -> Answer) -> Answer {
+    pub(super) fn seen(
+        &self,
+        request: &Request,
+        name: &str,
+        look: impl FnOnce(&mut Repo) -> Answer,
+    ) -> Answer {
         let rights = self.rights(request);
         if rights == Rights::Stranger {
             return Answer::error(401, "", "Invalid credentials in Authorization header");
@@ -35,12 +40,20 @@ impl Shared {
         let mut repos = self.repos.lock().unwrap();
         match repos.get_mut(name) {
             Some(repo) if !repo.private || rights == Rights::Owner => look(repo),
-            _ if rights == Rights::Owner => Answer::error(404, "RepoNotFound", "Repository not found"),
+            _ if rights == Rights::Owner => {
+                Answer::error(404, "RepoNotFound", "Repository not found")
+            }
             _ => Answer::error(401, "RepoNotFound", "Invalid username or password."),
         }
     }
 
-    pub(super) fn info(&self, request: &Request, name: &str, revision: &str, fault: Option<Fault>) -> Answer {
+    pub(super) fn info(
+        &self,
+        request: &Request,
+        name: &str,
+        revision: &str,
+        fault: Option<Fault>,
+    ) -> Answer {
         self.seen(request, name, |repo| {
             let Some(commit) = repo.resolve(revision).map(str::to_owned) else {
                 return Answer::error(404, "RevisionNotFound", &format!("Invalid rev id: {revision}"));
@@ -132,7 +145,9 @@ impl Shared {
             let link = match fault {
                 Some(Fault::LinkOther) => Some(next(&format!("http://{}", self.other), start + page)),
                 Some(Fault::LinkFile) => Some("<file:///etc/passwd>; rel=\"next\"".to_owned()),
-                Some(Fault::LinkEndless) => Some(next(&origin, start)),
+                // Pages without entries, each with another cursor.
+                Some(Fault::LinkEndless) => Some(next(&origin, start + page)),
+                Some(Fault::LinkCircle) => Some(next(&origin, start)),
                 _ if start + page < total => Some(next(&origin, start + page)),
                 _ => None,
             };
@@ -145,7 +160,11 @@ impl Shared {
         let asked = request.json();
         self.seen(request, name, |repo| {
             let Some(files) = repo.files(revision) else {
-                return Answer::error(404, "RevisionNotFound", &format!("Invalid rev id: {revision}"));
+                return Answer::error(
+                    404,
+                    "RevisionNotFound",
+                    &format!("Invalid rev id: {revision}"),
+                );
             };
             let paths: Vec<&str> = match &asked["paths"] {
                 Value::Array(paths) => paths.iter().filter_map(Value::as_str).collect(),
@@ -174,10 +193,15 @@ impl Shared {
             Some(Fault::HeadHang) => return Answer::new(200, "").manner(Manner::Silent),
             Some(Fault::Head500) => return Answer::error(500, "", "fault head500"),
             Some(Fault::RedirectOther) => {
-                return Answer::new(302, "").with("Location", format!("http://{}{}", self.other, request.target));
+                return Answer::new(302, "")
+                    .with("Location", format!("http://{}{}", self.other, request.target));
             }
-            Some(Fault::RedirectLoop) => return Answer::new(302, "").with("Location", request.target.clone()),
-            Some(Fault::RedirectFile) => return Answer::new(302, "").with("Location", "file:///etc/passwd"),
+            Some(Fault::RedirectLoop) => {
+                return Answer::new(302, "").with("Location", request.target.clone());
+            }
+            Some(Fault::RedirectFile) => {
+                return Answer::new(302, "").with("Location", "file:///etc/passwd");
+            }
             Some(Fault::RedirectNowhere) => return Answer::new(302, ""),
             _ => {}
         }
@@ -190,16 +214,25 @@ impl Shared {
                 return Answer::error(401, "GatedRepo", message);
             }
             let Some(commit) = repo.resolve(revision).map(str::to_owned) else {
-                return Answer::error(404, "RevisionNotFound", &format!("Invalid rev id: {revision}"));
+                return Answer::error(
+                    404,
+                    "RevisionNotFound",
+                    &format!("Invalid rev id: {revision}"),
+                );
             };
             let Some(blob) = repo.files(&commit).and_then(|files| files.get(path)) else {
-                return Answer::error(404, "EntryNotFound", "Entry not found").with("X-Repo-Commit", commit);
+                return Answer::error(404, "EntryNotFound", "Entry not found")
+                    .with("X-Repo-Commit", commit);
             };
             found = Some((commit, blob.clone()));
             Answer::new(200, "")
         };
         let seen = if origin == Origin::Other {
-            self.repos.lock().unwrap().get_mut(name).map_or_else(|| Answer::error(404, "", "no such file"), look)
+            self.repos
+                .lock()
+                .unwrap()
+                .get_mut(name)
+                .map_or_else(|| Answer::error(404, "", "no such file"), look)
         } else {
             self.seen(request, name, look)
         };
@@ -214,7 +247,12 @@ impl Shared {
         if blob.lfs && elsewhere {
             let number = self.signature.load(Ordering::SeqCst);
             let expires = format!("X-Signature={number}&X-Expires=3600");
-            let at = format!("http://{}/cdn/{name}/{}/{}?{expires}", self.other, blob.sha256, escape(path));
+            let at = format!(
+                "http://{}/cdn/{name}/{}/{}?{expires}",
+                self.other,
+                blob.sha256,
+                escape(path)
+            );
             return Answer { status: 302, ..told }.with("Location", at);
         }
         if !blob.lfs && origin == Origin::Hub {
@@ -240,7 +278,12 @@ impl Shared {
         });
         let Some(blob) = found else { return seen };
         let told = Answer::new(200, "").with("X-Repo-Commit", commit);
-        self.deliver(request, &blob.content, told.with("ETag", format!("\"{}\"", blob.etag())), shown)
+        self.deliver(
+            request,
+            &blob.content,
+            told.with("ETag", format!("\"{}\"", blob.etag())),
+            shown,
+        )
     }
 
     /// Where the Hub's stores of large files are: a signed address, which needs no token and takes none.
@@ -251,15 +294,24 @@ impl Shared {
         sha256: &str,
         shown: &mut Option<Fault>,
     ) -> Answer {
-        let refused = |message: &str| Answer::new(403, format!("<Error><Code>AccessDenied</Code><Message>{message}</Message></Error>"));
+        let refused = |message: &str| {
+            Answer::new(
+                403,
+                format!("<Error><Code>AccessDenied</Code><Message>{message}</Message></Error>"),
+            )
+        };
         let number: u64 = request.query("X-Signature").and_then(|n| n.parse().ok()).unwrap_or(0);
         if number < self.signature.load(Ordering::SeqCst) {
             return refused("Request has expired");
         }
         if request.header("authorization").is_some() {
-            return Answer::new(400, "<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>");
+            return Answer::new(
+                400,
+                "<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>",
+            );
         }
-        let content = self.repos.lock().unwrap().get(name).and_then(|repo| repo.objects.get(sha256)).cloned();
+        let content =
+            self.repos.lock().unwrap().get(name).and_then(|repo| repo.objects.get(sha256)).cloned();
         let Some(content) = content else { return refused("no such object") };
         // A store of objects knows nothing of the Hub's names.
         let etag = format!("\"{}-1\"", sha1_of(sha256).get(..32).unwrap_or_default());
@@ -267,8 +319,15 @@ impl Shared {
     }
 
     /// A file's bytes, or the range that is asked for.
-    fn deliver(&self, request: &Request, content: &Content, told: Answer, shown: &mut Option<Fault>) -> Answer {
-        let told = told.with("Accept-Ranges", "bytes").with("Content-Type", "application/octet-stream");
+    fn deliver(
+        &self,
+        request: &Request,
+        content: &Content,
+        told: Answer,
+        shown: &mut Option<Fault>,
+    ) -> Answer {
+        let told =
+            told.with("Accept-Ranges", "bytes").with("Content-Type", "application/octet-stream");
         let size = content.len();
         if request.method == "HEAD" {
             return told.with("Content-Length", size.to_string());
@@ -277,9 +336,13 @@ impl Shared {
         *shown = fault.or(*shown);
         if fault == Some(Fault::LinkExpired) {
             self.signature.fetch_add(1, Ordering::SeqCst);
-            return Answer::new(403, "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>");
+            return Answer::new(
+                403,
+                "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
+            );
         }
-        let etag = told.headers.iter().find(|(name, _)| name == "ETag").map(|(_, etag)| etag.clone());
+        let etag =
+            told.headers.iter().find(|(name, _)| name == "ETag").map(|(_, etag)| etag.clone());
         let same = request.header("if-range").is_none_or(|wanted| Some(wanted) == etag.as_deref());
         let range = request.range(size).filter(|_| same && fault != Some(Fault::NoRange));
         let (mut status, range) = range.map_or((200, 0..size), |range| (206, range));
@@ -291,9 +354,14 @@ impl Shared {
         }
         let mut told = Answer { status, ..told };
         if status == 206 {
-            told = told.with("Content-Range", format!("bytes {}-{}/{size}", range.start, range.end - 1));
+            told = told
+                .with("Content-Range", format!("bytes {}-{}/{size}", range.start, range.end - 1));
         }
-        told.body = Body::Part { content: content.clone(), range, spoiled: fault == Some(Fault::WrongBytes) };
+        told.body = Body::Part {
+            content: content.clone(),
+            range,
+            spoiled: fault == Some(Fault::WrongBytes),
+        };
         match fault {
             Some(fault) => spoiled(told, fault, content),
             None => told,
@@ -316,7 +384,8 @@ pub(super) fn move_on(repo: &mut Repo, revision: &str, files: &Files) {
 
 /// A file's entry in a listing.
 fn entry(path: &str, blob: &Blob) -> Value {
-    let mut entry = json!({"type": "file", "oid": blob.oid, "size": blob.content.len(), "path": path});
+    let mut entry =
+        json!({"type": "file", "oid": blob.oid, "size": blob.content.len(), "path": path});
     if blob.lfs {
         entry["lfs"] = json!({"oid": blob.sha256, "size": blob.content.len(), "pointerSize": blob.pointer_size()});
     }
@@ -379,19 +448,20 @@ fn spoil(entries: &mut Vec<Value>, fault: Fault) {
                 entry["lfs"]["oid"] = json!("d".repeat(64));
             }
         }),
-        Fault::SizeLie | Fault::SizeSmall | Fault::SizeHuge | Fault::SizeNegative => of_files.for_each(|entry| {
-            let size = entry["size"].as_i64().unwrap_or(0);
-            let size = match fault {
-                Fault::SizeLie => size + 1,
-                Fault::SizeSmall => size - 1,
-                Fault::SizeHuge => 1 << 62,
-                _ => -size,
-            };
-            entry["size"] = json!(size);
-            if entry["lfs"].is_object() {
-                entry["lfs"]["size"] = json!(size);
-            }
-        }),
+        Fault::SizeLie | Fault::SizeSmall | Fault::SizeHuge | Fault::SizeNegative => of_files
+            .for_each(|entry| {
+                let size = entry["size"].as_i64().unwrap_or(0);
+                let size = match fault {
+                    Fault::SizeLie => size + 1,
+                    Fault::SizeSmall => size - 1,
+                    Fault::SizeHuge => 1 << 62,
+                    _ => -size,
+                };
+                entry["size"] = json!(size);
+                if entry["lfs"].is_object() {
+                    entry["lfs"]["size"] = json!(size);
+                }
+            }),
         _ => {}
     }
 }
@@ -407,7 +477,9 @@ fn lie(told: Answer, fault: Option<Fault>, blob: &Blob) -> Answer {
         Some(Fault::EtagOdd) => etag(told, "W/\"not a hash"),
         Some(Fault::EtagLie) => etag(told, &"e".repeat(if blob.lfs { 64 } else { 40 })),
         Some(Fault::CommitTraversal) => told.with("X-Repo-Commit", format!("../../../{ESCAPED}")),
-        Some(Fault::SizeHeaderLie) => told.with("X-Linked-Size", (blob.content.len() + 1).to_string()),
+        Some(Fault::SizeHeaderLie) => {
+            told.with("X-Linked-Size", (blob.content.len() + 1).to_string())
+        }
         _ => told,
     }
 }
@@ -444,7 +516,8 @@ fn spoiled(told: Answer, fault: Fault, content: &Content) -> Answer {
             Answer { status: 206, ..told }.with("Content-Range", other)
         }
         Fault::NoContentRange => {
-            let headers = told.headers.into_iter().filter(|(name, _)| name != "Content-Range").collect();
+            let headers =
+                told.headers.into_iter().filter(|(name, _)| name != "Content-Range").collect();
             Answer { status: 206, headers, ..told }
         }
         Fault::ShortRange => {
@@ -458,11 +531,17 @@ fn spoiled(told: Answer, fault: Fault, content: &Content) -> Answer {
         Fault::Close => told.manner(Manner::Close),
         Fault::Hang => told.manner(Manner::Silent),
         Fault::Garbage => told.manner(Manner::Garbage),
-        Fault::HtmlPage => Answer::new(200, "<html><body>Please sign in to the network</body></html>").with("Content-Type", "text/html"),
+        Fault::HtmlPage => {
+            Answer::new(200, "<html><body>Please sign in to the network</body></html>")
+                .with("Content-Type", "text/html")
+        }
         Fault::Changed => {
             let mut bytes = content.bytes().unwrap();
             bytes.iter_mut().for_each(|byte| *byte ^= 0x11);
-            let told = Answer { body: Body::Part { content: Content::of(bytes), range, spoiled: false }, ..told };
+            let told = Answer {
+                body: Body::Part { content: Content::of(bytes), range, spoiled: false },
+                ..told
+            };
             told.with("ETag", format!("\"{}\"", "f".repeat(32)))
         }
         _ => told,

@@ -92,7 +92,9 @@ impl Blob {
 }
 
 fn pointer(sha256: &str, size: u64) -> Content {
-    Content::of(format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"))
+    Content::of(format!(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
+    ))
 }
 
 /// What a new repository's `.gitattributes` sends to LFS, and what is too large for git.
@@ -139,7 +141,13 @@ impl Repo {
     }
 
     /// Puts a commit onto a branch.
-    pub(crate) fn commit(&mut self, branch: &str, title: &str, description: &str, files: Files) -> String {
+    pub(crate) fn commit(
+        &mut self,
+        branch: &str,
+        title: &str,
+        description: &str,
+        files: Files,
+    ) -> String {
         let parent = self.branches.get(branch).cloned();
         let name = self.add(parent, title, description, files);
         self.branches.insert(branch.to_owned(), name.clone());
@@ -147,9 +155,17 @@ impl Repo {
     }
 
     /// Adds a commit that no branch has yet.
-    pub(crate) fn add(&mut self, parent: Option<String>, title: &str, description: &str, files: Files) -> String {
-        let listed: Vec<String> = files.iter().map(|(path, blob)| format!("{path} {}", blob.oid)).collect();
-        let name = sha1_of(&format!("{} {parent:?} {title}\n{}", self.commits.len(), listed.join("\n")));
+    pub(crate) fn add(
+        &mut self,
+        parent: Option<String>,
+        title: &str,
+        description: &str,
+        files: Files,
+    ) -> String {
+        let listed: Vec<String> =
+            files.iter().map(|(path, blob)| format!("{path} {}", blob.oid)).collect();
+        let name =
+            sha1_of(&format!("{} {parent:?} {title}\n{}", self.commits.len(), listed.join("\n")));
         for blob in files.values().filter(|blob| blob.lfs) {
             self.objects.insert(blob.sha256.clone(), blob.content.clone());
         }
@@ -175,7 +191,8 @@ pub(crate) fn from_directory(root: &Path, quick: bool) -> io::Result<Files> {
                 open.push(path);
                 continue;
             }
-            let name = path.strip_prefix(root).map_err(io::Error::other)?.to_string_lossy().into_owned();
+            let name =
+                path.strip_prefix(root).map_err(io::Error::other)?.to_string_lossy().into_owned();
             let content = Content::File(path, meta.len());
             let lfs = is_lfs(&name, meta.len());
             let sha256 = if quick && lfs {

@@ -85,7 +85,11 @@ pub(crate) fn read_head(stream: &mut BufReader<TcpStream>) -> Option<Request> {
 }
 
 /// Reads the request's body; only the first half if it is to be `broken` off.
-pub(crate) fn read_body(stream: &mut BufReader<TcpStream>, request: &mut Request, broken: bool) -> Option<()> {
+pub(crate) fn read_body(
+    stream: &mut BufReader<TcpStream>,
+    request: &mut Request,
+    broken: bool,
+) -> Option<()> {
     if request.header("expect").is_some_and(|e| e.eq_ignore_ascii_case("100-continue")) {
         stream.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
     }
@@ -117,7 +121,11 @@ pub(crate) fn read_body(stream: &mut BufReader<TcpStream>, request: &mut Request
 pub(crate) enum Body {
     Bytes(Vec<u8>),
     /// A part of a file, its last bytes changed if it is `spoiled`.
-    Part { content: Content, range: Range<u64>, spoiled: bool },
+    Part {
+        content: Content,
+        range: Range<u64>,
+        spoiled: bool,
+    },
 }
 
 impl Body {
@@ -151,7 +159,9 @@ impl Body {
 pub(crate) enum Manner {
     Well,
     /// Half of the body, then the end of the connection. The length was announced or was not.
-    Cut { announced: bool },
+    Cut {
+        announced: bool,
+    },
     /// Half of the body, then nothing.
     Stall,
     /// A byte a second.
@@ -218,16 +228,20 @@ impl Sender<'_> {
         match answer.manner {
             Manner::Silent => return self.silence(LONG).map(|()| false),
             Manner::Close => return Ok(false),
-            Manner::Garbage => return self.stream.write_all(b"\x16\x03\x01 not HTTP\r\n\r\n").map(|()| false),
+            Manner::Garbage => {
+                return self.stream.write_all(b"\x16\x03\x01 not HTTP\r\n\r\n").map(|()| false);
+            }
             _ => {}
         }
         let length = answer.body.len();
-        let announced = !matches!(answer.manner, Manner::Cut { announced: false } | Manner::Endless);
+        let announced =
+            !matches!(answer.manner, Manner::Cut { announced: false } | Manner::Endless);
         let mut head = format!("HTTP/1.1 {} {}\r\n", answer.status, reason(answer.status));
         for (name, value) in &answer.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
-        let given = answer.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+        let given =
+            answer.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length"));
         if announced && !given {
             head.push_str(&format!("Content-Length: {length}\r\n"));
         } else if answer.manner == Manner::Endless {
@@ -304,7 +318,11 @@ impl Sender<'_> {
                 || self.stream.take_error().is_ok_and(|error| error.is_some());
         }
         self.stream.set_nonblocking(false)?;
-        if gone || (self.stopping)() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+        if gone || (self.stopping)() {
+            Err(io::ErrorKind::ConnectionAborted.into())
+        } else {
+            Ok(())
+        }
     }
 }
 

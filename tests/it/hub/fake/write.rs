@@ -22,7 +22,9 @@ impl Shared {
             _ => return Answer::error(400, "", "a name is needed"),
         };
         if name.starts_with(CLOSED) {
-            let message = format!("You don't have the rights to create a model under the namespace \"{CLOSED}\"");
+            let message = format!(
+                "You don't have the rights to create a model under the namespace \"{CLOSED}\""
+            );
             return Answer::error(403, "", &message);
         }
         if asked["type"].as_str().is_some_and(|kind| kind != "model") {
@@ -32,13 +34,19 @@ impl Shared {
         let mut repos = self.repos.lock().unwrap();
         if repos.contains_key(&name) {
             let told = json!({"error": "You already created this model repo", "url": url});
-            return Answer::json(409, &told).with("X-Error-Message", "You already created this model repo");
+            return Answer::json(409, &told)
+                .with("X-Error-Message", "You already created this model repo");
         }
         let private = asked["private"].as_bool() == Some(true) || asked["visibility"] == "private";
         let mut repo = Repo { private, ..Repo::default() };
         let attributes = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n";
         let attributes = Blob::new(".gitattributes", Content::of(attributes));
-        repo.commit("main", "initial commit", "", Files::from([(".gitattributes".to_owned(), attributes)]));
+        repo.commit(
+            "main",
+            "initial commit",
+            "",
+            Files::from([(".gitattributes".to_owned(), attributes)]),
+        );
         repos.insert(name.clone(), repo);
         Answer::json(200, &json!({"url": url, "name": name, "id": "1"}))
     }
@@ -60,12 +68,18 @@ impl Shared {
     pub(super) fn tag(&self, request: &Request, name: &str, revision: &str) -> Answer {
         let asked = request.json();
         self.seen(request, name, |repo| {
-            let Some(tag) = asked["tag"].as_str() else { return Answer::error(400, "", "a tag needs a name") };
+            let Some(tag) = asked["tag"].as_str() else {
+                return Answer::error(400, "", "a tag needs a name");
+            };
             if repo.tags.contains_key(tag) {
                 return Answer::error(409, "", &format!("Tag already exists: {tag}"));
             }
             let Some(commit) = repo.resolve(revision).map(str::to_owned) else {
-                return Answer::error(404, "RevisionNotFound", &format!("Invalid rev id: {revision}"));
+                return Answer::error(
+                    404,
+                    "RevisionNotFound",
+                    &format!("Invalid rev id: {revision}"),
+                );
             };
             repo.tags.insert(tag.to_owned(), commit);
             Answer::json(200, &json!({}))
@@ -100,9 +114,15 @@ impl Shared {
         let asked = request.json();
         self.seen(request, name, |repo| {
             let Some(files) = repo.files(revision) else {
-                return Answer::error(404, "RevisionNotFound", &format!("Invalid rev id: {revision}"));
+                return Answer::error(
+                    404,
+                    "RevisionNotFound",
+                    &format!("Invalid rev id: {revision}"),
+                );
             };
-            let Some(listed) = asked["files"].as_array() else { return Answer::error(400, "", "no files") };
+            let Some(listed) = asked["files"].as_array() else {
+                return Answer::error(400, "", "no files");
+            };
             let answer = |file: &Value| {
                 let path = file["path"].as_str()?;
                 let size = file["size"].as_u64()?;
@@ -119,11 +139,18 @@ impl Shared {
     }
 
     /// A commit: its header, and what it does with files, a line each.
-    pub(super) fn commit(&self, request: &Request, name: &str, revision: &str, fault: Option<Fault>) -> Answer {
+    pub(super) fn commit(
+        &self,
+        request: &Request,
+        name: &str,
+        revision: &str,
+        fault: Option<Fault>,
+    ) -> Answer {
         if self.rights(request) != Rights::Owner {
             return Answer::error(401, "", "Invalid username or password.");
         }
-        if request.header("content-type").is_none_or(|kind| !kind.contains("application/x-ndjson")) {
+        if request.header("content-type").is_none_or(|kind| !kind.contains("application/x-ndjson"))
+        {
             return Answer::error(400, "", "a commit is application/x-ndjson");
         }
         let lines = request.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
@@ -170,7 +197,12 @@ fn pulls(repo: &Repo) -> Vec<(usize, String)> {
 type Refused = (u16, String);
 
 /// Makes the commit, and the pull request if it is to be one.
-fn carry_out(repo: &mut Repo, revision: &str, lines: &[Value], pull: bool) -> Result<(String, Option<usize>), Refused> {
+fn carry_out(
+    repo: &mut Repo,
+    revision: &str,
+    lines: &[Value],
+    pull: bool,
+) -> Result<(String, Option<usize>), Refused> {
     let refused = |message: String| Err((400, message));
     let Some(head) = repo.branches.get(revision).cloned() else {
         return Err((404, format!("Invalid rev id: {revision}")));
@@ -181,7 +213,8 @@ fn carry_out(repo: &mut Repo, revision: &str, lines: &[Value], pull: bool) -> Re
     for line in lines {
         let value = &line["value"];
         let path = value["path"].as_str().unwrap_or_default().to_owned();
-        let legal = !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | "." | ".." | ".git"));
+        let legal = !path.is_empty()
+            && path.split('/').all(|part| !matches!(part, "" | "." | ".." | ".git"));
         let key = line["key"].as_str().unwrap_or_default();
         if key != "header" && (!legal || named.contains(&path)) {
             return refused(format!("`{path}` is no path of a file, or is named twice"));
@@ -201,9 +234,12 @@ fn carry_out(repo: &mut Repo, revision: &str, lines: &[Value], pull: bool) -> Re
                 files.insert(path.clone(), Blob::new(&path, Content::of(bytes)));
             }
             "lfsFile" => {
-                let oid = value["oid"].as_str().filter(|_| value["algo"] == "sha256").unwrap_or_default();
+                let oid =
+                    value["oid"].as_str().filter(|_| value["algo"] == "sha256").unwrap_or_default();
                 let Some(content) = repo.objects.get(oid).cloned() else {
-                    return refused(format!("`{path}`: LFS pointer pointed to a file that does not exist: {oid}"));
+                    return refused(format!(
+                        "`{path}`: LFS pointer pointed to a file that does not exist: {oid}"
+                    ));
                 };
                 if value["size"].as_u64().is_some_and(|size| size != content.len()) {
                     return refused(format!("`{path}` has another size"));
