@@ -16,6 +16,8 @@ mod expand;
 mod experts;
 mod extract;
 mod failure;
+#[cfg_attr(not(feature = "hub"), path = "no_hub.rs")]
+mod hub;
 mod init;
 mod inject;
 mod inspect;
@@ -30,6 +32,7 @@ mod plan;
 mod process;
 mod progress;
 mod project;
+mod pull;
 mod questions;
 mod reshard;
 mod run;
@@ -93,6 +96,9 @@ struct Global {
     )]
     #[arg(help = "Use colour: auto, always or never")]
     color: ColorChoice,
+    /// Use no network: models of the Hub are taken from the cache, or refused
+    #[arg(long, global = true)]
+    offline: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -112,6 +118,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Diff(diff::Diff),
+    Pull(pull::Pull),
     Plan(plan::Plan),
     Apply(apply::Apply),
     Init(init::Init),
@@ -149,8 +156,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(refusal) => return failure::refuse(&refusal, json),
     };
-    let Global { json, verbose, quiet, color } = cli.global;
-    let session = Session::new(color, json, verbose, quiet);
+    let Global { json, verbose, quiet, color, offline } = cli.global;
+    let session = Session::new(color, json, verbose, quiet, offline);
     let outcome = process::guarded(|| dispatch(&cli.command, &session));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -175,6 +182,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Inspect(verb) => inspect::run(verb, session),
         Command::Verify(verb) => verify::run(verb, session),
         Command::Diff(verb) => diff::run(verb, session),
+        Command::Pull(verb) => pull::run(verb, session),
         Command::Plan(verb) => plan::run(verb, session),
         Command::Apply(verb) => verb.run(session),
         Command::Init(verb) => init::run(verb, session),
