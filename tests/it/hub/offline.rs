@@ -11,7 +11,7 @@ use crate::support::process::{Elo, other};
 use crate::support::skipped;
 use crate::support::tree::{assert_same, model_files};
 
-/// A cache as huggingface_hub writes it: blobs by their tags, links to them, the branch's commit.
+/// A cache as `huggingface_hub` writes it: blobs by their tags, links to them, the branch's commit.
 fn cache_of_python(scene: &Scene) {
     let (folder, commit) = (scene.folder(), scene.head());
     let snapshot = scene.snapshot(&commit);

@@ -1,5 +1,6 @@
 //! The fake Hub itself: that it answers as the Hub does, checks what the Hub checks, and goes wrong as it says.
 
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -49,15 +50,15 @@ fn ask(address: &str, method: &str, target: &str, headers: &[(&str, &str)], body
     stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let mut head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        let _infallible = write!(head, "{name}: {value}\r\n");
     }
     if !body.is_empty() || method == "PUT" {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        let _infallible = write!(head, "Content-Length: {}\r\n", body.len());
     }
     stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
     let _taken = stream.write_all(body);
     let mut bytes = Vec::new();
-    let mut piece = [0; 65536];
+    let mut piece = vec![0; 65536];
     while let Ok(read) = stream.read(&mut piece) {
         bytes.extend_from_slice(&piece[..read]);
         if read == 0 || bytes.len() > 1 << 22 {

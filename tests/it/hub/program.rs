@@ -86,7 +86,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
     }
     if let Some(log) = &options.log {
-        hub.log().into_file(File::create(log)?);
+        hub.log().write_to(File::create(log)?);
     }
     if let Some(root) = &options.root {
         for name in hub.add_all(root, options.quick)? {

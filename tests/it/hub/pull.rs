@@ -191,7 +191,7 @@ fn killed_at_any_moment_it_goes_on() {
             let mut running = run.start();
             sleep(Duration::from_millis(moment));
             running.kill();
-            let _killed = running.finish(Duration::from_secs(60));
+            let _killed = running.finish(Duration::from_mins(1));
             let what = format!(
                 "killed after {moment} ms, into {}",
                 if cache { "the cache" } else { "a directory" }
@@ -247,7 +247,7 @@ fn an_interrupted_pull_ends_at_once_and_goes_on() {
         sleep(Duration::from_millis(10));
     }
     running.interrupt();
-    let outcome = running.finish(Duration::from_secs(60));
+    let outcome = running.finish(Duration::from_mins(1));
     scene.check(&outcome, "interrupted");
     assert_eq!(outcome.code(), Some(130), "{outcome}");
     assert!(outcome.elapsed < Duration::from_secs(15), "it took its time: {outcome}");

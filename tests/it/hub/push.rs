@@ -44,8 +44,8 @@ impl Bench {
         let Some(repo) = repos.get(TO) else { return Vec::new() };
         let mut found = Vec::new();
         let mut next = repo.branches.get(branch).cloned();
-        while let Some(commit) = next {
-            next = repo.commits[&commit].parent.clone();
+        while let Some(commit) = next.take() {
+            next.clone_from(&repo.commits[&commit].parent);
             found.push(commit);
         }
         found
@@ -239,7 +239,7 @@ fn killed_at_any_moment_it_commits_once() {
         let mut running = run.start();
         sleep(Duration::from_millis(moment));
         running.kill();
-        let _killed = running.finish(Duration::from_secs(60));
+        let _killed = running.finish(Duration::from_mins(1));
         let what = format!("{transfer:?}, killed after {moment} ms");
         bench.assert_whole_or_nothing(&what);
         let again = run.run();

@@ -192,7 +192,8 @@ impl Scene {
                 (hash != *name).then(|| format!("not what it is called: {shown} is {hash}"))
             }
             [_, "blobs", name] => {
-                let unfinished = name.ends_with(".incomplete") || name.ends_with(".lock");
+                let kind = name.rsplit_once('.').map(|(_, kind)| kind);
+                let unfinished = matches!(kind, Some("incomplete" | "lock"));
                 (!unfinished).then(|| format!("a blob's name is no hash: {shown}"))
             }
             [_, "snapshots", commit, file @ ..] => {

@@ -83,7 +83,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    pub(crate) fn into_file(&self, file: File) {
+    pub(crate) fn write_to(&self, file: File) {
         *self.file.lock().unwrap() = Some(file);
     }
 

@@ -9,6 +9,7 @@
 mod answer;
 mod cas;
 pub(crate) mod faults;
+mod files;
 pub(crate) mod hashes;
 mod lfs;
 pub(crate) mod log;

@@ -1,5 +1,6 @@
 //! HTTP/1.1 as far as a Hub needs it: requests are read, answers are written, well or as badly as a fault wants it.
 
+use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::ops::Range;
@@ -238,12 +239,12 @@ impl Sender<'_> {
             !matches!(answer.manner, Manner::Cut { announced: false } | Manner::Endless);
         let mut head = format!("HTTP/1.1 {} {}\r\n", answer.status, reason(answer.status));
         for (name, value) in &answer.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            let _infallible = write!(head, "{name}: {value}\r\n");
         }
         let given =
             answer.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length"));
         if announced && !given {
-            head.push_str(&format!("Content-Length: {length}\r\n"));
+            let _infallible = write!(head, "Content-Length: {length}\r\n");
         } else if answer.manner == Manner::Endless {
             head.push_str("Transfer-Encoding: chunked\r\n");
         } else if !announced {
