@@ -128,6 +128,13 @@ impl Checkpoint {
         &self.name
     }
 
+    /// The same checkpoint under another name: that of a model whose directory is only where it is cached.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
     /// The directory it lies in.
     pub fn root(&self) -> &Path {
         &self.root

@@ -18,6 +18,8 @@ mod expand;
 mod experts;
 mod extract;
 mod failure;
+#[cfg_attr(not(feature = "hub"), path = "no_hub.rs")]
+mod hub;
 mod init;
 mod inject;
 mod inspect;
@@ -32,8 +34,12 @@ mod plan;
 mod process;
 mod progress;
 mod project;
+<<<<<<< HEAD
 #[cfg(feature = "hub")]
 mod push;
+=======
+mod pull;
+>>>>>>> hubfake
 mod questions;
 mod reshard;
 mod run;
@@ -97,6 +103,9 @@ struct Global {
     )]
     #[arg(help = "Use colour: auto, always or never")]
     color: ColorChoice,
+    /// Use no network: models of the Hub are taken from the cache, or refused
+    #[arg(long, global = true)]
+    offline: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -116,6 +125,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Diff(diff::Diff),
+    Pull(pull::Pull),
     Plan(plan::Plan),
     Apply(apply::Apply),
     #[cfg(feature = "hub")]
@@ -155,8 +165,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(refusal) => return failure::refuse(&refusal, json),
     };
-    let Global { json, verbose, quiet, color } = cli.global;
-    let session = Session::new(color, json, verbose, quiet);
+    let Global { json, verbose, quiet, color, offline } = cli.global;
+    let session = Session::new(color, json, verbose, quiet, offline);
     let outcome = process::guarded(|| dispatch(&cli.command, &session));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -181,6 +191,7 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Inspect(verb) => inspect::run(verb, session),
         Command::Verify(verb) => verify::run(verb, session),
         Command::Diff(verb) => diff::run(verb, session),
+        Command::Pull(verb) => pull::run(verb, session),
         Command::Plan(verb) => plan::run(verb, session),
         Command::Apply(verb) => verb.run(session),
         #[cfg(feature = "hub")]

@@ -1,7 +1,7 @@
 //! What every surgery verb has in common: from a plan to an output, a dry run, or a plan file.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Instant;
 
@@ -232,11 +232,20 @@ pub(super) fn carry_out(
         let device = how.device.foresee(plan)?;
         return summary::dry_run(plan, out, how.overwrite, budget, &device, session);
     }
+    // What the engine would refuse is refused before anything is fetched for it.
+    if !how.overwrite && is_occupied(out) && session.hub.would_fetch(plan) {
+        return Err(origins.explain(Error::OutputExists { path: out.clone() }.into()));
+    }
     let execution = how.execution(out.clone(), budget);
     let chosen = how.device.open(plan, how.device_memory, budget.threads)?;
     watch(plan, origins, session, &chosen, |watcher| {
         execute_on(chosen.device.as_ref(), plan, &execution, watcher)
     })
+}
+
+fn is_occupied(out: &Path) -> bool {
+    let is_empty = |out: &Path| std::fs::read_dir(out).is_ok_and(|mut list| list.next().is_none());
+    std::fs::symlink_metadata(out).is_ok() && !is_empty(out)
 }
 
 /// Watches the engine at work on a plan and tells what came of it.
@@ -247,6 +256,7 @@ pub(super) fn watch(
     chosen: &Chosen,
     work: impl FnOnce(&dyn Observer) -> Result<Report, Error>,
 ) -> Result<(), Failure> {
+    session.hub.fetch_for(plan, session)?;
     let watcher = Watcher::new(session, process::cancellation());
     let started = Instant::now();
     let report = work(&watcher);

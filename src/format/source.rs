@@ -34,16 +34,19 @@ pub struct Identity {
     pub ino: u64,
     /// Size in bytes.
     pub size: u64,
-    /// Modification time, nanoseconds since 1970; 0 of a partly fetched file, whose bytes never change.
+    /// Modification time, nanoseconds since 1970; [`Identity::FETCHED`] of a partly fetched file, whose bytes never change.
     pub mtime_ns: i64,
 }
 
 impl Identity {
+    /// Stands for the modification time of a partly fetched file: it is written to, but never changed.
+    pub const FETCHED: i64 = i64::MIN;
+
     fn of(file: &File, path: &Path, partly_fetched: bool) -> Result<Self> {
         let meta = file.metadata().at("examine", path)?;
         let written = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
         // What arrives later does not change what the file is.
-        let mtime_ns = if partly_fetched { 0 } else { written };
+        let mtime_ns = if partly_fetched { Self::FETCHED } else { written };
         Ok(Self { dev: meta.dev(), ino: meta.ino(), size: meta.size(), mtime_ns })
     }
 
@@ -54,7 +57,9 @@ impl Identity {
         } else if (self.dev, self.ino) != (now.dev, now.ino) {
             Some("another file stands under its name".to_owned())
         } else {
-            (self.mtime_ns != now.mtime_ns).then(|| "it was written to".to_owned())
+            // A file that was partly fetched and is whole now is what it was.
+            let known = self.mtime_ns != Self::FETCHED && now.mtime_ns != Self::FETCHED;
+            (known && self.mtime_ns != now.mtime_ns).then(|| "it was written to".to_owned())
         }
     }
 }
@@ -176,6 +181,14 @@ impl SourceFile {
         // write to the file; the bytes are plain u8, and a reader discards the tile if the file has changed.
         let bytes = unsafe { std::slice::from_raw_parts(map.as_ptr().add(start), len) };
         Ok(Tile { bytes, mapping: Some((map, start)) })
+    }
+
+    /// The whole content of a file that fits into memory.
+    pub fn read_whole(path: &Path) -> Result<Vec<u8>> {
+        let source = Self::open(path)?;
+        let mut bytes = vec![0; to_usize(source.identity.size)];
+        source.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
     }
 
     /// Reads exactly `buffer` at `offset`. A file that ends early has been truncated: an error.

@@ -91,6 +91,11 @@ impl Answer {
         self.hops.iter().find_map(|headers| headers.get(name)?.to_str().ok())
     }
 
+    /// Where the answer came from, after redirects.
+    pub(super) fn url(&self) -> &Url {
+        self.response.url()
+    }
+
     /// The body. Each read waits no longer than the settings' silence.
     pub(super) fn body(self) -> impl Read {
         self.response
@@ -116,6 +121,7 @@ pub struct Http {
     client: OnceLock<Client>,
     cancelled: Arc<dyn Fn() -> bool + Send + Sync>,
     received: AtomicU64,
+    requests: AtomicU64,
 }
 
 impl Http {
@@ -126,7 +132,8 @@ impl Http {
             hint: "check `HF_ENDPOINT`".into(),
         })?;
         let (client, received) = (OnceLock::new(), AtomicU64::new(0));
-        Ok(Self { settings, endpoint, client, cancelled, received })
+        let requests = AtomicU64::new(0);
+        Ok(Self { settings, endpoint, client, cancelled, received, requests })
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -151,6 +158,11 @@ impl Http {
     /// Bytes of bodies of files received so far.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// Requests sent so far, those that were redirected among them.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     pub(super) fn count_received(&self, bytes: u64) {
@@ -295,6 +307,7 @@ impl Http {
         if let Some(patience) = call.patience {
             request = request.timeout(patience);
         }
+        self.requests.fetch_add(1, Ordering::Relaxed);
         Ok(request.send().map_err(|error| unreached(&error, url)))
     }
 

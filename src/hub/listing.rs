@@ -131,7 +131,7 @@ fn next_page(header: &str) -> Option<String> {
 }
 
 /// One entry of a tree; nothing for folders.
-fn file(entry: &Value) -> Result<Option<RemoteFile>, String> {
+pub(super) fn file(entry: &Value) -> Result<Option<RemoteFile>, String> {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     let path = text(entry, "path").ok_or("an entry of its list has no path")?;
     if !is_safe(&path) {
