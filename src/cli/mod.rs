@@ -34,16 +34,15 @@ mod plan;
 mod process;
 mod progress;
 mod project;
-<<<<<<< HEAD
+mod pull;
 #[cfg(feature = "hub")]
 mod push;
-=======
-mod pull;
->>>>>>> hubfake
 mod questions;
 mod reshard;
 mod run;
 mod session;
+#[cfg(feature = "hub")]
+mod streaming;
 mod summary;
 mod surgery;
 mod transplant;

@@ -22,8 +22,9 @@ use crate::checkpoint::CARD_FILE;
 use crate::engine::Observer as _;
 use crate::error::{Error, Result};
 use crate::hub::push::{
-    CardWish, Change, Folder, FolderOptions, Hashes, How, LocalFile, Plan, Publication, Published, Readme, Stored, Survey,
-    Target, Visibility, Watch, Words, card, find_licenses, origins, plan, readme, survey,
+    CardWish, Change, Folder, FolderOptions, Hashes, How, LocalFile, Plan, Publication, Published,
+    Readme, Stored, Survey, Target, Visibility, Watch, Words, card, find_licenses, origins, plan,
+    readme, survey,
 };
 use crate::hub::{Http, ModelId, Settings};
 
@@ -43,46 +44,46 @@ const AT_ONCE: usize = 4;
   elo-surgery push merged org/merged --pr")]
 pub(super) struct Push {
     /// Directory of a model or an adapter
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// Repository: `org/name`; it is made unless it is there
     #[arg(value_name = "ORG/NAME")]
-    repo: String,
+    pub(super) repo: String,
     /// Only members may see the repository
     #[arg(long)]
-    private: bool,
+    pub(super) private: bool,
     /// Branch to commit to; it is made unless it is there, from `main` [default: main]
     #[arg(long, value_name = "NAME")]
-    branch: Option<String>,
+    pub(super) branch: Option<String>,
     /// Open a pull request instead
     #[arg(long, conflicts_with = "branch")]
-    pr: bool,
+    pub(super) pr: bool,
     /// First line of the commit's message
     #[arg(long, short, value_name = "TEXT")]
-    message: Option<String>,
+    pub(super) message: Option<String>,
     /// More about the commit
     #[arg(long, value_name = "TEXT")]
-    description: Option<String>,
+    pub(super) description: Option<String>,
     /// Leave out files whose path matches; may be repeated
     #[arg(long, value_name = "PATTERN")]
-    exclude: Vec<String>,
+    pub(super) exclude: Vec<String>,
     /// Delete files of the repository that the directory lacks
     #[arg(long)]
-    delete: bool,
+    pub(super) delete: bool,
     /// Write the model card anew, whatever README.md is there
     #[arg(long, conflicts_with = "no_model_card")]
-    card: bool,
+    pub(super) card: bool,
     /// Make no model card
     #[arg(long)]
-    no_model_card: bool,
+    pub(super) no_model_card: bool,
     /// Publish although files are not what `elo-surgery.json` records
     #[arg(long)]
-    allow_changed: bool,
+    pub(super) allow_changed: bool,
     /// Follow links that leave the directory
     #[arg(long)]
-    follow_symlinks: bool,
+    pub(super) follow_symlinks: bool,
     /// Show what would be published and change nothing
     #[arg(short = 'n', long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 }
 
 /// Publishes, or shows what would be.
@@ -112,14 +113,7 @@ pub(super) fn run(arguments: &Push, session: &Session) -> Result<(), Failure> {
         return show(&Shown { arguments, target: &target, found: &found, draft: &draft }, session);
     }
     let publication = Publication::begin(&http, target.clone())?;
-    let draft = arguments.draft(&http, &target, &folder, publication.head())?;
-    let stored = send(&publication, &folder, &draft, session, &cancelled)?;
-    if let Some(text) = &draft.card {
-        publication.put(CARD_FILE, text.clone().into_bytes())?;
-    }
-    folder.check_unchanged()?;
-    let published = publication.commit(&draft.words, &draft.plan.deleted())?;
-    told(&target, &publication, &stored, &published, session)
+    arguments.publish(&http, &target, &publication, &folder, session, &cancelled)
 }
 
 /// What is published, and how it is called.
@@ -137,23 +131,55 @@ impl Draft {
     fn files<'f>(&self, folder: &'f Folder) -> Vec<&'f LocalFile> {
         let sent: BTreeSet<&str> = self.plan.items.iter().map(|item| item.path.as_str()).collect();
         let made = |name: &str| name == CARD_FILE && self.card.is_some();
-        folder.files.iter().filter(|file| sent.contains(file.name.as_str()) && !made(&file.name)).collect()
+        folder
+            .files
+            .iter()
+            .filter(|file| sent.contains(file.name.as_str()) && !made(&file.name))
+            .collect()
     }
 }
 
 impl Push {
-    fn target(&self) -> Result<Target, Failure> {
+    /// Sends what the Hub lacks of a folder, and commits it with everything that was given to the publication before.
+    pub(super) fn publish(
+        &self,
+        http: &Http,
+        target: &Target,
+        publication: &Publication<'_>,
+        folder: &Folder,
+        session: &Session,
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<(), Failure> {
+        let draft = self.draft(http, target, folder, publication.head())?;
+        let stored = send(publication, folder, &draft, session, cancelled)?;
+        if let Some(text) = &draft.card {
+            publication.put(CARD_FILE, text.clone().into_bytes())?;
+        }
+        folder.check_unchanged()?;
+        let published = publication.commit(&draft.words, &draft.plan.deleted())?;
+        told(target, publication, &stored, &published, session)
+    }
+
+    pub(super) fn target(&self) -> Result<Target, Failure> {
         let full = "the full form: `elo-surgery push DIR org/name`";
         let id = ModelId::parse(&self.repo).ok_or_else(|| {
             Failure::usage(format!("`{}` is no name of a repository", self.repo), full)
         })?;
         let id = match (&self.branch, id.revision()) {
             (Some(_), Some(_)) => {
-                return Err(Failure::usage("the branch is given twice", "leave out `--branch`, or the part after `@`"));
+                return Err(Failure::usage(
+                    "the branch is given twice",
+                    "leave out `--branch`, or the part after `@`",
+                ));
             }
-            (Some(branch), None) => ModelId::parse(&format!("{}@{branch}", id.repo())).ok_or_else(|| {
-                Failure::usage(format!("`--branch {branch}` is no name of a branch"), "letters, digits, `-`, `_`, `.` and `/`")
-            })?,
+            (Some(branch), None) => {
+                ModelId::parse(&format!("{}@{branch}", id.repo())).ok_or_else(|| {
+                    Failure::usage(
+                        format!("`--branch {branch}` is no name of a branch"),
+                        "letters, digits, `-`, `_`, `.` and `/`",
+                    )
+                })?
+            }
             (None, _) => id,
         };
         Ok(Target::new(id, self.private, self.pr)?)
@@ -164,6 +190,7 @@ impl Push {
             exclude: self.exclude.clone(),
             allow_changed: self.allow_changed,
             follow_symlinks: self.follow_symlinks,
+            elsewhere: BTreeSet::new(),
         };
         let watcher = Watcher::new(session, Arc::clone(cancelled));
         let stop = || match process::is_cancelled(cancelled) {
@@ -211,7 +238,9 @@ impl Push {
     fn words(&self, folder: &Folder) -> Words {
         let provenance = folder.provenance.as_ref();
         let message = self.message.clone().unwrap_or_else(|| match provenance {
-            Some(provenance) => format!("Add {} by elo-surgery {}", provenance.operation.verb, provenance.version),
+            Some(provenance) => {
+                format!("Add {} by elo-surgery {}", provenance.operation.verb, provenance.version)
+            }
             None => "Add model".to_owned(),
         });
         let plan = || provenance.map(|provenance| format!("Plan: {}", provenance.plan));
@@ -244,7 +273,9 @@ fn send(
         while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
             match publication.upload_read(file, &watch) {
                 Ok(stored) => {
-                    done.lock().unwrap_or_else(PoisonError::into_inner).push((file.name.clone(), stored));
+                    done.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push((file.name.clone(), stored));
                 }
                 Err(error) => {
                     next.store(files.len(), Ordering::Relaxed);
@@ -271,7 +302,7 @@ fn send(
 }
 
 /// The watcher of the terminal, as publications know it.
-struct Watched<'a>(&'a Watcher<'a>);
+pub(super) struct Watched<'a>(pub(super) &'a Watcher<'a>);
 
 impl Watch for Watched<'_> {
     fn begin(&self, bytes: u64) {
@@ -335,7 +366,9 @@ fn show(shown: &Shown<'_>, session: &Session) -> Result<(), Failure> {
     let _ = writeln!(text, "repository  {}  ({state})", target.id.repo());
     let branch = match (target.pull_request, found.branch, found.repository.is_some()) {
         (true, ..) => "a pull request against main".to_owned(),
-        (_, false, true) if target.branch() != "main" => format!("{}  (would be made)", target.branch()),
+        (_, false, true) if target.branch() != "main" => {
+            format!("{}  (would be made)", target.branch())
+        }
         _ => target.branch().to_owned(),
     };
     let _ = writeln!(text, "branch      {branch}");
@@ -371,13 +404,26 @@ fn table(plan: &Plan) -> String {
         };
         let _ = writeln!(text, "  {:width$}  {:>10}  {what}{how}", item.path, size(item.size));
     }
-    let sent = plan.items.iter().filter(|item| matches!(item.change, Change::New | Change::Changed)).count() as u64;
+    let sent = plan
+        .items
+        .iter()
+        .filter(|item| matches!(item.change, Change::New | Change::Changed))
+        .count() as u64;
     if plan.is_empty() {
         text.push_str("nothing to do: the branch has everything\n");
     } else {
         let deleted = plan.deleted().len() as u64;
-        let deleted = if deleted == 0 { String::new() } else { format!(", {} to delete", counted(deleted, "file")) };
-        let _ = writeln!(text, "{} with {} to send{deleted}", counted(sent, "file"), size(plan.bytes()));
+        let deleted = if deleted == 0 {
+            String::new()
+        } else {
+            format!(", {} to delete", counted(deleted, "file"))
+        };
+        let _ = writeln!(
+            text,
+            "{} with {} to send{deleted}",
+            counted(sent, "file"),
+            size(plan.bytes())
+        );
     }
     text
 }
@@ -391,7 +437,8 @@ fn told(
     session: &Session,
 ) -> Result<(), Failure> {
     let sent = |how: How| matches!(how, How::Basic | How::Multipart | How::Xet | How::Inline);
-    let bytes: u64 = stored.iter().filter(|(_, file)| sent(file.how)).map(|(_, file)| file.size).sum();
+    let bytes: u64 =
+        stored.iter().filter(|(_, file)| sent(file.how)).map(|(_, file)| file.size).sum();
     if session.json {
         let files: Vec<_> = stored
             .iter()
@@ -415,7 +462,11 @@ fn told(
         session.say(&format!("nothing to do: {target} has everything"));
     } else {
         let there = stored.iter().filter(|(_, file)| !sent(file.how)).count() as u64;
-        let there = if there == 0 { String::new() } else { format!(", {} there already", counted(there, "file")) };
+        let there = if there == 0 {
+            String::new()
+        } else {
+            format!(", {} there already", counted(there, "file"))
+        };
         session.say(&format!("{} sent{there}", size(bytes)));
     }
     let url = published.pull_request.as_ref().unwrap_or(&published.url);

@@ -57,7 +57,10 @@ impl Target {
         let branch = target.branch();
         let usage = |problem: String, hint: &str| Err(Error::Usage { problem, hint: hint.into() });
         if super::id::is_commit(branch) {
-            return usage(format!("`{branch}` is a commit, which never changes"), "give a branch with `--branch`");
+            return usage(
+                format!("`{branch}` is a commit, which never changes"),
+                "give a branch with `--branch`",
+            );
         }
         if pull_request && branch != "main" {
             return usage(

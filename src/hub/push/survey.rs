@@ -57,7 +57,8 @@ pub fn survey(http: &Http, target: &Target) -> Result<Survey> {
         });
     }
     let repository = Some(visibility);
-    let main = info.get("sha").and_then(Value::as_str).filter(|sha| is_commit(sha)).map(str::to_owned);
+    let main =
+        info.get("sha").and_then(Value::as_str).filter(|sha| is_commit(sha)).map(str::to_owned);
     let (head, branch) = match commit_of(http, &target.at_branch()) {
         Ok(head) => (Some(head), true),
         Err(Error::Hub { kind: HubFailure::Missing, .. }) => (main, false),
