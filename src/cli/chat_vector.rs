@@ -124,7 +124,10 @@ impl Surgical for ChatVector {
             Some(out) => out,
             None if session.hub.is_remote(&models.into) => {
                 return Err(Failure::usage(
-                    format!("`{}` is a model of the Hub: there is no place beside it", models.into.display()),
+                    format!(
+                        "`{}` is a model of the Hub: there is no place beside it",
+                        models.into.display()
+                    ),
                     "say where to write with `--out DIR`",
                 ));
             }

@@ -97,7 +97,12 @@ impl Access {
 
     /// Puts directories into a project for the models that it names by their ids: views, or whole models where they are
     /// trained with and read by other programs.
-    pub(super) fn settle(&self, loaded: &mut Loaded, whole: bool, session: &Session) -> Result<(), Failure> {
+    pub(super) fn settle(
+        &self,
+        loaded: &mut Loaded,
+        whole: bool,
+        session: &Session,
+    ) -> Result<(), Failure> {
         let place = |named: &Option<PathBuf>| -> Result<Option<PathBuf>, Failure> {
             let Some(id) = named.as_ref().and_then(|model| Self::id_in(loaded, model)) else {
                 return Ok(named.clone());
@@ -128,9 +133,14 @@ impl Access {
     }
 
     /// Fetches models whose every byte will be read.
-    pub(super) fn fetch_all_of(&self, models: &[&Checkpoint], session: &Session) -> Result<(), Failure> {
+    pub(super) fn fetch_all_of(
+        &self,
+        models: &[&Checkpoint],
+        session: &Session,
+    ) -> Result<(), Failure> {
         let shards = models.iter().flat_map(|model| model.shards());
-        let whole = shards.map(|shard| (shard.path.clone(), [0..shard.identity.size].into_iter().collect()));
+        let whole = shards
+            .map(|shard| (shard.path.clone(), [0..shard.identity.size].into_iter().collect()));
         self.fetch(whole.collect(), session)
     }
 
@@ -156,7 +166,8 @@ impl Access {
     /// What a plan would fetch, for a dry run; nothing if no model of the Hub is in it.
     pub(super) fn outlook(&self, plan: &Plan) -> Result<Option<Outlook>, Failure> {
         let wants = wants(plan);
-        let concerns = self.hub.get().is_some() || wants.iter().any(|(path, _)| matches!(Fetched::of(path), Ok(Some(_))));
+        let concerns = self.hub.get().is_some()
+            || wants.iter().any(|(path, _)| matches!(Fetched::of(path), Ok(Some(_))));
         if !concerns {
             return Ok(None);
         }
@@ -168,7 +179,8 @@ impl Access {
     /// What went over the network, if anything did.
     pub(super) fn traffic(&self) -> Option<Traffic> {
         let traffic = self.hub.get()?.traffic();
-        (traffic.requests > 0).then_some(Traffic { bytes: traffic.bytes, requests: traffic.requests })
+        (traffic.requests > 0)
+            .then_some(Traffic { bytes: traffic.bytes, requests: traffic.requests })
     }
 }
 
@@ -232,7 +244,8 @@ fn wants(plan: &Plan) -> Wants {
     let mut ranges = vec![Vec::new(); plan.sources.len()];
     for part in plan.tensors.iter().flat_map(|tensor| &tensor.parts) {
         for slice in part.slices() {
-            if let Some(of) = usize::try_from(slice.source.0).ok().and_then(|id| ranges.get_mut(id)) {
+            if let Some(of) = usize::try_from(slice.source.0).ok().and_then(|id| ranges.get_mut(id))
+            {
                 of.push(slice.bytes.clone());
             }
         }

@@ -47,7 +47,12 @@ impl Access {
         Ok(Placed { path: path.to_owned(), name: None })
     }
 
-    pub(super) fn settle(&self, _loaded: &mut Loaded, _whole: bool, _session: &Session) -> Result<(), Failure> {
+    pub(super) fn settle(
+        &self,
+        _loaded: &mut Loaded,
+        _whole: bool,
+        _session: &Session,
+    ) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -63,7 +68,11 @@ impl Access {
         Ok(())
     }
 
-    pub(super) fn fetch_all_of(&self, _models: &[&Checkpoint], _session: &Session) -> Result<(), Failure> {
+    pub(super) fn fetch_all_of(
+        &self,
+        _models: &[&Checkpoint],
+        _session: &Session,
+    ) -> Result<(), Failure> {
         Ok(())
     }
 

@@ -37,7 +37,13 @@ enum Tone {
 }
 
 impl Session {
-    pub(super) fn new(color: ColorChoice, json: bool, verbose: u8, quiet: bool, offline: bool) -> Self {
+    pub(super) fn new(
+        color: ColorChoice,
+        json: bool,
+        verbose: u8,
+        quiet: bool,
+        offline: bool,
+    ) -> Self {
         let colour = !json && wants_colour(color);
         Self { json, verbose: verbose > 0, quiet, colour, hub: Access::new(offline) }
     }
@@ -172,7 +178,11 @@ impl Session {
     }
 
     /// Opens a checkpoint with options of its own: an existing path, else a model of the Hub.
-    pub(super) fn open_with(&self, options: OpenOptions, path: &Path) -> Result<Checkpoint, Failure> {
+    pub(super) fn open_with(
+        &self,
+        options: OpenOptions,
+        path: &Path,
+    ) -> Result<Checkpoint, Failure> {
         let placed = self.hub.place(path, self)?;
         let checkpoint = options.open(&placed.path);
         let checkpoint = checkpoint.map_err(|error| missing_model(path, error))?;

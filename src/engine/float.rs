@@ -32,6 +32,11 @@ pub(super) enum Float {
     E5M2Fnuz,
 }
 
+/// A factor of a plan as f32 arithmetic takes it: rounded once.
+pub(super) const fn single(factor: f64) -> f32 {
+    factor as f32
+}
+
 /// The numbers that define a format narrower than f32.
 struct Narrow {
     /// The sign's bit, alone.

@@ -63,7 +63,8 @@ impl Folder {
 
     /// Whether a whole file is here. Its name is its hash and was given after a check of it; its size is looked at again.
     pub(super) fn has(&self, file: &RemoteFile) -> bool {
-        fs::metadata(self.blob(&file.hash)).is_ok_and(|meta| meta.is_file() && meta.len() == file.size)
+        fs::metadata(self.blob(&file.hash))
+            .is_ok_and(|meta| meta.is_file() && meta.len() == file.size)
     }
 
     /// Puts a whole file into a view.
@@ -219,7 +220,8 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 /// Clears what is left of a partly fetched file that does not fit together: a record without its file, a link to a
 /// whole file that somebody removed, a file of another size.
 pub(super) fn clear_remains(partial: &Path, size: u64) -> Result<()> {
-    let sound = fs::symlink_metadata(partial).is_ok_and(|meta| meta.is_file() && meta.len() == size);
+    let sound =
+        fs::symlink_metadata(partial).is_ok_and(|meta| meta.is_file() && meta.len() == size);
     if !sound {
         // The file first: it would be taken for whole without a record, and a record without a file is nothing.
         remove(partial)?;
@@ -244,7 +246,11 @@ mod tests {
         let folder = folder(dir.path());
         let files = vec![
             RemoteFile { path: "a/b.txt".into(), size: 3, hash: Hash::Git("a".repeat(40)) },
-            RemoteFile { path: "m.safetensors".into(), size: 9, hash: Hash::Sha256("b".repeat(64)) },
+            RemoteFile {
+                path: "m.safetensors".into(),
+                size: 9,
+                hash: Hash::Sha256("b".repeat(64)),
+            },
         ];
         let listing = Listing { commit: COMMIT.into(), files };
         folder.save_listing(&listing).unwrap();
@@ -260,7 +266,8 @@ mod tests {
     fn views_lead_to_files() {
         let dir = tempfile::tempdir().unwrap();
         let folder = folder(dir.path());
-        let file = RemoteFile { path: "deep/x.json".into(), size: 2, hash: Hash::Git("c".repeat(40)) };
+        let file =
+            RemoteFile { path: "deep/x.json".into(), size: 2, hash: Hash::Git("c".repeat(40)) };
         fs::create_dir_all(dir.path().join("models--org--a-model/blobs")).unwrap();
         fs::write(folder.blob(&file.hash), "{}").unwrap();
         assert!(folder.has(&file));
@@ -275,7 +282,10 @@ mod tests {
         assert_eq!(fs::read(folder.view(COMMIT).join("deep/x.json")).unwrap(), b"??");
         let found = in_view(dir.path(), &folder.view(COMMIT).join("deep/x.json"));
         let (id, commit, path) = found.unwrap();
-        assert_eq!((id.repo(), commit.as_str(), path.as_str()), ("org/a-model", COMMIT, "deep/x.json"));
+        assert_eq!(
+            (id.repo(), commit.as_str(), path.as_str()),
+            ("org/a-model", COMMIT, "deep/x.json")
+        );
         assert!(in_view(dir.path(), &folder.snapshot(COMMIT).join("x")).is_none());
     }
 

@@ -311,7 +311,8 @@ impl Http {
         Ok(request.send().map_err(|error| unreached(&error, url)))
     }
 
-    fn client(&self) -> Result<&Client> {
+    /// The connections, which carry no token of their own.
+    pub(super) fn client(&self) -> Result<&Client> {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }

@@ -32,13 +32,20 @@ impl Lock {
                 Ok(()) => return Ok(Self(file)),
                 Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
                 // Some network filesystems have no locks: two fetches of a file then write the same bytes.
-                Err(rustix::io::Errno::NOLCK | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
+                Err(
+                    rustix::io::Errno::NOLCK
+                    | rustix::io::Errno::NOSYS
+                    | rustix::io::Errno::OPNOTSUPP,
+                ) => {
                     return Ok(Self(file));
                 }
                 Err(error) => return Err(error).at("lock", &path),
             }
             if !told {
-                watch.note(&format!("waiting for another process that fetches `{}`", printable(what)));
+                watch.note(&format!(
+                    "waiting for another process that fetches `{}`",
+                    printable(what)
+                ));
                 told = true;
             }
             http.wait(LOOK_EVERY)?;
@@ -47,7 +54,8 @@ impl Lock {
                 seen = (now, Instant::now());
             }
             if seen.1.elapsed() > MOST_PATIENCE {
-                let holder = "another process, which has brought nothing for ten minutes".to_owned();
+                let holder =
+                    "another process, which has brought nothing for ten minutes".to_owned();
                 return Err(Error::Locked { path: partial.to_owned(), holder });
             }
         }

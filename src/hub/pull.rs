@@ -34,7 +34,8 @@ impl Selection {
         let set = |patterns: &[String]| -> Result<GlobSet> {
             let mut set = GlobSetBuilder::new();
             for pattern in patterns {
-                let whole = if pattern.ends_with('/') { format!("{pattern}*") } else { pattern.clone() };
+                let whole =
+                    if pattern.ends_with('/') { format!("{pattern}*") } else { pattern.clone() };
                 let glob = Glob::new(&whole).map_err(|error| Error::Usage {
                     problem: format!("`{pattern}` is no pattern: {}", error.kind()),
                     hint: "patterns look like `*.json` or `original/*`".into(),
@@ -101,12 +102,18 @@ impl Hub {
     ///
     /// # Errors
     /// Names that the Hub does not know, patterns that match nothing, files in the way.
-    pub fn pull<'a>(&'a self, id: &ModelId, selection: &Selection, into: Into<'a>) -> Result<Pull<'a>> {
+    pub fn pull<'a>(
+        &'a self,
+        id: &ModelId,
+        selection: &Selection,
+        into: Into<'a>,
+    ) -> Result<Pull<'a>> {
         let folder = Folder::of(self.cache(), id);
         let listing = self.listing(id, &folder)?.ok_or_else(|| offline(&id.to_string()))?;
         let Listing { commit, files } = listing;
         let all = files.len();
-        let files: Vec<RemoteFile> = files.into_iter().filter(|file| selection.takes(&file.path)).collect();
+        let files: Vec<RemoteFile> =
+            files.into_iter().filter(|file| selection.takes(&file.path)).collect();
         if files.is_empty() {
             return Err(Error::Usage {
                 problem: format!("no file of `{id}` matches: it has {all} files"),
@@ -162,9 +169,13 @@ impl Pull<'_> {
         let told = self.told(&lacking)?;
         self.take_from_cache(&lacking)?;
         let targets: Vec<_> = lacking.iter().map(|file| self.target(file)).collect();
-        let made = |target: &Target| target.has_partial() && target.open().is_ok_and(|here| here.bytes() == target.size);
+        let made = |target: &Target| {
+            target.has_partial() && target.open().is_ok_and(|here| here.bytes() == target.size)
+        };
         let unmade = |target: &&Arc<Target>| !made(target);
-        if let (true, Some(target)) = (self.hub.http.settings().offline, targets.iter().find(unmade)) {
+        if let (true, Some(target)) =
+            (self.hub.http.settings().offline, targets.iter().find(unmade))
+        {
             return Err(offline(&target.what));
         }
         let wanted = || targets.iter().map(Wanted::whole).collect();
@@ -178,7 +189,10 @@ impl Pull<'_> {
         match self.into {
             Into::Cache => {
                 let commit = &self.listing.commit;
-                self.listing.files.iter().try_for_each(|file| self.folder.link_snapshot(commit, file))?;
+                self.listing
+                    .files
+                    .iter()
+                    .try_for_each(|file| self.folder.link_snapshot(commit, file))?;
                 if self.complete {
                     self.folder.publish_revision(revision, commit)?;
                 }
@@ -235,7 +249,8 @@ impl Pull<'_> {
             return self.hub.target(&self.id, &self.folder, commit, file);
         };
         // Two files of the same content are two files.
-        let name = &blake3::hash(format!("{}\0{}", file.path, file.hash.hex()).as_bytes()).to_hex()[..32];
+        let name =
+            &blake3::hash(format!("{}\0{}", file.path, file.hash.hex()).as_bytes()).to_hex()[..32];
         Arc::new(Target::new(
             format!("{}: {}", self.id.repo(), file.path),
             listing::resolve(&self.hub.http, &self.id, commit, &file.path),

@@ -100,7 +100,8 @@ impl Bringer<'_> {
     /// Sends the request and checks what the answer says of itself.
     fn ask(&self, source: Option<&Source>, range: &Range<u64>) -> Result<Answer, Broke> {
         let Target { what, url, size, .. } = self.target;
-        let mut call = Call::get(source.map_or(url, |source| &source.url).clone(), what).range(range);
+        let mut call =
+            Call::get(source.map_or(url, |source| &source.url).clone(), what).range(range);
         if let Some(tag) = source.and_then(|source| source.tag.as_ref()) {
             call.headers.push((header::IF_RANGE, tag.clone()));
         }
@@ -111,9 +112,11 @@ impl Bringer<'_> {
         };
         let answer = match self.http.send(&call) {
             Ok(answer) => answer,
-            Err(Error::Hub { kind: HubFailure::Refused | HubFailure::Missing | HubFailure::Network, problem, .. })
-                if source.is_some() =>
-            {
+            Err(Error::Hub {
+                kind: HubFailure::Refused | HubFailure::Missing | HubFailure::Network,
+                problem,
+                ..
+            }) if source.is_some() => {
                 return Err(again(problem));
             }
             Err(error) => return Err(error.into()),
@@ -128,19 +131,25 @@ impl Bringer<'_> {
             StatusCode::PARTIAL_CONTENT => {
                 let sent = answer.header("content-range").and_then(content_range);
                 if sent != Some((range.clone(), *size)) {
-                    let sent = answer.header("content-range").unwrap_or("nothing it says").to_owned();
+                    let sent =
+                        answer.header("content-range").unwrap_or("nothing it says").to_owned();
                     let asked = format!("bytes {}-{}/{size}", range.start, range.end - 1);
                     let sent = crate::error::printable(&sent);
                     return Err(wrong(format!("`{asked}` was asked for, `{sent}` came")));
                 }
                 let due = range.end - range.start;
                 if length.is_some_and(|length| length != due) {
-                    return Err(wrong(format!("{due} bytes were asked for, {} are announced", length.unwrap_or(0))));
+                    return Err(wrong(format!(
+                        "{due} bytes were asked for, {} are announced",
+                        length.unwrap_or(0)
+                    )));
                 }
                 Ok(answer)
             }
             // The whole file: its start is the start of what comes.
-            StatusCode::OK if range.start == 0 && length.is_none_or(|length| length == *size) => Ok(answer),
+            StatusCode::OK if range.start == 0 && length.is_none_or(|length| length == *size) => {
+                Ok(answer)
+            }
             StatusCode::OK if range.start == 0 => {
                 Err(wrong(format!("it has {} bytes, the Hub lists {size}", length.unwrap_or(0))))
             }
@@ -148,9 +157,11 @@ impl Bringer<'_> {
                 Some(_) => again("the whole file was sent for a range of it".into()),
                 None => Broke::Failed(no_ranges(what)),
             }),
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                Err(wrong(format!("bytes {}-{} are refused: another file is there", range.start, range.end - 1)))
-            }
+            StatusCode::RANGE_NOT_SATISFIABLE => Err(wrong(format!(
+                "bytes {}-{} are refused: another file is there",
+                range.start,
+                range.end - 1
+            ))),
             status => Err(wrong(format!("the answer has status {}", status.as_u16()))),
         }
     }
@@ -160,13 +171,21 @@ impl Bringer<'_> {
         let Target { what, commit, hash, .. } = self.target;
         if let Some(other) = answer.first_header("x-repo-commit").filter(|other| other != commit) {
             let other = crate::error::printable(other);
-            return Err(corrupt(what, format!("the answer is of commit `{other}`, not of {commit}")).into());
+            return Err(corrupt(
+                what,
+                format!("the answer is of commit `{other}`, not of {commit}"),
+            )
+            .into());
         }
         let Hash::Sha256(listed) = hash else { return Ok(()) };
         match answer.first_header("x-linked-etag").map(|tag| tag.trim_matches('"')) {
             Some(tag) if tag != listed => {
                 let tag = crate::error::printable(tag);
-                Err(corrupt(what, format!("the answer is of the file `{tag}`, the Hub lists {listed}")).into())
+                Err(corrupt(
+                    what,
+                    format!("the answer is of the file `{tag}`, the Hub lists {listed}"),
+                )
+                .into())
             }
             _ => Ok(()),
         }
@@ -251,7 +270,9 @@ mod tests {
     #[test]
     fn ranges_are_read_strictly() {
         assert_eq!(content_range("bytes 0-9/100"), Some((0..10, 100)));
-        for wrong in ["bytes 9-0/100", "bytes */100", "bytes 0-9/*", "bytes 0-9", "0-9/10", "bytes +1-2/3"] {
+        for wrong in
+            ["bytes 9-0/100", "bytes */100", "bytes 0-9/*", "bytes 0-9", "0-9/10", "bytes +1-2/3"]
+        {
             assert_eq!(content_range(wrong), None, "{wrong}");
         }
     }

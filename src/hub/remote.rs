@@ -82,6 +82,11 @@ impl Hub {
         Ok(Self { http, targets: Mutex::default() })
     }
 
+    /// The client that everything goes through.
+    pub fn http(&self) -> &Http {
+        &self.http
+    }
+
     /// What went over the network so far.
     pub fn traffic(&self) -> Traffic {
         Traffic { bytes: self.http.received(), requests: self.http.requests() }
@@ -155,7 +160,13 @@ impl Hub {
     }
 
     /// Where a file of the cache comes from and goes.
-    pub(super) fn target(&self, id: &ModelId, folder: &Folder, commit: &str, file: &RemoteFile) -> Arc<Target> {
+    pub(super) fn target(
+        &self,
+        id: &ModelId,
+        folder: &Folder,
+        commit: &str,
+        file: &RemoteFile,
+    ) -> Arc<Target> {
         let partial = folder.partial(&file.hash);
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         let made = targets.entry(partial.clone()).or_insert_with(|| {
@@ -230,7 +241,8 @@ impl Hub {
         watch: &dyn Watch,
     ) -> Result<()> {
         let guesses = guesses(root, listing);
-        let known = guesses.into_iter().filter_map(|(path, guess)| Some((shards.get(&path)?, guess)));
+        let known =
+            guesses.into_iter().filter_map(|(path, guess)| Some((shards.get(&path)?, guess)));
         let first = known.map(|(target, guess)| (target, 0..guess.min(target.size)));
         let first: Vec<_> = first.collect();
         let wanted = |(target, range): &(&Arc<Target>, Range<u64>)| Wanted {
@@ -259,7 +271,11 @@ impl Hub {
         let mut need = Need::default();
         for (path, ranges) in wants {
             let missing = match Fetched::of(path)? {
-                Some(fetched) => ranges.iter().flat_map(|range| fetched.missing(range)).map(|r| r.end - r.start).sum(),
+                Some(fetched) => ranges
+                    .iter()
+                    .flat_map(|range| fetched.missing(range))
+                    .map(|r| r.end - r.start)
+                    .sum(),
                 None if in_view(self.cache(), path).is_some() => 0,
                 None => continue,
             };
@@ -289,8 +305,11 @@ impl Hub {
     /// The file behind a path in a view, of this run or of an earlier one.
     fn of_path(&self, path: &Path, real: &Path) -> Result<Arc<Target>> {
         let known = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_real = |target: &&Arc<Target>| fs::canonicalize(&target.partial).is_ok_and(|p| p == real);
-        let by_name = real.file_name().and_then(|name| known.values().find(|t| t.partial.file_name() == Some(name)));
+        let of_real =
+            |target: &&Arc<Target>| fs::canonicalize(&target.partial).is_ok_and(|p| p == real);
+        let by_name = real
+            .file_name()
+            .and_then(|name| known.values().find(|t| t.partial.file_name() == Some(name)));
         if let Some(target) = by_name.filter(of_real) {
             return Ok(Arc::clone(target));
         }
@@ -309,9 +328,11 @@ impl Hub {
 /// The headers' sizes as the index lets expect them.
 fn guesses(root: &Path, listing: &Listing) -> BTreeMap<String, u64> {
     let mut guesses = BTreeMap::new();
-    let index = listing.files.iter().filter(|file| is_index(&file.path) && !file.path.contains('/'));
+    let index =
+        listing.files.iter().filter(|file| is_index(&file.path) && !file.path.contains('/'));
     let index: Vec<_> = index.collect();
-    let index = index.iter().find(|file| file.path == "model.safetensors.index.json").or(index.first());
+    let index =
+        index.iter().find(|file| file.path == "model.safetensors.index.json").or(index.first());
     let parsed = index.and_then(|file| {
         let text = fs::read(root.join(&file.path)).ok()?;
         serde_json::from_slice::<Value>(&text).ok()
@@ -327,7 +348,9 @@ fn guesses(root: &Path, listing: &Listing) -> BTreeMap<String, u64> {
     let single = listing.file("model.safetensors");
     let tensors = |file: &&RemoteFile| !file.path.contains('/') && is_shard(&file.path);
     let files = listing.files.iter().filter(tensors);
-    let files = files.filter(|file| single.is_none_or(|single| *file == single) || file.path.starts_with("adapter"));
+    let files = files.filter(|file| {
+        single.is_none_or(|single| *file == single) || file.path.starts_with("adapter")
+    });
     guesses.extend(files.map(|file| (file.path.clone(), FIRST_GUESS)));
     guesses
 }
@@ -339,8 +362,11 @@ fn belongs(file: &RemoteFile) -> bool {
         return true;
     }
     let hidden = path.contains('/') || path.starts_with('.');
-    let other = [".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".ot", ".npz", ".zip", ".gz", ".tar"];
-    !hidden && !other.iter().any(|end| path.ends_with(end)) && (file.size <= LARGEST_SIDECAR || is_index(path) || is_pickle(path))
+    let other =
+        [".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".ot", ".npz", ".zip", ".gz", ".tar"];
+    !hidden
+        && !other.iter().any(|end| path.ends_with(end))
+        && (file.size <= LARGEST_SIDECAR || is_index(path) || is_pickle(path))
 }
 
 fn is_shard(path: &str) -> bool {

@@ -11,9 +11,9 @@ use rustix::io::Errno;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
+use super::Watch;
 use super::cache::{clear_remains, remove};
 use super::http::{Http, corrupt};
-use super::Watch;
 use super::listing::Hash;
 use super::lock::Lock;
 use crate::error::{Error, IoContext, Result};
@@ -77,7 +77,8 @@ impl Target {
     /// Whether a file gathers bytes that is not whole yet, or that a reader may have open.
     pub(super) fn has_partial(&self) -> bool {
         let gathers = fs::symlink_metadata(&self.partial);
-        gathers.is_ok_and(|meta| meta.is_file() && meta.len() == self.size) && record_of(&self.partial).exists()
+        gathers.is_ok_and(|meta| meta.is_file() && meta.len() == self.size)
+            && record_of(&self.partial).exists()
     }
 
     /// Waits until nobody else fetches it.

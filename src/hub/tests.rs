@@ -36,7 +36,10 @@ struct Server {
 
 impl Server {
     /// `answer` writes a whole response, headers first.
-    fn start(host: &str, answer: impl Fn(&Asked, usize, &mut TcpStream) + Send + Sync + 'static) -> Self {
+    fn start(
+        host: &str,
+        answer: impl Fn(&Asked, usize, &mut TcpStream) + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((host, 0)).unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
@@ -187,7 +190,10 @@ fn other_ranges_than_those_asked_for_are_refused() {
     let bytes = content(1000);
     for headers in ["Content-Range: bytes 1-10/1000", "Content-Range: bytes 0-9/999", "X: y"] {
         let server = Server::start("127.0.0.1", move |_, _, stream| {
-            let _ = write!(stream, "HTTP/1.1 206 Partial Content\r\n{headers}\r\nContent-Length: 10\r\n\r\n0123456789");
+            let _ = write!(
+                stream,
+                "HTTP/1.1 206 Partial Content\r\n{headers}\r\nContent-Length: 10\r\n\r\n0123456789"
+            );
         });
         let place = Place::new(&server, &bytes);
         let range = 0..10;
@@ -208,7 +214,11 @@ fn wrong_files_get_no_name() {
     let all = 0..1000;
     let error = place.fetch(std::slice::from_ref(&all)).unwrap_err();
     assert_eq!((kind(&error), error.exit_code()), (HubFailure::Corrupt, 7));
-    assert!(!place.whole().exists() && !place.partial().exists() && !record_of(&place.partial()).exists());
+    assert!(
+        !place.whole().exists()
+            && !place.partial().exists()
+            && !record_of(&place.partial()).exists()
+    );
 }
 
 #[test]
@@ -217,7 +227,10 @@ fn signed_addresses_are_used_while_they_work() {
     let served = bytes.clone();
     let store = Server::start("127.0.0.2", move |asked, number, stream| {
         if number == 2 {
-            let _ = write!(stream, "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let _ = write!(
+                stream,
+                "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
             return;
         }
         partial(stream, asked, served.len(), "ETag: \"tag\"\r\n");
@@ -225,7 +238,10 @@ fn signed_addresses_are_used_while_they_work() {
     });
     let to = format!("{}/signed", store.address);
     let hub = Server::start("127.0.0.1", move |_, _, stream| {
-        let _ = write!(stream, "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let _ = write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
     });
     let place = Place::new(&hub, &bytes);
     for start in [0, 2_000_000, 3_000_000] {
@@ -251,7 +267,8 @@ fn drips_are_stalls() {
         }
     });
     let mut place = Place::new(&server, &bytes);
-    let settings = Settings { silence: Duration::from_secs(1), retries: 1, ..place.http.settings().clone() };
+    let settings =
+        Settings { silence: Duration::from_secs(1), retries: 1, ..place.http.settings().clone() };
     place.http = Arc::new(Http::new(settings, Arc::new(|| false)).unwrap());
     let all = 0..100_000;
     let error = place.fetch(std::slice::from_ref(&all)).unwrap_err();

@@ -76,7 +76,12 @@ struct Work {
 }
 
 /// Brings what is missing of what is wanted. Files that become whole are verified and named.
-pub(super) fn fetch(http: &Arc<Http>, mut wanted: Vec<Wanted>, manner: Manner, watch: &dyn Watch) -> Result<()> {
+pub(super) fn fetch(
+    http: &Arc<Http>,
+    mut wanted: Vec<Wanted>,
+    manner: Manner,
+    watch: &dyn Watch,
+) -> Result<()> {
     // One order for all processes, so that no two wait for each other.
     wanted.sort_by(|a, b| a.target.partial.cmp(&b.target.partial));
     wanted.dedup_by(|next, first| {
@@ -137,7 +142,11 @@ fn join_neighbours(open: &mut [(Arc<Target>, Fetched, Ranges)], needed: u64) {
     }
 }
 
-fn divide(http: &Arc<Http>, open: Vec<(Arc<Target>, Fetched, Ranges)>, manner: Manner) -> Result<Work> {
+fn divide(
+    http: &Arc<Http>,
+    open: Vec<(Arc<Target>, Fetched, Ranges)>,
+    manner: Manner,
+) -> Result<Work> {
     let total: u64 = open.iter().map(|(_, _, missing)| missing.bytes()).sum();
     let size = (total / (4 * MOST_WORKERS as u64)).clamp(SMALLEST_PIECE, LARGEST_PIECE);
     let (mut items, mut pieces) = (Vec::new(), VecDeque::new());
@@ -148,8 +157,11 @@ fn divide(http: &Arc<Http>, open: Vec<(Arc<Target>, Fetched, Ranges)>, manner: M
             pieces.push_back(Piece { item, range: 0..target.size });
         } else {
             for range in missing.iter() {
-                let starts = (range.start..range.end).step_by(usize::try_from(size).unwrap_or(usize::MAX));
-                pieces.extend(starts.map(|start| Piece { item, range: start..range.end.min(start + size) }));
+                let starts =
+                    (range.start..range.end).step_by(usize::try_from(size).unwrap_or(usize::MAX));
+                pieces.extend(
+                    starts.map(|start| Piece { item, range: start..range.end.min(start + size) }),
+                );
             }
         }
         if pieces.len() == before && fetched.missing(&(0..target.size)).is_empty() {
@@ -242,7 +254,8 @@ impl Work {
             stop: &self.stop,
         };
         bringer.bring(&piece.range)?;
-        if left.fetch_sub(1, Ordering::AcqRel) == 1 && fetched.missing(&(0..target.size)).is_empty() {
+        if left.fetch_sub(1, Ordering::AcqRel) == 1 && fetched.missing(&(0..target.size)).is_empty()
+        {
             target.finish(&self.http)?;
         }
         Ok(())
@@ -261,4 +274,3 @@ fn full(error: Error, target: &Target) -> Error {
         other => other,
     }
 }
-

@@ -218,6 +218,11 @@ impl Blend {
         }
     }
 
+    /// Elements of each operand and of what it makes; they agree in a valid plan.
+    pub fn elements(&self) -> u64 {
+        self.terms.first().and_then(|term| term.operand.elements()).unwrap_or(0)
+    }
+
     /// Base and operands.
     pub fn operands(&self) -> impl Iterator<Item = &Operand> {
         self.base.iter().chain(self.terms.iter().map(|term| &term.operand))

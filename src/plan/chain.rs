@@ -70,7 +70,7 @@ impl Chain {
     pub fn words(blend: &Blend) -> u64 {
         let random = |keep: &Keep| matches!(keep, Keep::Random { .. } | Keep::Ranked { .. });
         let terms = blend.terms.iter().filter(|term| random(&term.keep)).count() as u64;
-        terms.saturating_mul(elements(blend))
+        terms.saturating_mul(blend.elements())
     }
 
     /// Bytes of memory to find out what is kept of a part: magnitudes, their order, and a bit for each element.
@@ -82,7 +82,7 @@ impl Chain {
         };
         let most = blend.terms.iter().map(|term| each(&term.keep)).max().unwrap_or(0);
         let masks = blend.terms.iter().filter(|term| each(&term.keep) > 0).count() as u64;
-        let n = elements(blend);
+        let n = blend.elements();
         n.saturating_mul(most).saturating_add(n.div_ceil(8).saturating_mul(masks))
     }
 
@@ -126,7 +126,7 @@ impl Chain {
         if blend.vote.is_some() && !voted {
             return Err(format!("{:?} with a vote", self.steps));
         }
-        let n = elements(blend);
+        let n = blend.elements();
         blend.terms.iter().try_for_each(|term| {
             let fits = match (self.steps, term.keep) {
                 (Steps::Scaled | Steps::Linear, Keep::All) => true,
@@ -164,10 +164,6 @@ fn fits(keep: Keep, n: u64) -> bool {
         }
         _ => false,
     }
-}
-
-fn elements(blend: &Blend) -> u64 {
-    blend.terms.first().and_then(|term| term.operand.elements()).unwrap_or(0)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]

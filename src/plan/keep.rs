@@ -148,8 +148,7 @@ impl Blend {
 
     /// The looks at the whole part that are needed before an element can be computed.
     pub(crate) fn looks(&self) -> Looks {
-        let elements = self.terms.first().and_then(|term| term.operand.elements());
-        let elements = elements.unwrap_or(0);
+        let elements = self.elements();
         let any = |keep: fn(&Keep) -> bool| self.terms.iter().any(|term| keep(&term.keep));
         let largest = |term: &Term| {
             let ranks = term.keep.ranks(elements).into_iter().flatten();

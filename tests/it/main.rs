@@ -25,6 +25,8 @@ mod golden;
 mod growth;
 #[cfg(feature = "cli")]
 mod hostile;
+#[cfg(all(feature = "cli", feature = "hub"))]
+mod hub;
 mod kernels;
 mod lora;
 mod lowrank;
@@ -38,6 +40,7 @@ mod quantised;
 mod randoms;
 mod solved;
 mod sparse;
+mod streaming;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;

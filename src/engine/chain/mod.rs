@@ -196,7 +196,7 @@ impl Filler<'_> {
         output: &Output,
         scratch: &mut Scratch,
     ) -> Result<Vec<f32>> {
-        let count = blend.terms.first().and_then(|term| term.operand.elements()).unwrap_or(0);
+        let count = blend.elements();
         let mut values = Vec::with_capacity(index(count));
         self.runs(blend, output, scratch, |base, terms, count| {
             for i in 0..count {
@@ -249,7 +249,7 @@ impl Filler<'_> {
         scratch: &mut Scratch,
         mut take: impl FnMut(Option<Values<'_>>, &[Values<'_>], usize) -> Result<()>,
     ) -> Result<()> {
-        let all = blend.terms.first().and_then(|term| term.operand.elements()).unwrap_or(0);
+        let all = blend.elements();
         let width = blend.operands().filter_map(|x| x.dtype().bytes()).max().unwrap_or(1);
         let step = (self.tile as u64 / width).max(1);
         let mut at = 0;

@@ -21,6 +21,7 @@ use super::failure::failed;
 use super::kernels::{BLOCK, BlendAt, Entry, PTX};
 use super::rules::RuledAt;
 use crate::engine::device::HostMemory;
+use crate::engine::float::single;
 use crate::error::Result;
 
 /// Blocks of a launch per multiprocessor, at most: enough to fill it several times over.
@@ -129,11 +130,6 @@ impl OpenGpu {
         };
         Ok(())
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "rounded once, as the contract says")]
-const fn single(factor: f64) -> f32 {
-    factor as f32
 }
 
 /// Blocks that have a step's work for every thread.

@@ -22,7 +22,7 @@ use level::{Job, Level};
 pub(super) use product::add_product;
 
 use super::device::{BlendTile, Checked, Device, Health, Mask, Rules, TermRule, Values};
-use super::float::Float;
+use super::float::{Float, single};
 use super::reference;
 use super::sweep::{Checked as CheckedSweep, Digit, SweepTile};
 use crate::error::Result;
@@ -189,7 +189,7 @@ fn fused_of<F: Format, const N: usize, const DELTAS: bool>(
     out: &mut [F::Bits],
 ) -> bool {
     let count = out.len();
-    let factors = Factors { weights: terms.map(|(_, w)| to_f32(*w)), lambda: to_f32(tile.lambda) };
+    let factors = Factors { weights: terms.map(|(_, w)| single(*w)), lambda: single(tile.lambda) };
     let terms = terms.map(|(values, _)| F::split(values.run(start, count).bytes));
     match tile.base.map(|base| F::split(base.run(start, count).bytes)) {
         Some(base) if DELTAS => format.fused_deltas(base, terms, &factors, out),
@@ -209,13 +209,13 @@ fn mixed_block<H: Format<Bits = [u8; 2]>, const DELTAS: bool>(
     let count = out.len() / tile.float.size();
     let (mut sum, mut wide, mut base) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
     let (sum, wide, base) = (&mut sum[..count], &mut wide[..count], &mut base[..count]);
-    let lambda = to_f32(tile.lambda);
+    let lambda = single(tile.lambda);
     if let Some(values) = &tile.base {
         let bytes = values.run(start, count).bytes;
         with_format!(values.float, half, format => widen(format, bytes, base));
     }
     for (n, (values, weight)) in tile.terms.iter().enumerate() {
-        let (bytes, weight) = (values.run(start, count).bytes, to_f32(*weight));
+        let (bytes, weight) = (values.run(start, count).bytes, single(*weight));
         with_format!(values.float, half, format => widen(format, bytes, wide));
         if DELTAS {
             each(wide, base, |x, base| x - base);
@@ -264,12 +264,4 @@ fn each(sum: &mut [f32], wide: &[f32], update: impl Fn(f32, f32) -> f32) {
     for (sum, x) in sum.iter_mut().zip(wide) {
         *sum = update(*sum, *x);
     }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "weights and lambda are rounded once, as the contract says"
-)]
-fn to_f32(factor: f64) -> f32 {
-    factor as f32
 }

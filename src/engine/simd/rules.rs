@@ -10,9 +10,9 @@
 
 use super::format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Format, with_format};
 use super::level::Job;
-use super::{count_special, each, round, to_f32, widen};
+use super::{count_special, each, round, widen};
 use crate::engine::device::{Checked, Edge, Health, Mask, Rules, Values};
-use crate::engine::float::Float;
+use crate::engine::float::{Float, single};
 use crate::engine::random;
 use crate::engine::sweep::magnitude;
 use crate::plan::Vote;
@@ -61,7 +61,7 @@ impl Job for Ruled<'_> {
                 keep(rule.mask, at, &mut block.values, &mut block.kept);
             }
             let mut sum = joined(tile, rules, &mut blocks);
-            let lambda = to_f32(tile.lambda);
+            let lambda = single(tile.lambda);
             if tile.base.is_some() {
                 each(&mut sum, &base, |sum, base| base + lambda * sum);
             } else {
@@ -213,7 +213,7 @@ fn joined(tile: &Checked<'_>, rules: &Rules<'_>, blocks: &mut [Block]) -> [f32; 
     }
     let mut sum = [-0.0; SMALL];
     for (block, (_, weight)) in blocks.iter().zip(&tile.terms) {
-        let weight = to_f32(*weight);
+        let weight = single(*weight);
         for (sum, (value, kept)) in sum.iter_mut().zip(block.values.iter().zip(&block.kept)) {
             *sum += select(*kept, weight * value, -0.0);
         }
@@ -221,7 +221,7 @@ fn joined(tile: &Checked<'_>, rules: &Rules<'_>, blocks: &mut [Block]) -> [f32; 
     if rules.terms.iter().any(|rule| rule.alone.to_bits() != 1.0_f64.to_bits()) {
         let (mut count, mut only) = ([0_u32; SMALL], [1.0; SMALL]);
         for (block, rule) in blocks.iter().zip(rules.terms) {
-            let alone = to_f32(rule.alone);
+            let alone = single(rule.alone);
             for ((count, only), kept) in count.iter_mut().zip(&mut only).zip(&block.kept) {
                 *count = count.wrapping_add(kept & 1);
                 *only = select(*kept, alone, *only);
@@ -232,10 +232,10 @@ fn joined(tile: &Checked<'_>, rules: &Rules<'_>, blocks: &mut [Block]) -> [f32; 
         }
     }
     if let Some(divide) = rules.divide {
-        let (least, instead) = (to_f32(divide.least), to_f32(divide.instead));
+        let (least, instead) = (single(divide.least), single(divide.instead));
         let mut divisor = [0.0_f32; SMALL];
         for (block, rule) in blocks.iter().zip(rules.terms) {
-            let share = to_f32(rule.share);
+            let share = single(rule.share);
             for (divisor, kept) in divisor.iter_mut().zip(&block.kept) {
                 *divisor += select(*kept, share, 0.0);
             }
@@ -253,7 +253,7 @@ fn elect(tile: &Checked<'_>, vote: Vote, blocks: &mut [Block]) {
     let mut sum = [-0.0; SMALL];
     // Contributions or values: a factor of one changes nothing.
     let factor = |weight: f64| match vote {
-        Vote::Weighted => to_f32(weight),
+        Vote::Weighted => single(weight),
         Vote::Plain => 1.0,
     };
     for (block, (_, weight)) in blocks.iter().zip(&tile.terms) {

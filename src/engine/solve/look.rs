@@ -140,7 +140,7 @@ fn add_up<T: Copy + Default>(sums: &mut Vec<T>, found: &[T], add: impl Fn(&mut T
 impl Known {
     pub(super) fn new(blend: &Blend) -> Self {
         let terms = blend.terms.len();
-        let elements = elements(blend);
+        let elements = blend.elements();
         let edge = |inside: u64| if inside >= elements { Edge::ALL } else { Edge::NONE };
         // Those that are not at either end are found later.
         let edges = blend
@@ -172,10 +172,6 @@ impl Known {
         };
         blend.terms.iter().enumerate().map(recipe).collect()
     }
-}
-
-pub(super) fn elements(blend: &Blend) -> u64 {
-    blend.terms.first().and_then(|t| t.operand.elements()).unwrap_or(0)
 }
 
 /// The first look that a blend needs.
@@ -279,7 +275,7 @@ impl Filler<'_> {
             Look::Low(quests) => {
                 let mut ties = Vec::new();
                 for (tie, slot) in Quest::decided(quests, &found, &mut known)? {
-                    match tie.place_in(&found.runs, slot, elements(blend)) {
+                    match tie.place_in(&found.runs, slot, blend.elements()) {
                         Some(place) => self.found_tie(&tie, place, &mut known, blend, scratch)?,
                         None => ties.push(tie),
                     }
@@ -288,7 +284,7 @@ impl Filler<'_> {
             }
             Look::Ties(ties) => {
                 for (slot, tie) in ties.iter().enumerate() {
-                    let place = tie.place_in(&found.runs, slot, elements(blend));
+                    let place = tie.place_in(&found.runs, slot, blend.elements());
                     let place = place.ok_or_else(lost)?;
                     self.found_tie(tie, place, &mut known, blend, scratch)?;
                 }
@@ -381,7 +377,7 @@ impl Filler<'_> {
             let mut sums = vec![0.0; leaves * sums_of(terms.len())];
             let tile = SweepTile { base, terms: &terms, first: run.start, masks: &masks, want };
             device.sums(&tile, &mut sums)?;
-            let (terms, elements) = (terms.len(), elements(blend));
+            let (terms, elements) = (terms.len(), blend.elements());
             share.sums[place] = Some(TreeShare { terms, elements, sums });
             *done += 1;
         }
@@ -445,7 +441,7 @@ fn solved(blend: &Blend, output: &Output, known: &Known, found: Found) -> Result
             let gram = products
                 .map_or_else(|| TreeSum::new(blend.terms.len(), 0).finish(), TreeSum::finish)?;
             factors.weights = match solve {
-                Solve::Energy { least } => energies(least, &gram, elements(blend)),
+                Solve::Energy { least } => energies(least, &gram, blend.elements()),
                 _ => weights(solve, &given, &gram).map_err(failed)?,
             };
         }

@@ -98,7 +98,7 @@ impl Sweeps {
 
 impl Sweep {
     fn new(blend: &Blend, bytes: u64, tile: u64) -> Self {
-        let elements = blend.terms.first().and_then(|t| t.operand.elements()).unwrap_or(0);
+        let elements = blend.elements();
         let known = Known::new(blend);
         let state = match look::first(blend) {
             Some(look) => State::Open(Box::new(Open {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::look::{Found, Known, Local, elements, values_of};
+use super::look::{Found, Known, Local, values_of};
 use super::scores::Score;
 use crate::engine::auto::Pick;
 use crate::engine::device::{Device, Edge};
@@ -107,7 +107,7 @@ pub(super) struct Tie {
 impl Quest {
     /// All that a blend needs.
     pub(super) fn all(blend: &Blend) -> Vec<Self> {
-        let elements = elements(blend);
+        let elements = blend.elements();
         let mut quests: Vec<Self> = Vec::new();
         let mut varied = false;
         for (i, term) in blend.terms.iter().enumerate() {

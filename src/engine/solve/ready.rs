@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::look::{Factors, Known, with_weights};
 use super::span::Spanned;
 use crate::engine::device::{Edge, Mask, TermRule};
+use crate::engine::float::single;
 use crate::engine::tile::{Filler, Operands};
 use crate::error::Result;
 use crate::plan::{Blend, Keep, Span, Term};
@@ -143,11 +144,6 @@ fn above(magnitude: f64) -> Edge {
 )]
 pub(super) fn bound(probability: f64) -> u64 {
     (probability.clamp(0.0, 1.0) * 4_294_967_296.0).round_ties_even() as u64
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "rounded once, as the plan says")]
-const fn single(value: f64) -> f32 {
-    value as f32
 }
 
 /// What is computed, if nothing more is to be found out of the plan's blend.

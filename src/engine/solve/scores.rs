@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::look::{Known, values_of};
 use crate::engine::device::{Edge, Mask, Values};
-use crate::engine::float::Float;
+use crate::engine::float::{Float, single};
 use crate::engine::random;
 use crate::engine::reference::is_inside;
 use crate::engine::sweep::{LEAF, magnitude};
@@ -314,11 +314,6 @@ pub(super) const fn importance_of(key: u32) -> f32 {
     } else {
         !key
     })
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "rounded once, as the plan says")]
-pub(super) const fn single(value: f64) -> f32 {
-    value as f32
 }
 
 #[expect(clippy::cast_precision_loss, reason = "at most as many as a plan allows")]

@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::look::{values_of, with_weights};
-use super::scores::single;
 use super::weights::weights;
 use crate::engine::device::{BlendTile, Checked, Device, Health, Operand, Values};
-use crate::engine::float::Float;
+use crate::engine::float::{Float, single};
 use crate::engine::sweep::{Gram, LEAF, SweepTile, TreeSum, Want, leaves_of, sums_of};
 use crate::engine::tile::{Filler, Operands, index};
 use crate::error::{Error, Result};

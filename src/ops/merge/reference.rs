@@ -67,7 +67,10 @@ fn place(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
             let path = problems.text(&at, path)?;
             match revision {
                 Some(_) if !is_name(path) => {
-                    problems.add(&at, format!("`{path}` is no name on the Hub, which alone has revisions"));
+                    problems.add(
+                        &at,
+                        format!("`{path}` is no name on the Hub, which alone has revisions"),
+                    );
                     None
                 }
                 Some(revision) => path_of(problems, &at, &format!("{path}@{revision}")),
@@ -85,7 +88,12 @@ fn plain(problems: &mut Problems, at: &str, text: &str) -> Option<Reference> {
     let mapping = "for a path with such a character, write `{model: {path: ...}}`";
     let unnamed = |part: &&str| part.split_once('@').is_some_and(|(name, _)| !is_name(name));
     if let Some(part) = text.split('+').find(unnamed) {
-        problems.add(at, format!("`{part}` names a revision behind `@` of what is no name on the Hub ({mapping})"));
+        problems.add(
+            at,
+            format!(
+                "`{part}` names a revision behind `@` of what is no name on the Hub ({mapping})"
+            ),
+        );
         return None;
     }
     let (path, lora) = match text.split_once('+') {

@@ -1,0 +1,12 @@
+//! Models on the Hub: the real program against a Hub on this machine that goes wrong on demand.
+
+mod expected;
+mod fake;
+mod many;
+mod offline;
+mod own;
+mod pull;
+mod push;
+mod scene;
+mod secrets;
+mod view;
