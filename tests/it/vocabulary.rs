@@ -247,8 +247,8 @@ fn ids_and_templates_follow_the_tokenizer() {
     );
 
     let yaml = "merge_method: passthrough\nmodels: [{model: f}]\nchat_template: auto\n";
-    merge_text(&dir, yaml, &dir.path().join("none"))
-        .expect(3, &["chat_template: no model has a chat template"]);
+    merge_text(&dir, yaml, &dir.path().join("none")).expect(0, &["no model has a chat template"]);
+    assert!(!dir.path().join("none/chat_template.jinja").exists());
 }
 
 #[test]
