@@ -212,3 +212,151 @@ fn plain(name: &str) -> String {
     let name = name.replacen("language_model.model.", "language_model.", 1);
     name.replacen("vision_tower.vision_model.", "vision_tower.", 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A checkpoint of these names, each of one element.
+    fn model(config: &Value, names: &[&str]) -> Checkpoint {
+        let dir = TempDir::new().unwrap();
+        let tensors: serde_json::Map<String, Value> = names
+            .iter()
+            .enumerate()
+            .map(|(i, name)| {
+                let at = i * 4;
+                let entry = json!({"dtype": "F32", "shape": [1], "data_offsets": [at, at + 4]});
+                ((*name).to_owned(), entry)
+            })
+            .collect();
+        let header = Value::Object(tensors).to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.bytes());
+        bytes.resize(bytes.len() + names.len() * 4, 0);
+        std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        Checkpoint::open(dir.path()).unwrap()
+    }
+
+    /// Name, layers and whether these are the stack of the anatomy.
+    fn told(modules: &Modules) -> Vec<(&str, Option<&str>, u64, bool)> {
+        let told = |m| {
+            let Module { name, layers, count, is_stack, .. }: &Module = m;
+            (name.as_str(), layers.as_deref(), *count, *is_stack)
+        };
+        modules.all().iter().map(told).collect()
+    }
+
+    #[test]
+    fn families_have_their_modules() {
+        let config = json!({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3_vl_text", "num_hidden_layers": 2}});
+        let names = [
+            "model.language_model.layers.0.a.weight",
+            "model.language_model.layers.1.a.weight",
+            "model.language_model.embed_tokens.weight",
+            "lm_head.weight",
+            "model.visual.blocks.0.b.weight",
+            "model.visual.merger.norm.weight",
+            "model.visual.deepstack_merger_list.0.norm.weight",
+            "model.visual.deepstack_merger_list.1.norm.weight",
+        ];
+        let opened = model(&config, &names);
+        let modules = Modules::of(&opened);
+        let merger = "model.visual.deepstack_merger_list.";
+        assert_eq!(
+            told(&modules),
+            [
+                ("text_decoder", Some("model.language_model.layers."), 2, true),
+                ("multi_modal_projector", Some(merger), 2, false),
+                ("vision_tower", Some("model.visual.blocks."), 1, false),
+            ]
+        );
+        let places: Vec<_> =
+            names.iter().map(|name| (modules.at(name), modules.layer(name))).collect();
+        let text = [(0, Some(0)), (0, Some(1)), (0, None), (0, None)];
+        assert_eq!(places[..4], text);
+        assert_eq!(places[4..], [(2, Some(0)), (1, None), (1, Some(0)), (1, Some(1))]);
+        // Without a tower there is one module.
+        assert_eq!(Modules::of(&model(&config, &names[..4])).all()[0].name, "default");
+    }
+
+    #[test]
+    fn parts_with_gaps_in_their_numbers_are_no_layers() {
+        let config = json!({"model_type": "qwen2_vl", "num_hidden_layers": 1});
+        let names =
+            ["model.layers.0.a.weight", "visual.merger.mlp.0.weight", "visual.merger.mlp.2.weight"];
+        let modules = Modules::of(&model(&config, &names));
+        assert_eq!(
+            told(&modules),
+            [
+                ("text_decoder", Some("model.layers."), 1, true),
+                ("multi_modal_projector", None, 0, false),
+            ]
+        );
+    }
+
+    #[test]
+    fn encoders_and_decoders_count_apart() {
+        let config = json!({"model_type": "t5", "is_encoder_decoder": true, "num_layers": 1, "num_decoder_layers": 2});
+        let names = [
+            "shared.weight",
+            "encoder.block.0.layer.0.a.weight",
+            "decoder.block.0.layer.0.a.weight",
+            "decoder.block.1.layer.0.a.weight",
+            "decoder.final_layer_norm.weight",
+        ];
+        let opened = model(&config, &names);
+        assert_eq!((opened.layers(), opened.anatomy().config_layers()), (2, Some(2)));
+        let modules = Modules::of(&opened);
+        assert_eq!(
+            told(&modules),
+            [
+                ("shared", None, 0, false),
+                ("decoder", Some("decoder.block."), 2, true),
+                ("encoder", Some("encoder.block."), 1, false),
+            ]
+        );
+        assert_eq!((modules.at(names[4]), modules.layer(names[4])), (1, None));
+    }
+
+    #[test]
+    fn modules_of_unknown_families_are_their_stacks() {
+        let config = json!({"model_type": "newvl", "num_hidden_layers": 2});
+        let names = [
+            "language_model.model.layers.0.a.weight",
+            "language_model.model.layers.1.a.weight",
+            "vision_tower.vision_model.encoder.layers.0.b.weight",
+            "projector.weight",
+        ];
+        let modules = Modules::of(&model(&config, &names));
+        assert_eq!(
+            told(&modules),
+            [
+                ("default", None, 0, false),
+                ("language_model.model.layers", Some("language_model.model.layers."), 2, true),
+                (
+                    "vision_tower.vision_model.encoder.layers",
+                    Some("vision_tower.vision_model.encoder.layers."),
+                    1,
+                    false
+                ),
+            ]
+        );
+        for (name, found) in [
+            ("default", Some(0)),
+            ("model.language_model.layers", Some(1)),
+            ("model.vision_tower.encoder.layers", Some(2)),
+            ("text_decoder", None),
+        ] {
+            assert_eq!(modules.find(name), found, "{name}");
+        }
+        let plain = model(
+            &json!({"model_type": "llama", "num_hidden_layers": 1}),
+            &["model.layers.0.a.weight"],
+        );
+        assert_eq!(told(&Modules::of(&plain)), [("default", Some("model.layers."), 1, true)]);
+    }
+}

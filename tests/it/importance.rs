@@ -1,6 +1,7 @@
 //! Importances of elements: Fisher-weighted averages (Matena and Raffel, arXiv 2111.09832) against sums written out here.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,9 @@ use crate::support::checkpoint::{Tensor, read_raw, write_sharded};
 use crate::support::process::{Elo, elo};
 
 type Values = BTreeMap<String, Vec<f32>>;
+
+/// What becomes of a tensor's dimensions; none if it is left out.
+type Change<'a> = dyn Fn(&str, &[u64]) -> Option<Vec<u64>> + 'a;
 
 fn values(root: &Path) -> Values {
     let value = |dtype: &str, bytes: &[u8]| match dtype {
@@ -91,11 +95,11 @@ const MODELS: [&str; 3] = ["models/mrg32-a", "models/mrg32-b", "models/mrg32-c"]
 fn yaml(head: &str, weights: &[f64], files: &[PathBuf]) -> String {
     let mut text = format!("{head}models:\n");
     for (model, weight) in MODELS.iter().zip(weights) {
-        text += &format!("- {{model: {model}, parameters: {{weight: {weight}}}}}\n");
+        writeln!(text, "- {{model: {model}, parameters: {{weight: {weight}}}}}").unwrap();
     }
     text += "elo_surgery:\n  importance:\n";
     for (model, file) in MODELS.iter().zip(files) {
-        text += &format!("  - {{model: {model}, file: '{}'}}\n", file.display());
+        writeln!(text, "  - {{model: {model}, file: '{}'}}", file.display()).unwrap();
     }
     text
 }
@@ -306,7 +310,7 @@ fn what_cannot_be_weighed_is_refused() {
         merge.run().expect(3, words);
         assert!(!out.exists());
     };
-    let others = |change: &dyn Fn(&str, &[u64]) -> Option<Vec<u64>>, name: &str| {
+    let others = |change: &Change<'_>, name: &str| {
         let root = dir.path().join(name);
         let tensors: Vec<Tensor> = read_raw(&golden(MODELS[0]))
             .into_iter()
