@@ -164,6 +164,29 @@ modules:
     outcome.expect(3, &["modules.text_decoder.slices[0].sources[0]: layer_range ends at 7"]);
 }
 
+/// Shapes alone do not tell how many heads a tower has.
+#[test]
+fn towers_of_other_dimensions_are_refused() {
+    let corpus = corpus();
+    let models = models(&corpus, &["gemma3"]);
+    let mut odd = corpus["families"]["gemma3"]["config"].clone();
+    odd["vision_config"]["num_attention_heads"] = 4.into();
+    odd["text_config"]["num_attention_heads"] = 4.into();
+    write(&models.path().join("odd"), &odd, &shapes(&corpus, "gemma3"), 5);
+    let text = |tower: &str, decoder: &str| {
+        format!(
+            "merge_method: linear\nparameters: {{weight: 1}}\nmodules:\n  text_decoder: {{models: [{{model: gemma3-a}}, {{model: {decoder}}}]}}\n  vision_tower: {{models: [{{model: gemma3-b}}, {{model: {tower}}}]}}\n  multi_modal_projector: {{models: [{{model: gemma3-a}}]}}\n"
+        )
+    };
+    let outcome = merge(&models, &text("odd", "gemma3-b"), "tower", "");
+    outcome.expect(3, &["modules.vision_tower.models[1]: `odd` has `vision_config.num_attention_heads` 4, `gemma3-a` 2"]);
+    assert!(!outcome.stderr.contains("text_config"), "{outcome}");
+    let outcome = merge(&models, &text("gemma3-c", "odd"), "decoder", "");
+    outcome.expect(3, &["modules.text_decoder.models[1]: `odd` has `num_attention_heads` 4"]);
+    assert!(!outcome.stderr.contains("vision_config"), "{outcome}");
+    merge(&models, &text("gemma3-c", "gemma3-b"), "fits", "").expect(0, &[]);
+}
+
 /// What a rule copies needs no module, and names count in the order of either version of transformers.
 #[test]
 fn rules_copy_what_no_module_names() {

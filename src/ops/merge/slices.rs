@@ -120,10 +120,9 @@ fn check(
         problems.unsupported(&source.at, what);
         return false;
     }
-    if module.is_stack {
-        for what in other_dimensions(model, donor) {
-            problems.add(&source.at, what);
-        }
+    let others = if module.is_stack { other_dimensions } else { other_sections };
+    for what in others(model, donor) {
+        problems.add(&source.at, what);
     }
     let layers = if module.is_stack {
         model.layers()
@@ -151,7 +150,7 @@ fn check(
 
 /// What of the donor's config is not true of a model's layers. Equal shapes alone do not tell: 8 heads of 64 are as large as 4 of 128.
 fn other_dimensions(model: &Checkpoint, donor: &Checkpoint) -> Vec<String> {
-    const KEYS: [&str; 8] = [
+    const KEYS: [&str; 12] = [
         "hidden_size",
         "n_embd",
         "intermediate_size",
@@ -160,6 +159,10 @@ fn other_dimensions(model: &Checkpoint, donor: &Checkpoint) -> Vec<String> {
         "num_key_value_heads",
         "head_dim",
         "num_local_experts",
+        "num_heads",
+        "d_kv",
+        "encoder_attention_heads",
+        "decoder_attention_heads",
     ];
     let number = |checkpoint: &Checkpoint, key: &str| {
         let config = checkpoint.config()?;
@@ -172,6 +175,50 @@ fn other_dimensions(model: &Checkpoint, donor: &Checkpoint) -> Vec<String> {
         (own != donors).then(|| format!("`{name}` has `{key}` {own}, `{other}` {donors}"))
     };
     KEYS.iter().filter_map(differs).collect()
+}
+
+/// What of the donor's config is not true of a model's towers, whose settings are in sections such as `vision_config`.
+fn other_sections(model: &Checkpoint, donor: &Checkpoint) -> Vec<String> {
+    const KEYS: [&str; 8] = [
+        "hidden_size",
+        "embed_dim",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_heads",
+        "patch_size",
+        "image_size",
+        "spatial_merge_size",
+    ];
+    let (Some(theirs), Some(donors)) = (model.config(), donor.config()) else {
+        return Vec::new();
+    };
+    let (name, other) = (model.name(), donor.name());
+    let mut found = Vec::new();
+    for (section, own) in donors {
+        let Some(theirs) = theirs.get(section).filter(|theirs| theirs.is_object()) else {
+            continue;
+        };
+        // Text models have a check of their own where they are merged.
+        if !section.ends_with("_config")
+            || model
+                .anatomy()
+                .count_key
+                .as_ref()
+                .is_some_and(|key| key.starts_with(section.as_str()))
+        {
+            continue;
+        }
+        for key in KEYS {
+            let pair = (theirs.get(key), own.get(key));
+            if let (Some(theirs), Some(own)) = pair
+                && theirs.is_number()
+                && theirs != own
+            {
+                found.push(format!("`{name}` has `{section}.{key}` {theirs}, `{other}` {own}"));
+            }
+        }
+    }
+    found
 }
 
 /// For every output layer the layer of `donor` that its config describes in the same words, so that cutting its
