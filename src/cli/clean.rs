@@ -40,9 +40,9 @@ pub(super) fn run(arguments: &Clean, session: &Session) -> Result<(), Failure> {
     let mut removed = Vec::new();
     for (left, of_adapter) in found.iter().filter(|(left, _)| arguments.yes && !left.locked) {
         if *of_adapter {
-            remove_left_work(left)?
+            remove_left_work(left)?;
         } else {
-            remove_staging(left)?
+            remove_staging(left)?;
         }
         removed.push(left.path.clone());
     }

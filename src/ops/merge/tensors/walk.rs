@@ -47,7 +47,7 @@ impl<'a> Tensors<'a> {
             self.draft.note(note);
         } else {
             let what = format!(
-                "`{called}` of `{donor}` is not there: its {count} tensors {LOST} (`{first}`, ..)"
+                "`{called}` of `{donor}` is not there: its {count} tensors {LOST} (`{first}`, ..); give its `models`, or a rule with `copy`"
             );
             self.problems.add("modules", what);
         }
