@@ -84,7 +84,12 @@ impl ModelCard {
         }
         list(&mut lines, "tags", &self.tags);
         lines.extend(["---".to_owned(), String::new(), format!("# {}", self.title)]);
-        lines.extend([String::new(), self.text.trim_end().to_owned(), String::new(), String::new()]);
+        lines.extend([
+            String::new(),
+            self.text.trim_end().to_owned(),
+            String::new(),
+            String::new(),
+        ]);
         let body = lines.join("\n");
         let digest = digest(&body);
         format!("{body}{SEAL}{digest} -->\n")
@@ -94,7 +99,8 @@ impl ModelCard {
     fn results(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let mut before = None;
-        for Metric { dataset, metric, value } in self.metrics.iter().filter(|m| m.value.is_finite()) {
+        for Metric { dataset, metric, value } in self.metrics.iter().filter(|m| m.value.is_finite())
+        {
             if lines.is_empty() {
                 let name = format!("- name: {}", scalar(&self.title));
                 lines.extend(["model-index:".to_owned(), name, "  results:".to_owned()]);
@@ -123,7 +129,8 @@ pub fn license_in(card: &str) -> Option<String> {
     let value = value.split(" #").next().unwrap_or_default().trim();
     let value = value.trim_matches(['"', '\'']);
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-+".contains(&b);
-    (!value.is_empty() && value != "other" && value.len() <= 64 && value.bytes().all(plain)).then(|| value.to_owned())
+    (!value.is_empty() && value != "other" && value.len() <= 64 && value.bytes().all(plain))
+        .then(|| value.to_owned())
 }
 
 /// The Hub id of a checkpoint that lies in a Hugging Face cache (`models--org--name/snapshots/REVISION`), or was named by one.
@@ -203,10 +210,18 @@ mod tests {
 
     #[test]
     fn measurements_are_a_model_index() {
-        let metric = |dataset: &str, metric: &str, value| Metric { dataset: dataset.into(), metric: metric.into(), value };
+        let metric = |dataset: &str, metric: &str, value| Metric {
+            dataset: dataset.into(),
+            metric: metric.into(),
+            value,
+        };
         let card = ModelCard {
             title: "T".into(),
-            metrics: vec![metric("mmlu", "acc", 0.5), metric("mmlu", "f1", f64::NAN), metric("held-out ko", "perplexity", 9.25)],
+            metrics: vec![
+                metric("mmlu", "acc", 0.5),
+                metric("mmlu", "f1", f64::NAN),
+                metric("held-out ko", "perplexity", 9.25),
+            ],
             languages: vec!["ko".into(), "no".into()],
             ..ModelCard::default()
         };
@@ -219,7 +234,8 @@ mod tests {
 
     #[test]
     fn who_edits_a_card_breaks_its_seal() {
-        let card = ModelCard { title: "A".into(), text: "B".into(), ..ModelCard::default() }.to_text();
+        let card =
+            ModelCard { title: "A".into(), text: "B".into(), ..ModelCard::default() }.to_text();
         assert!(is_sealed(&card) && is_sealed(card.trim_end()), "{card}");
         assert!(!is_sealed(&card.replace("# A", "# Mine")));
         assert!(!is_sealed(&format!("{card}More.\n")));
@@ -228,7 +244,8 @@ mod tests {
 
     #[test]
     fn licences_are_read_from_cards() {
-        let of = |line: &str| license_in(&format!("---\ntags: [x]\n{line}\n---\n# M\nlicense: mit\n"));
+        let of =
+            |line: &str| license_in(&format!("---\ntags: [x]\n{line}\n---\n# M\nlicense: mit\n"));
         assert_eq!(of("license: apache-2.0").as_deref(), Some("apache-2.0"));
         assert_eq!(of("license: \"llama3.1\" # theirs").as_deref(), Some("llama3.1"));
         assert_eq!(of("license: other"), None);

@@ -24,7 +24,9 @@ use serde_json::{Map, Value};
 
 pub use adapter::{Adapter, AdapterSettings, ModuleFactors};
 pub use architecture::{Anatomy, Role};
-pub use card::{CARD_FILE, Metric, ModelCard, code_block, hub_id, inline, is_sealed, license_in, license_of};
+pub use card::{
+    CARD_FILE, Metric, ModelCard, code_block, hub_id, inline, is_sealed, license_in, license_of,
+};
 pub use config::{
     ConfigProblem, Kept, MoeTwin, densified, is_tied, keep_layers, quantization, set_dtype,
     set_experts, set_tied, set_vocab_size, sparsified, vocab_size,

@@ -34,12 +34,9 @@ mod plan;
 mod process;
 mod progress;
 mod project;
-<<<<<<< HEAD
+mod pull;
 #[cfg(feature = "hub")]
 mod push;
-=======
-mod pull;
->>>>>>> hubfake
 mod questions;
 mod reshard;
 mod run;

@@ -22,10 +22,11 @@ use crate::checkpoint::CARD_FILE;
 use crate::engine::Observer as _;
 use crate::error::{Error, Result};
 use crate::hub::push::{
-    CardWish, Change, Folder, FolderOptions, Hashes, How, LocalFile, Plan, Publication, Published, Readme, Stored, Survey,
-    Target, Visibility, Watch, Words, card, find_licenses, origins, plan, readme, survey,
+    CardWish, Change, Folder, FolderOptions, Hashes, How, LocalFile, Plan, Publication, Published,
+    Readme, Stored, Survey, Target, Visibility, Watch, Words, card, find_licenses, origins, plan,
+    readme, refuse_offline, survey,
 };
-use crate::hub::{Http, ModelId, Settings};
+use crate::hub::{Http, Listing, ModelId};
 
 /// Large files on their way at once.
 const AT_ONCE: usize = 4;
@@ -89,15 +90,9 @@ pub(super) struct Push {
 pub(super) fn run(arguments: &Push, session: &Session) -> Result<(), Failure> {
     let target = arguments.target()?;
     let cancelled = process::cancellation();
-    let settings = Settings::from_env()?;
-    let offline = settings.offline;
-    let flag = Arc::clone(&cancelled);
-    // Waits for the Hub end when the run is cancelled.
-    let http = Http::new(settings, Arc::new(move || process::is_cancelled(&flag)))?;
-    if offline {
-        // Before anything is read: it will be refused anyway.
-        survey(&http, &target)?;
-    }
+    let http = session.hub.hub()?.http();
+    // Before anything is read: it would be refused in the end.
+    refuse_offline(http, &target)?;
     let folder = arguments.read(session, &cancelled)?;
     for warning in &folder.warnings {
         session.warn(warning);
@@ -106,13 +101,13 @@ pub(super) fn run(arguments: &Push, session: &Session) -> Result<(), Failure> {
         session.detail(&format!("left out: {name} ({why})"));
     }
     if arguments.dry_run {
-        let found = survey(&http, &target)?;
+        let found = survey(http, &target)?;
         let head = found.head.as_ref();
-        let draft = arguments.draft(&http, &target, &folder, head)?;
+        let draft = arguments.draft(http, &target, &folder, head)?;
         return show(&Shown { arguments, target: &target, found: &found, draft: &draft }, session);
     }
-    let publication = Publication::begin(&http, target.clone())?;
-    let draft = arguments.draft(&http, &target, &folder, publication.head())?;
+    let publication = Publication::begin(http, target.clone())?;
+    let draft = arguments.draft(http, &target, &folder, publication.head())?;
     let stored = send(&publication, &folder, &draft, session, &cancelled)?;
     if let Some(text) = &draft.card {
         publication.put(CARD_FILE, text.clone().into_bytes())?;
@@ -137,7 +132,11 @@ impl Draft {
     fn files<'f>(&self, folder: &'f Folder) -> Vec<&'f LocalFile> {
         let sent: BTreeSet<&str> = self.plan.items.iter().map(|item| item.path.as_str()).collect();
         let made = |name: &str| name == CARD_FILE && self.card.is_some();
-        folder.files.iter().filter(|file| sent.contains(file.name.as_str()) && !made(&file.name)).collect()
+        folder
+            .files
+            .iter()
+            .filter(|file| sent.contains(file.name.as_str()) && !made(&file.name))
+            .collect()
     }
 }
 
@@ -149,11 +148,19 @@ impl Push {
         })?;
         let id = match (&self.branch, id.revision()) {
             (Some(_), Some(_)) => {
-                return Err(Failure::usage("the branch is given twice", "leave out `--branch`, or the part after `@`"));
+                return Err(Failure::usage(
+                    "the branch is given twice",
+                    "leave out `--branch`, or the part after `@`",
+                ));
             }
-            (Some(branch), None) => ModelId::parse(&format!("{}@{branch}", id.repo())).ok_or_else(|| {
-                Failure::usage(format!("`--branch {branch}` is no name of a branch"), "letters, digits, `-`, `_`, `.` and `/`")
-            })?,
+            (Some(branch), None) => {
+                ModelId::parse(&format!("{}@{branch}", id.repo())).ok_or_else(|| {
+                    Failure::usage(
+                        format!("`--branch {branch}` is no name of a branch"),
+                        "letters, digits, `-`, `_`, `.` and `/`",
+                    )
+                })?
+            }
             (None, _) => id,
         };
         Ok(Target::new(id, self.private, self.pr)?)
@@ -180,7 +187,7 @@ impl Push {
         http: &Http,
         target: &Target,
         folder: &Folder,
-        head: Option<&crate::hub::Listing>,
+        head: Option<&Listing>,
     ) -> Result<Draft, Failure> {
         let wish = match (self.card, self.no_model_card) {
             (true, _) => CardWish::Always,
@@ -211,7 +218,9 @@ impl Push {
     fn words(&self, folder: &Folder) -> Words {
         let provenance = folder.provenance.as_ref();
         let message = self.message.clone().unwrap_or_else(|| match provenance {
-            Some(provenance) => format!("Add {} by elo-surgery {}", provenance.operation.verb, provenance.version),
+            Some(provenance) => {
+                format!("Add {} by elo-surgery {}", provenance.operation.verb, provenance.version)
+            }
             None => "Add model".to_owned(),
         });
         let plan = || provenance.map(|provenance| format!("Plan: {}", provenance.plan));
@@ -244,7 +253,9 @@ fn send(
         while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
             match publication.upload_read(file, &watch) {
                 Ok(stored) => {
-                    done.lock().unwrap_or_else(PoisonError::into_inner).push((file.name.clone(), stored));
+                    done.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push((file.name.clone(), stored));
                 }
                 Err(error) => {
                     next.store(files.len(), Ordering::Relaxed);
@@ -335,7 +346,9 @@ fn show(shown: &Shown<'_>, session: &Session) -> Result<(), Failure> {
     let _ = writeln!(text, "repository  {}  ({state})", target.id.repo());
     let branch = match (target.pull_request, found.branch, found.repository.is_some()) {
         (true, ..) => "a pull request against main".to_owned(),
-        (_, false, true) if target.branch() != "main" => format!("{}  (would be made)", target.branch()),
+        (_, false, true) if target.branch() != "main" => {
+            format!("{}  (would be made)", target.branch())
+        }
         _ => target.branch().to_owned(),
     };
     let _ = writeln!(text, "branch      {branch}");
@@ -371,13 +384,26 @@ fn table(plan: &Plan) -> String {
         };
         let _ = writeln!(text, "  {:width$}  {:>10}  {what}{how}", item.path, size(item.size));
     }
-    let sent = plan.items.iter().filter(|item| matches!(item.change, Change::New | Change::Changed)).count() as u64;
+    let sent = plan
+        .items
+        .iter()
+        .filter(|item| matches!(item.change, Change::New | Change::Changed))
+        .count() as u64;
     if plan.is_empty() {
         text.push_str("nothing to do: the branch has everything\n");
     } else {
         let deleted = plan.deleted().len() as u64;
-        let deleted = if deleted == 0 { String::new() } else { format!(", {} to delete", counted(deleted, "file")) };
-        let _ = writeln!(text, "{} with {} to send{deleted}", counted(sent, "file"), size(plan.bytes()));
+        let deleted = if deleted == 0 {
+            String::new()
+        } else {
+            format!(", {} to delete", counted(deleted, "file"))
+        };
+        let _ = writeln!(
+            text,
+            "{} with {} to send{deleted}",
+            counted(sent, "file"),
+            size(plan.bytes())
+        );
     }
     text
 }
@@ -391,7 +417,8 @@ fn told(
     session: &Session,
 ) -> Result<(), Failure> {
     let sent = |how: How| matches!(how, How::Basic | How::Multipart | How::Xet | How::Inline);
-    let bytes: u64 = stored.iter().filter(|(_, file)| sent(file.how)).map(|(_, file)| file.size).sum();
+    let bytes: u64 =
+        stored.iter().filter(|(_, file)| sent(file.how)).map(|(_, file)| file.size).sum();
     if session.json {
         let files: Vec<_> = stored
             .iter()
@@ -415,7 +442,11 @@ fn told(
         session.say(&format!("nothing to do: {target} has everything"));
     } else {
         let there = stored.iter().filter(|(_, file)| !sent(file.how)).count() as u64;
-        let there = if there == 0 { String::new() } else { format!(", {} there already", counted(there, "file")) };
+        let there = if there == 0 {
+            String::new()
+        } else {
+            format!(", {} there already", counted(there, "file"))
+        };
         session.say(&format!("{} sent{there}", size(bytes)));
     }
     let url = published.pull_request.as_ref().unwrap_or(&published.url);

@@ -29,7 +29,8 @@ impl Account {
             what: what.to_owned(),
             kind: HubFailure::Refused,
             problem: "nobody is signed in, and nothing is published without".into(),
-            hint: "sign in with `hf auth login`, or set `HF_TOKEN` to a token that may write".into(),
+            hint: "sign in with `hf auth login`, or set `HF_TOKEN` to a token that may write"
+                .into(),
         })?;
         let made = reqwest::Client::builder()
             .redirect(Policy::none())
@@ -99,9 +100,11 @@ fn failure(what: &str, error: &HFError) -> Error {
             format!("the Hub does not take the token{}", said(context.server_message.as_ref())),
             "sign in anew with `hf auth login`, or set `HF_TOKEN`".to_owned(),
         ),
-        HFError::Forbidden { context } => {
-            (HubFailure::Refused, format!("the Hub does not allow it{}", said(context.server_message.as_ref())), rights.to_owned())
-        }
+        HFError::Forbidden { context } => (
+            HubFailure::Refused,
+            format!("the Hub does not allow it{}", said(context.server_message.as_ref())),
+            rights.to_owned(),
+        ),
         HFError::RepoNotFound { context, .. } => (
             HubFailure::Missing,
             format!(
@@ -111,12 +114,21 @@ fn failure(what: &str, error: &HFError) -> Error {
             format!("check the name; {rights}"),
         ),
         HFError::RateLimited { retry_after, context } => {
-            let wait = retry_after.map(|time| format!("; it asks to wait {} seconds", time.as_secs()));
+            let wait =
+                retry_after.map(|time| format!("; it asks to wait {} seconds", time.as_secs()));
             let wait = wait.unwrap_or_default();
-            (HubFailure::Network, format!("too many requests{}{wait}", said(context.server_message.as_ref())), again.to_owned())
+            (
+                HubFailure::Network,
+                format!("too many requests{}{wait}", said(context.server_message.as_ref())),
+                again.to_owned(),
+            )
         }
         HFError::Conflict { context } | HFError::Http { context } => {
-            let problem = format!("the Hub answered {}{}", context.status, said(context.server_message.as_ref()));
+            let problem = format!(
+                "the Hub answered {}{}",
+                context.status,
+                said(context.server_message.as_ref())
+            );
             (HubFailure::Network, problem, again.to_owned())
         }
         HFError::Request { source, .. } if source.is_timeout() => {
@@ -127,7 +139,8 @@ fn failure(what: &str, error: &HFError) -> Error {
             while let Some(cause) = innermost.source() {
                 innermost = cause;
             }
-            let problem = format!("the Hub could not be reached: {}", printable(&innermost.to_string()));
+            let problem =
+                format!("the Hub could not be reached: {}", printable(&innermost.to_string()));
             (HubFailure::Network, problem, again.to_owned())
         }
         _ => (HubFailure::Corrupt, "the Hub's answer makes no sense".to_owned(), again.to_owned()),

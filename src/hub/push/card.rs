@@ -53,7 +53,9 @@ pub fn origins(provenance: Option<&Provenance>, facts: &Facts) -> Vec<Origin> {
     for (role, name) in &facts.began_with {
         found.push(origin(role, name));
     }
-    if found.is_empty() && let Some(provenance) = provenance {
+    if found.is_empty()
+        && let Some(provenance) = provenance
+    {
         collect(&provenance.parents, MOST_GENERATIONS, &mut found);
     }
     found.retain(|origin| seen.insert(origin.id.clone().unwrap_or_else(|| origin.name.clone())));
@@ -64,7 +66,9 @@ fn collect(parents: &[Parent], generations: usize, found: &mut Vec<Origin>) {
     for parent in parents {
         let before = earlier(Path::new(&parent.model)).filter(|_| generations > 0);
         match before {
-            Some(before) if !before.parents.is_empty() => collect(&before.parents, generations - 1, found),
+            Some(before) if !before.parents.is_empty() => {
+                collect(&before.parents, generations - 1, found)
+            }
             _ => found.push(origin(&parent.role, &parent.model)),
         }
     }
@@ -154,13 +158,17 @@ fn introduction(verb: &str, facts: &Facts) -> String {
     let what = match verb {
         "extract" => "some layers of a larger model, detached with elo-surgery",
         "inject" => "a model into which layers were put back with elo-surgery",
-        "chat-vector" => "a model to which the difference of two others was added with elo-surgery ([chat vector](https://arxiv.org/abs/2310.04799))",
+        "chat-vector" => {
+            "a model to which the difference of two others was added with elo-surgery ([chat vector](https://arxiv.org/abs/2310.04799))"
+        }
         "merge" => "a merge, made with elo-surgery",
         "moe" => "a mixture of experts made of dense models with elo-surgery",
         "expand" => "a model with added layers, made with elo-surgery",
         "layers" => "a model with another order or number of layers, made with elo-surgery",
         "" => return "This model was published with elo-surgery.\n".to_owned(),
-        other => return format!("This checkpoint was made with elo-surgery (`{}`).\n", inline(other)),
+        other => {
+            return format!("This checkpoint was made with elo-surgery (`{}`).\n", inline(other));
+        }
     };
     format!("This checkpoint is {what}.\n")
 }
@@ -200,16 +208,25 @@ fn made(provenance: &Provenance) -> String {
 /// Parameters with places on this machine reduced to names.
 fn without_paths(value: &Value) -> Value {
     match value {
-        Value::String(text) if text.starts_with('/') || text.starts_with("~/") || text.contains("../") => {
+        Value::String(text)
+            if text.starts_with('/') || text.starts_with("~/") || text.contains("../") =>
+        {
             let name = hub_id(text, Path::new(text));
-            let name = name.or_else(|| Some(Path::new(text).file_name()?.to_string_lossy().into_owned()));
+            let name =
+                name.or_else(|| Some(Path::new(text).file_name()?.to_string_lossy().into_owned()));
             // A longer text that begins with a slash is no path.
-            if text.lines().nth(1).is_some() { value.clone() } else { Value::from(name.unwrap_or_default()) }
+            if text.lines().nth(1).is_some() {
+                value.clone()
+            } else {
+                Value::from(name.unwrap_or_default())
+            }
         }
         Value::Array(items) => items.iter().map(without_paths).collect(),
-        Value::Object(fields) => {
-            fields.iter().map(|(key, value)| (key.clone(), without_paths(value))).collect::<serde_json::Map<_, _>>().into()
-        }
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(key, value)| (key.clone(), without_paths(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
         other => other.clone(),
     }
 }
@@ -231,7 +248,9 @@ fn tags(provenance: Option<&Provenance>, facts: &Facts, is_adapter: bool) -> Vec
         match provenance.operation.verb.as_str() {
             "merge" => {
                 add("merge");
-                if let Some(method) = provenance.operation.parameters.get("merge_method").and_then(Value::as_str) {
+                if let Some(method) =
+                    provenance.operation.parameters.get("merge_method").and_then(Value::as_str)
+                {
                     add(method);
                 }
             }

@@ -23,10 +23,20 @@ const MOST_MOVES: u32 = 5;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     /// An object of the storage.
-    Large { path: String, sha256: String, size: u64 },
+    Large {
+        path: String,
+        sha256: String,
+        size: u64,
+    },
     /// Bytes.
-    Inline { path: String, bytes: Vec<u8>, hashes: Hashes },
-    Delete { path: String },
+    Inline {
+        path: String,
+        bytes: Vec<u8>,
+        hashes: Hashes,
+    },
+    Delete {
+        path: String,
+    },
 }
 
 impl Operation {
@@ -96,7 +106,11 @@ impl Commit<'_> {
     /// Makes it, once, or says why it cannot be made.
     pub(super) fn make(&self) -> Result<Published> {
         let what = self.target.to_string();
-        let proposals = if self.target.pull_request { Some(proposals(self.http, &self.target.id)?) } else { None };
+        let proposals = if self.target.pull_request {
+            Some(proposals(self.http, &self.target.id)?)
+        } else {
+            None
+        };
         let mut moved: Option<Listing> = None;
         let (mut failures, mut moves) = (0, 0);
         loop {
@@ -109,25 +123,34 @@ impl Commit<'_> {
                 }
                 Err(error) => error,
             };
-            let Error::Hub { kind: kind @ (HubFailure::Network | HubFailure::Corrupt | HubFailure::Moved), .. } = error
+            let Error::Hub {
+                kind: kind @ (HubFailure::Network | HubFailure::Corrupt | HubFailure::Moved),
+                ..
+            } = error
             else {
                 return Err(error);
             };
             match self.look(parent, proposals.as_ref())? {
-                Found::Done { commit, pull_request } => return Ok(self.published(commit, parent, pull_request)),
+                Found::Done { commit, pull_request } => {
+                    return Ok(self.published(commit, parent, pull_request));
+                }
                 Found::Moved(now) if moves < MOST_MOVES && self.is_disjoint(parent, &now) => {
                     moves += 1;
                     moved = Some(*now);
                 }
                 Found::Moved(now) => return Err(self.overtaken(parent, &now)),
-                Found::Unmoved if failures >= self.http.settings().retries || kind == HubFailure::Moved => {
+                Found::Unmoved
+                    if failures >= self.http.settings().retries || kind == HubFailure::Moved =>
+                {
                     return Err(error);
                 }
                 Found::Unmoved => {
                     self.http.wait(self.http.pause(failures))?;
                     failures += 1;
                     // What was under way may have arrived while we waited.
-                    if let Found::Done { commit, pull_request } = self.look(parent, proposals.as_ref())? {
+                    if let Found::Done { commit, pull_request } =
+                        self.look(parent, proposals.as_ref())?
+                    {
                         return Ok(self.published(commit, parent, pull_request));
                     }
                 }
@@ -141,7 +164,8 @@ impl Commit<'_> {
         if self.target.pull_request {
             url.query_pairs_mut().append_pair("create_pr", "1");
         }
-        let mut header = json!({ "summary": self.words.message, "description": self.words.description });
+        let mut header =
+            json!({ "summary": self.words.message, "description": self.words.description });
         if let Some(parent) = parent {
             header["parentCommit"] = json!(parent);
         }
@@ -151,24 +175,33 @@ impl Commit<'_> {
             body.push_str(&operation.line().to_string());
             body.push('\n');
         }
-        let mut call = Call::post(url, what, Payload::Bytes(body.as_bytes(), "application/x-ndjson"));
+        let mut call =
+            Call::post(url, what, Payload::Bytes(body.as_bytes(), "application/x-ndjson"));
         call.repeatable = false;
         call.patience = Some(self.http.settings().silence.saturating_mul(4));
         let answer = self.http.send(&call)?.json(what)?;
-        let commit = answer.get("commitOid").and_then(Value::as_str).filter(|commit| is_commit(commit));
-        let commit = commit.ok_or_else(|| corrupt(what, "the Hub does not say which commit it made".into()))?;
+        let commit =
+            answer.get("commitOid").and_then(Value::as_str).filter(|commit| is_commit(commit));
+        let commit = commit
+            .ok_or_else(|| corrupt(what, "the Hub does not say which commit it made".into()))?;
         let pull_request = answer.get("pullRequestUrl").and_then(Value::as_str).map(printable);
         Ok((commit.to_owned(), pull_request))
     }
 
     /// Where the branch is now.
-    fn look(&self, parent: Option<&Listing>, proposals_before: Option<&BTreeSet<(String, String)>>) -> Result<Found> {
+    fn look(
+        &self,
+        parent: Option<&Listing>,
+        proposals_before: Option<&BTreeSet<(String, String)>>,
+    ) -> Result<Found> {
         if let Some(before) = proposals_before {
             return self.look_for_proposal(before);
         }
         let head = match commit_of(self.http, &self.target.at_branch()) {
             Ok(head) => head,
-            Err(Error::Hub { kind: HubFailure::Missing, .. }) if parent.is_none() => return Ok(Found::Unmoved),
+            Err(Error::Hub { kind: HubFailure::Missing, .. }) if parent.is_none() => {
+                return Ok(Found::Unmoved);
+            }
             Err(error) => return Err(error),
         };
         if parent.is_some_and(|parent| parent.commit == head) {
@@ -189,7 +222,10 @@ impl Commit<'_> {
                 let number = reference.rsplit('/').next().unwrap_or_default();
                 let address = ["discussions", number];
                 let address = self.http.url(self.target.id.repo().split('/').chain(address));
-                return Ok(Found::Done { commit: commit.clone(), pull_request: Some(address.to_string()) });
+                return Ok(Found::Done {
+                    commit: commit.clone(),
+                    pull_request: Some(address.to_string()),
+                });
             }
         }
         Ok(Found::Unmoved)
@@ -197,9 +233,11 @@ impl Commit<'_> {
 
     /// Whether what happened meanwhile has nothing to do with what is published.
     fn is_disjoint(&self, parent: Option<&Listing>, now: &Listing) -> bool {
-        let deletes = self.operations.iter().any(|operation| matches!(operation, Operation::Delete { .. }));
+        let deletes =
+            self.operations.iter().any(|operation| matches!(operation, Operation::Delete { .. }));
         let ours = |path: &String| {
-            self.kept.contains(path) || self.operations.iter().any(|operation| operation.path() == path)
+            self.kept.contains(path)
+                || self.operations.iter().any(|operation| operation.path() == path)
         };
         // Who deletes what is not here must have seen all that is there.
         !deletes && !differences(parent, now).iter().any(ours)
@@ -207,11 +245,13 @@ impl Commit<'_> {
 
     fn overtaken(&self, parent: Option<&Listing>, now: &Listing) -> Error {
         let changed = differences(parent, now);
-        let mut names: Vec<String> = changed.iter().take(5).map(|path| format!("`{}`", printable(path))).collect();
+        let mut names: Vec<String> =
+            changed.iter().take(5).map(|path| format!("`{}`", printable(path))).collect();
         if changed.len() > names.len() {
             names.push(format!("{} more", changed.len() - names.len()));
         }
-        let names = if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
+        let names =
+            if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
         Error::Hub {
             what: self.target.to_string(),
             kind: HubFailure::Moved,
@@ -219,7 +259,9 @@ impl Commit<'_> {
                 "somebody else committed meanwhile ({}){names}; nothing of this was committed",
                 short(&now.commit)
             ),
-            hint: "look at what they changed; then run the same command again to publish on top of it".into(),
+            hint:
+                "look at what they changed; then run the same command again to publish on top of it"
+                    .into(),
         }
     }
 
@@ -228,19 +270,30 @@ impl Commit<'_> {
         let listing = match list(self.http, &self.target.id, commit) {
             Ok(listing) => listing,
             // It was made; that the Hub is slow to show it undoes nothing.
-            Err(Error::Hub { kind: HubFailure::Network | HubFailure::Missing, .. }) => return Ok(()),
+            Err(Error::Hub { kind: HubFailure::Network | HubFailure::Missing, .. }) => {
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         match self.operations.iter().find(|operation| !operation.is_done(&listing)) {
             None => Ok(()),
             Some(operation) => Err(corrupt(
                 &self.target.to_string(),
-                format!("the commit {} was made, but its `{}` is not what was sent", short(commit), operation.path()),
+                format!(
+                    "the commit {} was made, but its `{}` is not what was sent",
+                    short(commit),
+                    operation.path()
+                ),
             )),
         }
     }
 
-    fn published(&self, commit: String, parent: Option<&Listing>, pull_request: Option<String>) -> Published {
+    fn published(
+        &self,
+        commit: String,
+        parent: Option<&Listing>,
+        pull_request: Option<String>,
+    ) -> Published {
         let repo = self.target.id.repo().split('/');
         let url = self.http.url(repo.chain(["commit", &commit])).to_string();
         let parent = parent.map(|listing| listing.commit.clone());

@@ -8,8 +8,8 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use rayon::prelude::*;
 
 use super::super::listing::is_safe;
-use super::hash::{Hashes, Read, read};
 use super::Watch;
+use super::hash::{Hashes, Read, read};
 use crate::checkpoint::{OpenOptions, check_link};
 use crate::error::{Error, IoContext as _, Result, printable};
 use crate::format::{FileRecord, Identity, PROVENANCE_FILE, Provenance, SourceFile, UNDO_FILE};
@@ -78,7 +78,8 @@ impl Folder {
         } else {
             opening.allow_unknown_dtypes(true).open(root)?.warnings().to_vec()
         };
-        let mut walk = Walk { root, options, exclude: &exclude, found: BTreeMap::new(), left_out: Vec::new() };
+        let mut walk =
+            Walk { root, options, exclude: &exclude, found: BTreeMap::new(), left_out: Vec::new() };
         walk.enter(root, "", 0)?;
         let Walk { found, left_out, .. } = walk;
         let provenance = provenance(root, options.follow_symlinks)?;
@@ -136,7 +137,9 @@ impl Folder {
 
     /// Whether a file is one that the output's record names: no person has written it since.
     pub fn is_recorded(&self, name: &str) -> bool {
-        let Some(record) = self.provenance.iter().flat_map(|p| &p.files).find(|record| record.file == name) else {
+        let Some(record) =
+            self.provenance.iter().flat_map(|p| &p.files).find(|record| record.file == name)
+        else {
             return false;
         };
         let Some(file) = self.file(name) else { return false };
@@ -152,15 +155,20 @@ impl Folder {
     /// # Errors
     /// [`Error::SourceChanged`].
     pub fn check_unchanged(&self) -> Result<()> {
-        self.files.iter().try_for_each(|file| SourceFile::open(&file.path)?.check_identity(&file.identity)).map_err(
-            |error| match error {
+        self.files
+            .iter()
+            .try_for_each(|file| SourceFile::open(&file.path)?.check_identity(&file.identity))
+            .map_err(|error| match error {
                 Error::SourceChanged { path, tensor, what } => {
                     let what = what.replace(" since the plan was made", " since it was hashed");
-                    Error::SourceChanged { path, tensor, what: format!("{what}; nothing was committed") }
+                    Error::SourceChanged {
+                        path,
+                        tensor,
+                        what: format!("{what}; nothing was committed"),
+                    }
                 }
                 other => other,
-            },
-        )
+            })
     }
 }
 
@@ -168,7 +176,10 @@ impl Folder {
 fn refuse_unfinished(root: &Path) -> Result<()> {
     let whole = fs::canonicalize(root).at("open", root)?;
     if !whole.is_dir() {
-        return Err(Error::NotACheckpoint { path: root.to_owned(), reason: "it is no directory".into() });
+        return Err(Error::NotACheckpoint {
+            path: root.to_owned(),
+            reason: "it is no directory".into(),
+        });
     }
     if root.join(UNDO_FILE).exists() {
         return Err(Error::UnfinishedInPlace { path: root.to_owned() });
@@ -225,8 +236,10 @@ fn compare(
     for ((name, _), read) in found.iter().zip(read) {
         let shown = printable(name);
         match records.get(name.as_str()) {
-            Some(record) if record.size != read.hashes.size => problems
-                .push(format!("`{shown}` has {} bytes, recorded were {}", read.hashes.size, record.size)),
+            Some(record) if record.size != read.hashes.size => problems.push(format!(
+                "`{shown}` has {} bytes, recorded were {}",
+                read.hashes.size, record.size
+            )),
             Some(record) if record.digest != read.digest => {
                 problems.push(format!("`{shown}` has changed: its digest is not the recorded one"));
             }
@@ -255,7 +268,10 @@ impl Walk<'_> {
             let entry = entry.at("list", dir)?;
             let path = entry.path();
             let Ok(name) = entry.file_name().into_string() else {
-                return Err(Error::NotRegular { path, kind: "a file whose name is not UTF-8".into() });
+                return Err(Error::NotRegular {
+                    path,
+                    kind: "a file whose name is not UTF-8".into(),
+                });
             };
             let whole = format!("{prefix}{name}");
             if let Some(why) = self.unwanted(&name, &whole) {
@@ -263,7 +279,10 @@ impl Walk<'_> {
                 continue;
             }
             if !is_safe(&whole) {
-                return Err(Error::NotRegular { path, kind: "a file whose name no repository takes".into() });
+                return Err(Error::NotRegular {
+                    path,
+                    kind: "a file whose name no repository takes".into(),
+                });
             }
             let is_link = fs::symlink_metadata(&path).at("examine", &path)?.is_symlink();
             if is_link {

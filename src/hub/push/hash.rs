@@ -72,7 +72,9 @@ pub(super) fn read(
     source.check_unchanged(None)?;
     let sha256 = hex(&sha256.finalize());
     let digest = match (algorithm, tree) {
-        (Some(algorithm), Some(tree)) => Some(Digest { algorithm, hex: tree.finalize().to_hex().to_string() }),
+        (Some(algorithm), Some(tree)) => {
+            Some(Digest { algorithm, hex: tree.finalize().to_hex().to_string() })
+        }
         (Some(algorithm), None) => Some(Digest { algorithm, hex: sha256.clone() }),
         (None, _) => None,
     };
@@ -119,7 +121,10 @@ mod tests {
         // `printf 'hello\n' | git hash-object --stdin`, `| sha256sum`.
         let hashes = Hashes::of(b"hello\n");
         assert_eq!(hashes.git, "ce013625030ba8dba906f756967f9e9ca394464a");
-        assert_eq!(hashes.sha256, "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03");
+        assert_eq!(
+            hashes.sha256,
+            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+        );
         assert_eq!(Hashes::of(b"").git, "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391");
     }
 
@@ -145,7 +150,12 @@ mod tests {
     #[test]
     fn base64_is_that_of_the_standard() {
         for (text, coded) in [
-            ("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE="),
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
             ("foobar", "Zm9vYmFy"),
         ] {
             assert_eq!(base64(text.as_bytes()), coded);

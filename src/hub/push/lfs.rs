@@ -78,8 +78,10 @@ pub(super) fn way(http: &Http, target: &Target, object: Object<'_>) -> Result<Wa
 
 /// What the answer says of an object.
 fn read(http: &Http, what: &str, object: Object<'_>, answer: &Value) -> Result<Way> {
-    let odd = |problem: &str| corrupt(what, format!("the Hub's answer about its storage {problem}"));
-    let objects = answer.get("objects").and_then(Value::as_array).ok_or_else(|| odd("names no objects"))?;
+    let odd =
+        |problem: &str| corrupt(what, format!("the Hub's answer about its storage {problem}"));
+    let objects =
+        answer.get("objects").and_then(Value::as_array).ok_or_else(|| odd("names no objects"))?;
     let is_it = |told: &&Value| told.get("oid").and_then(Value::as_str) == Some(object.sha256);
     let told = objects.iter().find(is_it).ok_or_else(|| odd("is about other objects"))?;
     if let Some(error) = told.get("error").filter(|error| !error.is_null()) {
@@ -95,12 +97,20 @@ fn read(http: &Http, what: &str, object: Object<'_>, answer: &Value) -> Result<W
     match transfer {
         "xet" => return Ok(Way::Xet),
         "basic" | "multipart" => {}
-        other => return Err(odd(&format!("asks for the transfer `{}`, which is not known", printable(other)))),
+        other => {
+            return Err(odd(&format!(
+                "asks for the transfer `{}`, which is not known",
+                printable(other)
+            )));
+        }
     }
-    let action = |name: &str| told.get("actions").and_then(|actions| actions.get(name)).filter(|a| !a.is_null());
+    let action = |name: &str| {
+        told.get("actions").and_then(|actions| actions.get(name)).filter(|a| !a.is_null())
+    };
     let Some(upload) = action("upload") else { return Ok(Way::There) };
     let address = |action: &Value| -> Result<Url> {
-        let href = action.get("href").and_then(Value::as_str).and_then(|href| Url::parse(href).ok());
+        let href =
+            action.get("href").and_then(Value::as_str).and_then(|href| Url::parse(href).ok());
         let url = href.ok_or_else(|| odd("has no address"))?;
         safe(http, url).ok_or_else(|| odd("has an address that is not safe"))
     };
@@ -111,7 +121,9 @@ fn read(http: &Http, what: &str, object: Object<'_>, answer: &Value) -> Result<W
     };
     let chunk = upload.get("header").and_then(|header| header.get("chunk_size"));
     let chunk = match chunk {
-        None => return Ok(Way::Put(Put { headers: headers(upload), parts: Parts::One(href), verify })),
+        None => {
+            return Ok(Way::Put(Put { headers: headers(upload), parts: Parts::One(href), verify }));
+        }
         Some(Value::String(text)) => text.parse().ok(),
         Some(number) => number.as_u64(),
     };
@@ -148,7 +160,9 @@ fn headers(action: &Value) -> HeaderMap {
         if framing.contains(&name.to_ascii_lowercase().as_str()) {
             continue;
         }
-        if let (Ok(name), Ok(mut value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+        if let (Ok(name), Ok(mut value)) =
+            (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value))
+        {
             value.set_sensitive(true);
             headers.insert(name, value);
         }
@@ -197,9 +211,12 @@ pub(super) fn put(
             let parts: Option<Vec<Value>> = etags
                 .iter()
                 .enumerate()
-                .map(|(i, etag)| etag.as_ref().map(|etag| json!({ "partNumber": i + 1, "etag": etag })))
+                .map(|(i, etag)| {
+                    etag.as_ref().map(|etag| json!({ "partNumber": i + 1, "etag": etag }))
+                })
                 .collect();
-            let parts = parts.ok_or_else(|| corrupt(&what, "the storage gives no name to a part".into()))?;
+            let parts = parts
+                .ok_or_else(|| corrupt(&what, "the storage gives no name to a part".into()))?;
             let body = json!({ "oid": object.sha256, "parts": parts });
             tell(http, &what, complete.clone(), &HeaderMap::new(), &body)?;
             How::Multipart
@@ -233,6 +250,7 @@ pub(super) fn changed(path: &Path) -> Error {
     Error::SourceChanged {
         path: path.to_owned(),
         tensor: None,
-        what: "the bytes that were uploaded are not those that were hashed; nothing was committed".into(),
+        what: "the bytes that were uploaded are not those that were hashed; nothing was committed"
+            .into(),
     }
 }

@@ -34,7 +34,7 @@ pub use hash::Hashes;
 pub use plan::{Change, Item, Plan, plan};
 pub use publication::Publication;
 pub use readme::{CardWish, Readme, find_licenses, readme};
-pub use survey::{Survey, Visibility, survey};
+pub use survey::{Survey, Visibility, refuse_offline, survey};
 
 /// Where something is published.
 #[derive(Clone, Debug)]
@@ -57,7 +57,10 @@ impl Target {
         let branch = target.branch();
         let usage = |problem: String, hint: &str| Err(Error::Usage { problem, hint: hint.into() });
         if super::id::is_commit(branch) {
-            return usage(format!("`{branch}` is a commit, which never changes"), "give a branch with `--branch`");
+            return usage(
+                format!("`{branch}` is a commit, which never changes"),
+                "give a branch with `--branch`",
+            );
         }
         if pull_request && branch != "main" {
             return usage(

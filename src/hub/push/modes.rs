@@ -51,7 +51,9 @@ pub(super) fn modes(http: &Http, target: &Target, files: &[Asked<'_>]) -> Result
         let answer = http.send(&Call::post(url, what, Payload::Json(&body)))?.json(what)?;
         let told = answer.get("files").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         for file in files {
-            let told = told.iter().find(|told| told.get("path").and_then(Value::as_str) == Some(file.path));
+            let told = told
+                .iter()
+                .find(|told| told.get("path").and_then(Value::as_str) == Some(file.path));
             all.push(mode(what, file, told)?);
         }
     }

@@ -58,7 +58,8 @@ impl Plan {
 
     /// Bytes of the files that the branch lacks.
     pub fn bytes(&self) -> u64 {
-        let sent = self.items.iter().filter(|item| matches!(item.change, Change::New | Change::Changed));
+        let sent =
+            self.items.iter().filter(|item| matches!(item.change, Change::New | Change::Changed));
         sent.map(|item| item.size).sum()
     }
 
@@ -78,12 +79,17 @@ pub fn plan(
     delete: bool,
 ) -> Plan {
     let local = folder.files.iter().map(|file| (file.name.as_str(), &file.hashes));
-    let local = local.filter(|(name, _)| !keep.contains(*name) && made.iter().all(|(made, _)| made != name));
-    let mut items: Vec<Item> = local.chain(made.iter().copied()).map(|(name, hashes)| item(name, hashes, head)).collect();
+    let local = local
+        .filter(|(name, _)| !keep.contains(*name) && made.iter().all(|(made, _)| made != name));
+    let mut items: Vec<Item> =
+        local.chain(made.iter().copied()).map(|(name, hashes)| item(name, hashes, head)).collect();
     if delete {
         let here: BTreeSet<&str> = items.iter().map(|item| item.path.as_str()).collect();
         let stays = |path: &str| {
-            here.contains(path) || keep.contains(path) || folder.is_excluded(path) || REPOSITORYS.contains(&path)
+            here.contains(path)
+                || keep.contains(path)
+                || folder.is_excluded(path)
+                || REPOSITORYS.contains(&path)
         };
         let gone = head.iter().flat_map(|head| &head.files).filter(|file| !stays(&file.path));
         let gone: Vec<Item> = gone
@@ -108,5 +114,11 @@ fn item(name: &str, hashes: &Hashes, head: Option<&Listing>) -> Item {
         Some(_) => Change::Changed,
     };
     let large = name.ends_with(".safetensors") || hashes.size > LARGEST_INLINE;
-    Item { path: name.to_owned(), size: hashes.size, sha256: Some(hashes.sha256.clone()), change, large }
+    Item {
+        path: name.to_owned(),
+        size: hashes.size,
+        sha256: Some(hashes.sha256.clone()),
+        change,
+        large,
+    }
 }

@@ -54,7 +54,9 @@ impl<'h> Publication<'h> {
             account.create_repository(&target.id, target.private)?;
             found = survey(http, &target)?;
         }
-        if !found.branch && let Some(head) = &found.head {
+        if !found.branch
+            && let Some(head) = &found.head
+        {
             account.create_branch(&target.id, target.branch(), &head.commit)?;
             found = survey(http, &target)?;
         }
@@ -89,7 +91,13 @@ impl<'h> Publication<'h> {
     /// # Errors
     /// [`Error::SourceChanged`] if the file changes meanwhile; [`Error::Hub`]; [`Error::Unsupported`] of a large file that
     /// the Hub wants inside the commit.
-    pub fn upload(&self, name: &str, path: &Path, sha256: Option<&str>, watch: &dyn Watch) -> Result<Stored> {
+    pub fn upload(
+        &self,
+        name: &str,
+        path: &Path,
+        sha256: Option<&str>,
+        watch: &dyn Watch,
+    ) -> Result<Stored> {
         let size = fs::metadata(path).at("examine", path)?.len();
         // Small files are read again anyway, and need git's hash too.
         match sha256 {
@@ -128,10 +136,11 @@ impl<'h> Publication<'h> {
             watch.advance(size);
             return Ok(stored);
         }
-        let there = self.head.as_ref().and_then(|head| head.file(name)).is_some_and(|found| match hashes {
-            Some(hashes) => is_same(hashes, found.size, &found.hash),
-            None => found.size == size && found.hash.hex() == sha256,
-        });
+        let there =
+            self.head.as_ref().and_then(|head| head.file(name)).is_some_and(|found| match hashes {
+                Some(hashes) => is_same(hashes, found.size, &found.hash),
+                None => found.size == size && found.hash.hex() == sha256,
+            });
         let stored = |how| Stored { size, sha256: sha256.to_owned(), how };
         if there {
             watch.advance(size);
@@ -206,8 +215,10 @@ impl<'h> Publication<'h> {
             Mode::Ignored => Err(ignored(&self.target, name)),
             Mode::Large => Err(Error::Unsupported {
                 what: format!("{}: {name}", self.target.id.repo()),
-                reason: "the repository's `.gitattributes` sends files of this kind to the storage".into(),
-                hint: "write it to a file of the directory, or change `.gitattributes` there".into(),
+                reason: "the repository's `.gitattributes` sends files of this kind to the storage"
+                    .into(),
+                hint: "write it to a file of the directory, or change `.gitattributes` there"
+                    .into(),
             }),
         }
     }
@@ -233,7 +244,8 @@ impl<'h> Publication<'h> {
             Way::Put(_) => Err(Error::Hub {
                 what: format!("{}: {name}", self.target.id.repo()),
                 kind: HubFailure::Missing,
-                problem: "it was uploaded by an earlier run, but the Hub does not have it any more".into(),
+                problem: "it was uploaded by an earlier run, but the Hub does not have it any more"
+                    .into(),
                 hint: "make it again: run the command with `--restart`".into(),
             }),
         }
@@ -247,17 +259,26 @@ impl<'h> Publication<'h> {
     pub fn commit(&self, words: &Words, delete: &[String]) -> Result<Published> {
         let files = self.files();
         let given = files.values().filter_map(|given| given.operation.clone());
-        let there = |path: &&String| self.head.as_ref().is_some_and(|head| head.file(path).is_some());
+        let there =
+            |path: &&String| self.head.as_ref().is_some_and(|head| head.file(path).is_some());
         let removed = delete.iter().filter(there).filter(|path| !files.contains_key(*path));
         let removed = removed.map(|path| Operation::Delete { path: path.clone() });
         let operations: Vec<Operation> = given.chain(removed).collect();
         let kept: BTreeSet<String> = files.keys().cloned().collect();
         drop(files);
-        if operations.is_empty() && let Some(head) = &self.head {
+        if operations.is_empty()
+            && let Some(head) = &self.head
+        {
             let commit = head.commit.clone();
             let repo = self.target.id.repo().split('/');
             let url = self.http.url(repo.chain(["commit", &commit])).to_string();
-            return Ok(Published { parent: Some(commit.clone()), commit, changed: false, url, pull_request: None });
+            return Ok(Published {
+                parent: Some(commit.clone()),
+                commit,
+                changed: false,
+                url,
+                pull_request: None,
+            });
         }
         let commit = Commit {
             http: self.http,
@@ -298,7 +319,12 @@ impl<'h> Publication<'h> {
         known.get(name) == Some(&Mode::Ignored)
     }
 
-    fn mode(&self, name: &str, size: u64, sample: impl FnOnce() -> Result<Vec<u8>>) -> Result<Mode> {
+    fn mode(
+        &self,
+        name: &str,
+        size: u64,
+        sample: impl FnOnce() -> Result<Vec<u8>>,
+    ) -> Result<Mode> {
         let known = self.modes.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
         if let Some(mode) = known {
             return Ok(mode);
@@ -306,7 +332,9 @@ impl<'h> Publication<'h> {
         let sample = sample()?;
         let found = modes(self.http, &self.target, &[Asked { path: name, size, sample: &sample }])?;
         let mode = found.first().copied();
-        mode.ok_or_else(|| corrupt(self.target.id.repo(), "the Hub does not say how it wants a file".into()))
+        mode.ok_or_else(|| {
+            corrupt(self.target.id.repo(), "the Hub does not say how it wants a file".into())
+        })
     }
 
     /// What became of the same file when it was given before.
@@ -318,7 +346,10 @@ impl<'h> Publication<'h> {
             });
         }
         let files = self.files();
-        Ok(files.get(name).filter(|given| given.stored.sha256 == sha256).map(|given| given.stored.clone()))
+        Ok(files
+            .get(name)
+            .filter(|given| given.stored.sha256 == sha256)
+            .map(|given| given.stored.clone()))
     }
 
     fn keep(&self, name: &str, stored: Stored, operation: Option<Operation>) -> Stored {

@@ -46,7 +46,12 @@ pub(super) enum Stored {
 }
 
 /// Sends a piece, again where that helps. `sent` is told how many bytes of the piece have gone out.
-pub(super) fn put(http: &Http, piece: &Piece<'_>, before: &Sha256, sent: &dyn Fn(u64)) -> Result<Stored> {
+pub(super) fn put(
+    http: &Http,
+    piece: &Piece<'_>,
+    before: &Sha256,
+    sent: &dyn Fn(u64),
+) -> Result<Stored> {
     let mut failures = 0;
     loop {
         http.check_cancelled()?;
@@ -57,7 +62,8 @@ pub(super) fn put(http: &Http, piece: &Piece<'_>, before: &Sha256, sent: &dyn Fn
                 if status.is_success() {
                     let etag = answer.headers().get("etag").and_then(|e| e.to_str().ok());
                     let etag = etag.map(str::to_owned);
-                    let hasher = outgoing.hasher.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    let hasher =
+                        outgoing.hasher.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     return Ok(Stored::Done { etag, hasher });
                 }
                 let wait = answer.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
@@ -66,7 +72,9 @@ pub(super) fn put(http: &Http, piece: &Piece<'_>, before: &Sha256, sent: &dyn Fn
                 match status.as_u16() {
                     408 | 425 | 429 | 500 | 502 | 503 | 504 => (problem, wait),
                     // Signed addresses are good for a while.
-                    400 | 401 | 403 | 404 | 410 => return Ok(Stored::Expired(refused(piece.what, problem))),
+                    400 | 401 | 403 | 404 | 410 => {
+                        return Ok(Stored::Expired(refused(piece.what, problem)));
+                    }
                     _ => return Err(refused(piece.what, problem)),
                 }
             }
@@ -91,7 +99,11 @@ fn once(
     let client: Client = http.client()?.clone();
     let (url, headers) = (piece.url.clone(), piece.headers.clone());
     let size = piece.range.end - piece.range.start;
-    let reader = Reader { file: Arc::clone(piece.file), range: piece.range.clone(), outgoing: Arc::clone(outgoing) };
+    let reader = Reader {
+        file: Arc::clone(piece.file),
+        range: piece.range.clone(),
+        outgoing: Arc::clone(outgoing),
+    };
     let (give, answer) = sync_channel(1);
     let request = move || {
         let request = client.put(url).headers(headers).timeout(LONGEST);
@@ -193,19 +205,23 @@ impl Read for Reader {
         let len = buffer.len().min(left);
         let read = self.file.read_at(&mut buffer[..len], self.range.start);
         let read = match read {
-            Ok(0) if len > 0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter")),
+            Ok(0) if len > 0 => {
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter"))
+            }
             read => read,
         };
         match read {
             Ok(n) => {
-                let mut hasher = self.outgoing.hasher.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut hasher =
+                    self.outgoing.hasher.lock().unwrap_or_else(PoisonError::into_inner);
                 hasher.update(&buffer[..n]);
                 self.range.start += n as u64;
                 self.outgoing.read.fetch_add(n as u64, Ordering::Relaxed);
                 Ok(n)
             }
             Err(error) => {
-                let mut problem = self.outgoing.problem.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut problem =
+                    self.outgoing.problem.lock().unwrap_or_else(PoisonError::into_inner);
                 *problem = Some(format!("it could not be read: {error}"));
                 Err(error)
             }

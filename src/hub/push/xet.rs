@@ -85,7 +85,9 @@ impl Xet {
             let result = working
                 .upload_from_path_blocking(file, Sha256Policy::Compute)
                 .and_then(|handle| Ok((handle.task_id(), working.commit_blocking()?)))
-                .map(|(task, report)| report.uploads.get(&task).map(|found| found.xet_info.clone()));
+                .map(|(task, report)| {
+                    report.uploads.get(&task).map(|found| found.xet_info.clone())
+                });
             // Nobody listens any more: the upload was given up.
             let _ = give.send(result);
         };
@@ -118,10 +120,13 @@ impl Xet {
             }
         };
         let info = match result {
-            Ok(info) => info.ok_or_else(|| corrupt(what, "hf-xet does not say what it sent".into()))?,
+            Ok(info) => {
+                info.ok_or_else(|| corrupt(what, "hf-xet does not say what it sent".into()))?
+            }
             Err(error) => return told(what, path, &error).map(Err),
         };
-        let same = info.sha256.as_deref() == Some(object.sha256) && info.file_size == Some(object.size);
+        let same =
+            info.sha256.as_deref() == Some(object.sha256) && info.file_size == Some(object.size);
         if !same {
             return Err(changed(path));
         }
@@ -142,7 +147,8 @@ impl Xet {
         config.client.retry_base_delay = settings.first_wait;
         config.client.retry_max_duration = settings.longest_wait.saturating_mul(2);
         let session = XetSessionBuilder::new_with_config(config).build();
-        let session = session.map_err(|error| broken(what, &format!("hf-xet does not start: {error}")))?;
+        let session =
+            session.map_err(|error| broken(what, &format!("hf-xet does not start: {error}")))?;
         Ok(made.insert(session).clone())
     }
 }
@@ -157,7 +163,9 @@ fn leave(http: &Http, target: &Target, what: &str) -> Result<Leave> {
     let answer = http.send(&Call::get(url, what))?.json(what)?;
     let text = |key: &str| answer.get(key).and_then(Value::as_str).map(str::to_owned);
     let expires = answer.get("exp").and_then(Value::as_u64);
-    let (Some(token), Some(endpoint), Some(expires)) = (text("accessToken"), text("casUrl"), expires) else {
+    let (Some(token), Some(endpoint), Some(expires)) =
+        (text("accessToken"), text("casUrl"), expires)
+    else {
         return Err(corrupt(what, "the Hub gives no leave to write to its storage".into()));
     };
     let tls = http.settings().endpoint.starts_with("https://");
@@ -176,7 +184,8 @@ fn begin(http: &Http, session: &XetSession, leave: Leave) -> Result<XetUploadCom
         && let Ok(mut value) = HeaderValue::from_str(&token.bearer())
     {
         value.set_sensitive(true);
-        builder = builder.with_token_refresh_url(leave.renew, HeaderMap::from_iter([(AUTHORIZATION, value)]));
+        builder = builder
+            .with_token_refresh_url(leave.renew, HeaderMap::from_iter([(AUTHORIZATION, value)]));
     }
     builder.build_blocking()
 }
@@ -190,7 +199,9 @@ fn told(what: &str, path: &Path, error: &XetError) -> Result<String> {
         hint: hint.to_owned(),
     };
     match error {
-        XetError::UserCancelled(_) | XetError::KeyboardInterrupt => Err(Error::Interrupted { resumable: true }),
+        XetError::UserCancelled(_) | XetError::KeyboardInterrupt => {
+            Err(Error::Interrupted { resumable: true })
+        }
         XetError::Io(text) => Err(Error::Io {
             action: "upload",
             path: path.to_owned(),
@@ -200,7 +211,9 @@ fn told(what: &str, path: &Path, error: &XetError) -> Result<String> {
             &format!("hf-xet does not work: {}", printable(text)),
             "check the variables `HF_XET_*` of the environment",
         )),
-        XetError::Authentication(_) => Ok("the storage does not take the leave that the Hub gave".into()),
+        XetError::Authentication(_) => {
+            Ok("the storage does not take the leave that the Hub gave".into())
+        }
         XetError::Timeout(_) => Ok("the storage did not answer in time".into()),
         XetError::RateLimited(_) => Ok("the storage asks for fewer requests".into()),
         XetError::ServerError(_) => Ok("the storage has an error of its own".into()),
@@ -213,6 +226,7 @@ fn told(what: &str, path: &Path, error: &XetError) -> Result<String> {
 
 /// Addresses may be signed: they are left out.
 fn without_address(text: &str) -> String {
-    let words = text.split_whitespace().map(|word| if word.contains("://") { "[address]" } else { word });
+    let words =
+        text.split_whitespace().map(|word| if word.contains("://") { "[address]" } else { word });
     words.collect::<Vec<_>>().join(" ")
 }

@@ -123,7 +123,8 @@ impl Driver<'_> {
         let model = std::path::absolute(self.model(node)).at("find", self.store.out())?;
         let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
         let private = if publish.private { " --private" } else { "" };
-        let message = format!("{} of an ELO run, elo-surgery {}", node.name, env!("CARGO_PKG_VERSION"));
+        let message =
+            format!("{} of an ELO run, elo-surgery {}", node.name, env!("CARGO_PKG_VERSION"));
         let script = format!(
             "#!/bin/sh\n# Publishes the finished model; arguments are handed on: `--dry-run` shows what would be sent. Sign in first: hf auth login\n\
              set -eu\nexec \"${{ELO_SURGERY:-elo-surgery}}\" push {} {}{private} --message {} \"$@\"\n",
