@@ -69,6 +69,9 @@ pub(super) struct Push {
     /// Delete files of the repository that the directory lacks
     #[arg(long)]
     delete: bool,
+    /// The model card's base model, where the record names directories; may be repeated
+    #[arg(long, value_name = "ORG/NAME")]
+    base_model: Vec<String>,
     /// Write the model card anew, whatever README.md is there
     #[arg(long, conflicts_with = "no_model_card")]
     card: bool,
@@ -143,6 +146,14 @@ impl Draft {
 impl Push {
     fn target(&self) -> Result<Target, Failure> {
         let full = "the full form: `elo-surgery push DIR org/name`";
+        for id in &self.base_model {
+            if ModelId::parse(id).is_none() {
+                return Err(Failure::usage(
+                    format!("`--base-model {id}` is no model of the Hub"),
+                    "name it as `org/name`",
+                ));
+            }
+        }
         let id = ModelId::parse(&self.repo).ok_or_else(|| {
             Failure::usage(format!("`{}` is no name of a repository", self.repo), full)
         })?;
@@ -197,7 +208,12 @@ impl Push {
         let choice = readme(http, target, folder, head, wish)?;
         let card = match choice {
             Readme::Made => {
-                let facts = card_facts::of(folder.root())?;
+                let mut facts = card_facts::of(folder.root())?;
+                if !self.base_model.is_empty() {
+                    let named =
+                        self.base_model.iter().map(|id| ("base model".to_owned(), id.clone()));
+                    facts.began_with = named.collect();
+                }
                 let mut models = origins(folder.provenance.as_ref(), &facts);
                 find_licenses(http, &mut models);
                 let title = target.id.repo().split_once('/').map_or("", |(_, name)| name);
@@ -212,20 +228,22 @@ impl Push {
         let hashes = card.as_ref().map(|text| Hashes::of(text.as_bytes()));
         let made: Vec<(&str, &Hashes)> = hashes.iter().map(|hashes| (CARD_FILE, hashes)).collect();
         let plan = plan(folder, head, &keep, &made, self.delete);
-        Ok(Draft { plan, readme: choice, card, words: self.words(folder) })
+        Ok(Draft { plan, readme: choice, card, words: self.words(folder)? })
     }
 
-    fn words(&self, folder: &Folder) -> Words {
+    fn words(&self, folder: &Folder) -> Result<Words, Failure> {
         let provenance = folder.provenance.as_ref();
-        let message = self.message.clone().unwrap_or_else(|| match provenance {
-            Some(provenance) => {
+        let message = match (&self.message, card_facts::of(folder.root())?.stage, provenance) {
+            (Some(message), ..) => message.clone(),
+            (None, Some(stage), _) => format!("Add {stage} of an ELO run"),
+            (None, None, Some(provenance)) => {
                 format!("Add {} by elo-surgery {}", provenance.operation.verb, provenance.version)
             }
-            None => "Add model".to_owned(),
-        });
+            (None, None, None) => "Add model".to_owned(),
+        };
         let plan = || provenance.map(|provenance| format!("Plan: {}", provenance.plan));
         let description = self.description.clone().or_else(plan).unwrap_or_default();
-        Words { message, description }
+        Ok(Words { message, description })
     }
 }
 
