@@ -107,7 +107,8 @@ fn files_are_dropped_once_the_hub_has_them_and_committed_together() {
         assert_eq!(bench.hub.repos()[TO].branches["main"], published.commit);
         // A run that was killed after the upload, and whose shards are gone, goes on.
         let again = bench.begin();
-        let stored = again.adopt("a.safetensors", 300_001, &sha256(&Content::of(one)).unwrap()).unwrap();
+        let stored =
+            again.adopt("a.safetensors", 300_001, &sha256(&Content::of(one)).unwrap()).unwrap();
         assert_eq!(stored.how, How::Unchanged);
         assert!(!again.commit(&words(), &[]).unwrap().changed);
     }
@@ -179,7 +180,8 @@ fn a_lost_answer_to_a_pull_request_opens_no_second_one() {
     bench.hub.fault(Rule::once(Fault::Commit500Done));
     let published = publication.commit(&words(), &[]).unwrap();
     assert!(published.pull_request.unwrap().ends_with("/discussions/1"));
-    let pulls = bench.hub.repos()[TO].branches.keys().filter(|name| name.starts_with("refs/pr/")).count();
+    let pulls =
+        bench.hub.repos()[TO].branches.keys().filter(|name| name.starts_with("refs/pr/")).count();
     assert_eq!(pulls, 1);
 }
 

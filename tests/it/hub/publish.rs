@@ -55,7 +55,11 @@ fn refused(run: &Elo, code: i32, words: &[&str]) -> Outcome {
 
 #[track_caller]
 fn nothing_was_written(scene: &Scene, outcome: &Outcome) {
-    let wrote = scene.hub.requests().into_iter().find(|entry| !matches!(entry.method.as_str(), "GET" | "HEAD"));
+    let wrote = scene
+        .hub
+        .requests()
+        .into_iter()
+        .find(|entry| !matches!(entry.method.as_str(), "GET" | "HEAD"));
     assert!(wrote.is_none(), "{wrote:?}\n{outcome}");
 }
 
@@ -90,16 +94,30 @@ fn what_is_damaged_or_unfinished_is_not_published() {
 fn a_dry_run_shows_everything_and_changes_nothing() {
     let scene = scene();
     let outcome = push(&scene, "--dry-run --private --message Words").ok();
-    for expected in [TO, "would be made, private", "Words", "config.json", "large file", "--- README.md ---", "library_name: transformers"] {
+    for expected in [
+        TO,
+        "would be made, private",
+        "Words",
+        "config.json",
+        "large file",
+        "--- README.md ---",
+        "library_name: transformers",
+    ] {
         assert!(outcome.stdout.contains(expected), "{expected}: {outcome}");
     }
     nothing_was_written(&scene, &outcome);
     let shown: Value = serde_json::from_str(&push(&scene, "--dry-run --json").ok().stdout).unwrap();
     assert_eq!((&shown["exists"], &shown["parent"]), (&Value::Bool(false), &Value::Null));
-    assert!(shown["files"].as_array().unwrap().iter().all(|file| file["change"] == "new"), "{shown}");
+    assert!(
+        shown["files"].as_array().unwrap().iter().all(|file| file["change"] == "new"),
+        "{shown}"
+    );
     push(&scene, "").ok();
     let shown: Value = serde_json::from_str(&push(&scene, "--dry-run --json").ok().stdout).unwrap();
-    assert!(shown["files"].as_array().unwrap().iter().all(|file| file["change"] == "unchanged"), "{shown}");
+    assert!(
+        shown["files"].as_array().unwrap().iter().all(|file| file["change"] == "unchanged"),
+        "{shown}"
+    );
     assert_eq!(shown["bytes"], 0, "{shown}");
     // What is public is not published to as private.
     refused(&push(&scene, "--private"), 6, &["everybody can see it", "hint"]);
@@ -149,7 +167,9 @@ fn files_are_left_out_and_deleted_as_asked() {
     let shown = push(&scene, "--delete --exclude *.tmp --dry-run").ok();
     assert!(shown.stdout.contains("would be deleted") && there("old.bin"), "{shown}");
     push(&scene, "--delete --exclude *.tmp").ok();
-    assert!(!there("old.bin") && there("kept.tmp") && there(".gitattributes") && there("README.md"));
+    assert!(
+        !there("old.bin") && there("kept.tmp") && there(".gitattributes") && there("README.md")
+    );
 }
 
 #[test]

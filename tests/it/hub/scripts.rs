@@ -4,15 +4,15 @@ use std::fs;
 use std::path::Path;
 
 use super::fake::Transfer;
+use super::fake::faults::{Fault, Rule};
 use super::scene::Scene;
 use crate::support::checkpoint::Model;
 use crate::support::fixture;
 use crate::support::process::{Elo, PROGRAM, other};
 
 fn script(scene: &Scene, shell: &str, name: &str) -> Elo {
-    let knows = scene.elo("");
-    let run = other(Path::new(shell)).arg(fixture("hub").join(name)).env("ELO_SURGERY", PROGRAM);
-    knows.onto(run).within(&scene.work())
+    let run = scene.elo("").onto(other(Path::new(shell)).arg(fixture("hub").join(name)));
+    run.env("ELO_SURGERY", PROGRAM).within(&scene.work())
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -43,12 +43,17 @@ fn an_elo_run_goes_from_the_hub_to_the_hub_stage_by_stage() {
     scene.check(&outcome, "the script");
     let file = |branch: &str, path: &str| {
         let repos = scene.hub.repos();
-        let files = repos["acme/elo"].files(branch).unwrap_or_else(|| panic!("no `{branch}`: {outcome}"));
+        let files =
+            repos["acme/elo"].files(branch).unwrap_or_else(|| panic!("no `{branch}`: {outcome}"));
         files.get(path).map(|blob| blob.content.bytes().unwrap())
     };
     for (stage, dir) in [("extract", "01"), ("pretrain", "02"), ("inject", "03"), ("align", "04")] {
         let here = project.join(format!("work/{dir}-{stage}/model/model.safetensors"));
-        assert_eq!(file(&format!("stage-{stage}"), "model.safetensors"), Some(fs::read(here).unwrap()), "{stage}");
+        assert_eq!(
+            file(&format!("stage-{stage}"), "model.safetensors"),
+            Some(fs::read(here).unwrap()),
+            "{stage}"
+        );
     }
     assert_eq!(file("main", "model.safetensors"), None, "main is changed by people");
     assert_eq!(file("refs/pr/1", "model.safetensors"), file("stage-align", "model.safetensors"));
@@ -82,7 +87,8 @@ fn a_merge_is_made_and_published() {
     }
     let config = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\ndtype: bfloat16\n";
     fs::write(scene.work().join("merge.yml"), config).unwrap();
-    let run = script(&scene, "bash", "publish-merge.sh").args(["merge.yml", "acme/merged", "--private"]);
+    let run =
+        script(&scene, "bash", "publish-merge.sh").args(["merge.yml", "acme/merged", "--private"]);
     let outcome = run.ok();
     scene.check(&outcome, "the script");
     assert!(outcome.stderr.contains("would be made, private"), "{outcome}");
@@ -91,17 +97,25 @@ fn a_merge_is_made_and_published() {
         let files = repos["acme/merged"].files("main").unwrap();
         String::from_utf8(files["README.md"].content.bytes().unwrap()).unwrap()
     };
-    assert!(card(&scene).contains("base_model_relation") || card(&scene).contains("# A merge by linear"));
+    assert!(
+        card(&scene).contains("base_model_relation")
+            || card(&scene).contains("# A merge by linear")
+    );
     let commits = scene.hub.repos()["acme/merged"].commits.len();
     run.ok();
-    assert_eq!(scene.hub.repos()["acme/merged"].commits.len(), commits, "nothing changed, and it committed");
+    assert_eq!(
+        scene.hub.repos()["acme/merged"].commits.len(),
+        commits,
+        "nothing changed, and it committed"
+    );
 }
 
 #[test]
 fn a_nightly_job_publishes_when_something_changed() {
     let scene = Scene::empty();
     Model::tiny(1).write(&scene.original());
-    let run = script(&scene, "sh", "publish-when-changed.sh").arg(scene.original()).arg("acme/nightly");
+    let run =
+        script(&scene, "sh", "publish-when-changed.sh").arg(scene.original()).arg("acme/nightly");
     let first = run.ok();
     scene.check(&first, "the script");
     let (word, commit) = first.stdout.trim().split_once(' ').unwrap();
@@ -109,7 +123,6 @@ fn a_nightly_job_publishes_when_something_changed() {
     assert_eq!(scene.hub.repos()["acme/nightly"].branches["main"], commit);
     assert_eq!(run.ok().stdout.trim(), format!("unchanged {commit}"));
     // A Hub that is down is worth another try; a directory that is damaged is not.
-    use super::fake::faults::{Fault, Rule};
     fs::write(scene.original().join("tokenizer.json"), "{}").unwrap();
     scene.hub.fault(Rule::times(Fault::Preupload500, 7));
     let late = run.clone().env("PAUSE", "0").ok();
