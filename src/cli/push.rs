@@ -198,9 +198,9 @@ impl Push {
             elsewhere: BTreeSet::new(),
         };
         let watcher = Watcher::new(session, Arc::clone(cancelled));
-        let stop = || match process::is_cancelled(cancelled) {
-            true => Err(Error::Interrupted { resumable: true }),
-            false => Ok(()),
+        let stop = || {
+            let stopped = process::is_cancelled(cancelled);
+            if stopped { Err(Error::Interrupted { resumable: true }) } else { Ok(()) }
         };
         let read = Folder::read(&self.dir, &options, &Watched(&watcher), &stop);
         watcher.finish();
@@ -470,16 +470,15 @@ fn told(
             "sent_bytes": bytes,
         }));
     }
-    if !published.changed {
-        session.say(&format!("nothing to do: {target} has everything"));
-    } else {
+    if published.changed {
         let there = stored.iter().filter(|(_, file)| !sent(file.how)).count() as u64;
-        let there = if there == 0 {
-            String::new()
-        } else {
-            format!(", {} there already", counted(there, "file"))
+        let there = match there {
+            0 => String::new(),
+            there => format!(", {} there already", counted(there, "file")),
         };
         session.say(&format!("{} sent{there}", size(bytes)));
+    } else {
+        session.say(&format!("nothing to do: {target} has everything"));
     }
     let url = published.pull_request.as_ref().unwrap_or(&published.url);
     session.print(&format!("{url}\n"))

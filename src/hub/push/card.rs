@@ -67,7 +67,7 @@ fn collect(parents: &[Parent], generations: usize, found: &mut Vec<Origin>) {
         let before = earlier(Path::new(&parent.model)).filter(|_| generations > 0);
         match before {
             Some(before) if !before.parents.is_empty() => {
-                collect(&before.parents, generations - 1, found)
+                collect(&before.parents, generations - 1, found);
             }
             _ => found.push(origin(&parent.role, &parent.model)),
         }
