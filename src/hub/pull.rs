@@ -11,6 +11,7 @@ use super::cache::Folder;
 use super::http::offline;
 use super::id::ModelId;
 use super::listing::{self, Listing, RemoteFile};
+use super::lock::Lock;
 use super::range::is_no_ranges;
 use super::remote::Hub;
 use super::target::{Target, digest, unwritten};
@@ -109,7 +110,15 @@ impl Hub {
         into: Into<'a>,
     ) -> Result<Pull<'a>> {
         let folder = Folder::of(self.cache(), id);
-        let listing = self.listing(id, &folder)?.ok_or_else(|| offline(&id.to_string()))?;
+        let listing = match self.listing(id, &folder)? {
+            Some(listing) => listing,
+            // Offline, and only huggingface_hub was here: what it has is all that can be had.
+            None => {
+                let commit = folder.commit_of(id.revision_or_main());
+                let found = commit.and_then(|commit| folder.downloaded(&commit));
+                found.ok_or_else(|| offline(&id.to_string()))?
+            }
+        };
         let Listing { commit, files } = listing;
         let all = files.len();
         let files: Vec<RemoteFile> =
@@ -139,6 +148,10 @@ impl Pull<'_> {
 
     /// What it would do.
     pub fn outlook(&self) -> Result<Pulled> {
+        self.told(&self.lacking()?)
+    }
+
+    fn told(&self, lacking: &[&RemoteFile]) -> Result<Pulled> {
         let mut told = Pulled {
             id: self.id.clone(),
             root: self.root(),
@@ -147,10 +160,7 @@ impl Pull<'_> {
             missing_files: 0,
             missing: 0,
         };
-        for file in &self.listing.files {
-            if self.is_here(file)? {
-                continue;
-            }
+        for file in lacking {
             let target = self.target(file);
             let here = if target.has_partial() { target.open()?.bytes() } else { 0 };
             told.missing_files += 1;
@@ -164,23 +174,34 @@ impl Pull<'_> {
     /// # Errors
     /// Those of the network; a file that is not what the Hub lists; no room; files in the way.
     pub fn run(&self, revision: &str, watch: &dyn Watch) -> Result<Pulled> {
-        let told = self.outlook()?;
-        let wanted = || -> Result<Vec<Wanted>> {
-            let mut wanted = Vec::new();
-            for file in &self.listing.files {
-                if !self.is_here(file)? {
-                    wanted.push(Wanted::whole(&self.target(file)));
-                }
+        // One pull at a time into a directory: the last step removes what is unfinished there.
+        let _one = match self.into {
+            Into::Cache => None,
+            Into::Directory(root, _) => {
+                let staging = root.join(STAGING);
+                fs::create_dir_all(&staging).at("create", &staging)?;
+                let what = root.display().to_string();
+                Some(Lock::of(&staging.join("pull"), &what, &self.hub.http, watch)?)
             }
-            Ok(wanted)
         };
-        if let (true, Some(file)) = (self.hub.http.settings().offline, self.first_missing()?) {
-            return Err(offline(&format!("{}: {}", self.id, file.path)));
+        let lacking = self.lacking()?;
+        let told = self.told(&lacking)?;
+        self.take_from_cache(&lacking)?;
+        let targets: Vec<_> = lacking.iter().map(|file| self.target(file)).collect();
+        let made = |target: &Target| {
+            target.has_partial() && target.open().is_ok_and(|here| here.bytes() == target.size)
+        };
+        let unmade = |target: &&Arc<Target>| !made(target);
+        if let (true, Some(target)) =
+            (self.hub.http.settings().offline, targets.iter().find(unmade))
+        {
+            return Err(offline(&target.what));
         }
-        match fetch(&self.hub.http, wanted()?, Manner::default(), watch) {
+        let wanted = || targets.iter().map(Wanted::whole).collect();
+        match fetch(&self.hub.http, wanted(), Manner::default(), watch) {
             Err(error) if is_no_ranges(&error) => {
                 watch.note("ranges are not served: whole files are fetched, each by one request");
-                fetch(&self.hub.http, wanted()?, Manner { in_one: true }, watch)?;
+                fetch(&self.hub.http, wanted(), Manner { in_one: true }, watch)?;
             }
             other => other?,
         }
@@ -197,12 +218,7 @@ impl Pull<'_> {
             }
             Into::Directory(root, _) => {
                 let staging = root.join(STAGING);
-                match fs::remove_dir_all(&staging) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(error).at("remove", &staging);
-                    }
-                    _ => {}
-                }
+                fs::remove_dir_all(&staging).at("remove", &staging)?;
             }
         }
         Ok(told)
@@ -215,13 +231,15 @@ impl Pull<'_> {
         }
     }
 
-    fn first_missing(&self) -> Result<Option<&RemoteFile>> {
+    /// The files that are not where they should be.
+    fn lacking(&self) -> Result<Vec<&RemoteFile>> {
+        let mut lacking = Vec::new();
         for file in &self.listing.files {
             if !self.is_here(file)? {
-                return Ok(Some(file));
+                lacking.push(file);
             }
         }
-        Ok(None)
+        Ok(lacking)
     }
 
     /// Whether a file is where it should be, and is what it should be.
@@ -253,18 +271,20 @@ impl Pull<'_> {
             commit,
             (file.size, file.hash.clone()),
             (root.join(STAGING).join(name), root.join(&file.path), None),
+            self.folder.list_path(commit),
         ))
     }
 
-    /// Takes files into the directory that the cache has.
-    pub fn take_from_cache(&self) -> Result<()> {
+    /// Takes into the directory what the cache has. It is verified there as what is fetched is.
+    fn take_from_cache(&self, lacking: &[&RemoteFile]) -> Result<()> {
         let Into::Directory(root, _) = self.into else { return Ok(()) };
-        for file in &self.listing.files {
-            if self.is_here(file)? || !self.folder.has(file) {
+        for file in lacking.iter().filter(|file| self.folder.has(file)) {
+            let target = self.target(file);
+            let _lock = target.lock(&self.hub.http, &super::Quiet)?;
+            let fetched = target.open()?;
+            if fetched.bytes() == file.size {
                 continue;
             }
-            let target = self.target(file);
-            let fetched = target.open()?;
             let from = self.folder.blob(&file.hash);
             let copied = File::open(&from).and_then(|mut from| {
                 let mut to = File::options().write(true).open(&target.partial)?;

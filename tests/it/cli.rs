@@ -33,6 +33,7 @@ const COMMANDS: [&str; 33] = [
     "inspect",
     "verify",
     "diff",
+    "pull",
     "push",
     "plan",
     "apply",
