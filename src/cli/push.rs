@@ -22,9 +22,9 @@ use crate::checkpoint::CARD_FILE;
 use crate::engine::Observer as _;
 use crate::error::{Error, Result};
 use crate::hub::push::{
-    CardWish, Change, Folder, FolderOptions, Hashes, How, LocalFile, Plan, Publication, Published,
-    Readme, Stored, Survey, Target, Visibility, Watch, Words, card, find_licenses, origins, plan,
-    readme, refuse_offline, survey,
+    CardWish, Change, Folder, FolderOptions, Hashes, How, LocalFile, Origin, Plan, Publication,
+    Published, Readme, Stored, Survey, Target, Visibility, Watch, Words, card, find_licenses,
+    origins, plan, readme, refuse_offline, survey,
 };
 use crate::hub::{Http, Listing, ModelId};
 
@@ -222,13 +222,9 @@ impl Push {
         let choice = readme(http, target, folder, head, wish)?;
         let card = match choice {
             Readme::Made => {
-                let mut facts = card_facts::of(folder.root())?;
-                if !self.base_model.is_empty() {
-                    let named =
-                        self.base_model.iter().map(|id| ("base model".to_owned(), id.clone()));
-                    facts.began_with = named.collect();
-                }
+                let facts = card_facts::of(folder.root())?;
                 let mut models = origins(folder.provenance.as_ref(), &facts);
+                self.name_models(&mut models);
                 find_licenses(http, &mut models);
                 let title = target.id.repo().split_once('/').map_or("", |(_, name)| name);
                 Some(card(folder, title, &models, &facts))
@@ -243,6 +239,19 @@ impl Push {
         let made: Vec<(&str, &Hashes)> = hashes.iter().map(|hashes| (CARD_FILE, hashes)).collect();
         let plan = plan(folder, head, &keep, &made, self.delete);
         Ok(Draft { plan, readme: choice, card, words: self.words(folder)? })
+    }
+
+    /// Puts the names that were given onto the models of the record, if they are as many; else in their place.
+    fn name_models(&self, models: &mut Vec<Origin>) {
+        let named = &self.base_model;
+        if !named.is_empty() && models.len() != named.len() {
+            let role = "base model".to_owned();
+            let model = || Origin { role, name: String::new(), id: None, license: None };
+            *models = vec![model(); named.len()];
+        }
+        for (model, id) in models.iter_mut().zip(named) {
+            (model.id, model.name) = (Some(id.clone()), id.clone());
+        }
     }
 
     fn words(&self, folder: &Folder) -> Result<Words, Failure> {

@@ -202,7 +202,14 @@ pub(super) fn put(
                 hasher = after;
                 etags.push(etag);
             }
-            Stored::Expired(error) => return Ok(Err(error)),
+            // Storages look at what they get: bytes of another name are the file's fault.
+            Stored::Refused { hasher: Some(after), .. }
+                if end == object.size && hex(&after.clone().finalize()) != object.sha256 =>
+            {
+                return Err(changed(path));
+            }
+            Stored::Refused { error, expired: true, .. } => return Ok(Err(error)),
+            Stored::Refused { error, .. } => return Err(error),
         }
         done = end;
     }
