@@ -126,10 +126,10 @@ enum Command {
     Verify(verify::Verify),
     Diff(diff::Diff),
     Pull(pull::Pull),
-    Plan(plan::Plan),
-    Apply(apply::Apply),
     #[cfg(feature = "hub")]
     Push(Box<push::Push>),
+    Plan(plan::Plan),
+    Apply(apply::Apply),
     Init(init::Init),
     Run(run::Run),
     /// Train the detached layers of the project: stage `pretrain`

@@ -16,7 +16,7 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 32] = [
+const COMMANDS: [&str; 33] = [
     "",
     "extract",
     "inject",
@@ -34,6 +34,7 @@ const COMMANDS: [&str; 32] = [
     "verify",
     "diff",
     "pull",
+    "push",
     "plan",
     "apply",
     "init",

@@ -34,7 +34,7 @@ pub use hash::Hashes;
 pub use plan::{Change, Item, Plan, plan};
 pub use publication::Publication;
 pub use readme::{CardWish, Readme, find_licenses, readme};
-pub use survey::{Survey, Visibility, survey};
+pub use survey::{Survey, Visibility, refuse_offline, survey};
 
 /// Where something is published.
 #[derive(Clone, Debug)]

@@ -29,15 +29,21 @@ pub enum Visibility {
     Private,
 }
 
+/// Fails if the network must not be used.
+///
+/// # Errors
+/// [`Error::Hub`] of kind `Offline`.
+pub fn refuse_offline(http: &Http, target: &Target) -> Result<()> {
+    if http.settings().offline { Err(cannot_offline(target.id.repo())) } else { Ok(()) }
+}
+
 /// Looks at the target.
 ///
 /// # Errors
 /// What the Hub refuses; a private publication to a repository that everybody sees.
 pub fn survey(http: &Http, target: &Target) -> Result<Survey> {
+    refuse_offline(http, target)?;
     let what = target.id.repo();
-    if http.settings().offline {
-        return Err(cannot_offline(what));
-    }
     let info = match http.send(&Call::get(http.url(api(&target.id)), what)) {
         Ok(answer) => answer.json(what)?,
         Err(Error::Hub { kind: HubFailure::Missing, .. }) => {

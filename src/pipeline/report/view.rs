@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::facts::{
     Kind, Model, base, change, control_of, control_title, is_control, languages, main_stages,
-    models, perplexity, signed, slices, state_name, target, tasks,
+    models, perplexity, signed, slices, state_name, tasks,
 };
 use super::page::Extra;
 use super::verdict::{Outcome, time_ratio, verdict};
