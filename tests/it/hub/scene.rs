@@ -1,5 +1,6 @@
 //! A model on a fake Hub, a home for a cache, and what must hold after every run whatever went wrong.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,13 +17,17 @@ use crate::support::process::{Elo, Outcome, elo};
 
 /// The model that is there.
 pub(super) const REPO: &str = "acme/model";
+/// What the addresses of shards have, and no other file's.
+pub(super) const SHARDS: &str = "/model-0";
 /// No run may take longer, whatever goes wrong. One that is not answered takes about six times the silence of a second.
-const MOST: Duration = Duration::from_secs(100);
+const MOST: Duration = Duration::from_mins(1);
 
 /// A Hub and a machine.
 pub(super) struct Scene {
     temp: TempDir,
     pub(super) hub: FakeHub,
+    /// Whether unfinished files may hold bytes that nobody could check yet.
+    pub(super) distrust: Cell<bool>,
 }
 
 impl Scene {
@@ -44,7 +49,11 @@ impl Scene {
 
     /// A Hub without models.
     pub(super) fn empty() -> Self {
-        let scene = Self { temp: TempDir::new().unwrap(), hub: FakeHub::start() };
+        let scene = Self {
+            temp: TempDir::new().unwrap(),
+            hub: FakeHub::start(),
+            distrust: Cell::new(false),
+        };
         fs::create_dir_all(scene.work()).unwrap();
         scene
     }
@@ -220,7 +229,7 @@ impl Scene {
         if fs::symlink_metadata(path).ok()?.is_symlink() {
             return None;
         }
-        let right = self.content_of(name)?;
+        let right = self.content_of(name).filter(|_| !self.distrust.get())?;
         let bytes = fs::read(path).ok()?;
         let record = fs::read_to_string(path.with_file_name(format!("{name}.fetched")));
         let Ok(record) = record else {

@@ -9,7 +9,7 @@ use super::expected::{Expected, of_reading};
 use super::fake::faults::{Fault, Place, Rule};
 use super::fake::log::Logged;
 use super::many::each;
-use super::scene::{REPO, Scene};
+use super::scene::{REPO, SHARDS, Scene};
 use crate::support::checkpoint::Model;
 use crate::support::tree::{Tree, assert_same, model_files};
 
@@ -56,7 +56,7 @@ fn every_fault_of_reading_leaves_a_right_extract_or_none() {
         let rule = rule.after(skip);
         let of_files =
             matches!(expected.fault.place(), Place::Bytes | Place::Resolve | Place::Head);
-        scene.hub.fault(if of_files { rule.on(".safetensors") } else { rule });
+        scene.hub.fault(if of_files { rule.on(SHARDS) } else { rule });
         let what = format!(
             "extract, {}{}, after {skip}",
             expected.fault.name(),
@@ -100,7 +100,7 @@ fn every_fault_of_reading_ends_an_inspection_in_good_order() {
         let rule = if once { Rule::once(expected.fault) } else { Rule::always(expected.fault) };
         let of_files =
             matches!(expected.fault.place(), Place::Bytes | Place::Resolve | Place::Head);
-        scene.hub.fault(if of_files { rule.on(".safetensors") } else { rule });
+        scene.hub.fault(if of_files { rule.on(SHARDS) } else { rule });
         let what =
             format!("inspect, {}{}", expected.fault.name(), if once { ", once" } else { "" });
         let outcome = scene.elo(&format!("inspect {REPO}")).run();
@@ -176,7 +176,7 @@ fn a_killed_remote_extract_goes_on() {
     let right = reference(&scene, "0,2");
     each([0_u64, 60, 120, 200, 350, 500], |moment| {
         let scene = Scene::of(&MODEL);
-        scene.hub.fault(Rule::times(Fault::Stall, 2).on(".safetensors").after(6));
+        scene.hub.fault(Rule::times(Fault::Stall, 2).on(SHARDS).after(6));
         let run = scene.elo(&format!("extract {REPO} --layers 0,2")).with("--out", scene.out());
         let mut running = run.start();
         sleep(Duration::from_millis(moment));
@@ -199,7 +199,7 @@ fn a_killed_remote_extract_goes_on() {
 fn a_file_that_changes_on_the_way_is_not_mixed() {
     for skip in [6, 7, 8, 9] {
         let scene = Scene::of(&MODEL);
-        scene.hub.fault(Rule::always(Fault::Changed).on(".safetensors").after(skip));
+        scene.hub.fault(Rule::always(Fault::Changed).on(SHARDS).after(skip));
         let outcome =
             scene.elo(&format!("extract {REPO} --layers 1,3")).with("--out", scene.out()).run();
         // From the first request on nobody could tell; all shards' headers came well before.
