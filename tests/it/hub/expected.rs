@@ -72,7 +72,8 @@ fn expected(fault: Fault) -> Option<Expected> {
         | F::TreeControl
         | F::TreeEmptyName => of(&[7], &[7], MODEL),
         F::TreeLong | F::TreeTwice => of(&[7], &[7], MODEL),
-        F::TreeFileAndFolder => of(&[3, 7], &[3, 7], MODEL),
+        // Nobody needs to ask for that file.
+        F::TreeFileAndFolder => of(&[0, 3, 7], &[0, 3, 7], MODEL),
         F::TreeOid => of(&[7], &[7], MODEL),
         F::TreeShaLie | F::SizeLie | F::SizeSmall => of(&[7], &[6, 7], MODEL),
         F::SizeHuge => of(&[4, 6, 7], &[4, 6, 7], &[]),
