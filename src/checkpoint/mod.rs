@@ -24,7 +24,9 @@ use serde_json::{Map, Value};
 
 pub use adapter::{Adapter, AdapterSettings, ModuleFactors};
 pub use architecture::{Anatomy, Role};
-pub use card::{CARD_FILE, ModelCard, code_block, hub_id, inline};
+pub use card::{
+    CARD_FILE, Metric, ModelCard, code_block, hub_id, inline, is_sealed, license_in, license_of,
+};
 pub use config::{
     ConfigProblem, Kept, MoeTwin, densified, is_tied, keep_layers, quantization, set_dtype,
     set_experts, set_tied, set_vocab_size, sparsified, vocab_size,
@@ -32,6 +34,8 @@ pub use config::{
 pub use experts::{Stretch, locate};
 pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
 pub use open::OpenOptions;
+#[cfg(feature = "hub")]
+pub(crate) use open::check_link;
 pub use recipe::{CodesAt, Place, Product, Recipe};
 pub use selector::{LayerSelector, SelectorProblem};
 pub use vocabulary::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Vocabulary, json_beside};

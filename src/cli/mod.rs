@@ -6,6 +6,8 @@
 mod apply;
 mod arguments;
 mod backend;
+#[cfg(feature = "hub")]
+mod card_facts;
 mod cast;
 mod chat_vector;
 mod clean;
@@ -33,6 +35,8 @@ mod process;
 mod progress;
 mod project;
 mod pull;
+#[cfg(feature = "hub")]
+mod push;
 mod questions;
 mod reshard;
 mod run;
@@ -121,6 +125,8 @@ enum Command {
     Pull(pull::Pull),
     Plan(plan::Plan),
     Apply(apply::Apply),
+    #[cfg(feature = "hub")]
+    Push(Box<push::Push>),
     Init(init::Init),
     Run(run::Run),
     /// Train the detached layers of the project: stage `pretrain`
@@ -185,6 +191,8 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Pull(verb) => pull::run(verb, session),
         Command::Plan(verb) => plan::run(verb, session),
         Command::Apply(verb) => verb.run(session),
+        #[cfg(feature = "hub")]
+        Command::Push(verb) => push::run(verb, session),
         Command::Init(verb) => init::run(verb, session),
         Command::Run(verb) => run::run(verb, session),
         Command::Pretrain(verb) => run::one("pretrain", verb, session),

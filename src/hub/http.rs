@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use reqwest::blocking::{Body, Client, Response};
+use reqwest::blocking::{Client, Response};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Method, StatusCode, Url};
@@ -35,8 +35,6 @@ pub(super) enum Payload<'a> {
     Json(&'a Value),
     /// Bytes and their media type.
     Bytes(&'a [u8], &'static str),
-    /// Made anew for every try, with its length.
-    Stream(&'a (dyn Fn() -> Result<(Box<dyn Read + Send>, u64)> + Sync)),
 }
 
 /// A request, and what the user would call it.
@@ -299,10 +297,6 @@ impl Http {
             Payload::Bytes(bytes, media) => {
                 request.header(header::CONTENT_TYPE, *media).body(bytes.to_vec())
             }
-            Payload::Stream(open) => {
-                let (stream, size) = open()?;
-                request.body(Body::sized(stream, size))
-            }
         };
         if let Some(patience) = call.patience {
             request = request.timeout(patience);
@@ -311,7 +305,8 @@ impl Http {
         Ok(request.send().map_err(|error| unreached(&error, url)))
     }
 
-    fn client(&self) -> Result<&Client> {
+    /// The connections, which carry no token of their own.
+    pub(super) fn client(&self) -> Result<&Client> {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }

@@ -10,6 +10,7 @@ mod id;
 mod listing;
 mod lock;
 mod pull;
+pub mod push;
 mod range;
 mod remote;
 mod settings;

@@ -82,6 +82,11 @@ impl Hub {
         Ok(Self { http, targets: Mutex::default() })
     }
 
+    /// The connections to it.
+    pub fn http(&self) -> &Http {
+        &self.http
+    }
+
     /// What went over the network so far.
     pub fn traffic(&self) -> Traffic {
         Traffic { bytes: self.http.received(), requests: self.http.requests() }

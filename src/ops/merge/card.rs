@@ -3,12 +3,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::config::Config;
 use super::reference::Reference;
 use super::tensors::role;
-use crate::checkpoint::{CARD_FILE, Checkpoint, ModelCard, code_block, hub_id, inline};
+use crate::checkpoint::{Checkpoint, ModelCard, code_block, hub_id, inline, license_of};
 
 /// The card of what `config` makes of the models, each with the path that names it there.
 pub(super) fn card(config: &Config, models: &[(&Reference, &Checkpoint)]) -> String {
@@ -55,6 +53,7 @@ pub(super) fn card(config: &Config, models: &[(&Reference, &Checkpoint)]) -> Str
         license: agreed.filter(|first| licenses.iter().all(|other| other.as_ref() == Some(first))),
         tags: ["merge", "elo-surgery"].map(str::to_owned).to_vec(),
         text,
+        ..ModelCard::default()
     };
     card.to_text()
 }
@@ -62,16 +61,6 @@ pub(super) fn card(config: &Config, models: &[(&Reference, &Checkpoint)]) -> Str
 /// Local models are called by the name of their directory: where it lay says nothing to others.
 fn model_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-/// The licence that a model's own card states.
-fn license_of(root: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(root.join(CARD_FILE)).ok()?;
-    let (metadata, _) = text.strip_prefix("---")?.split_once("\n---")?;
-    let metadata: Value = serde_saphyr::from_str(metadata).ok()?;
-    let license = metadata.get("license")?.as_str()?;
-    // `other` is explained by a name that only that card has.
-    (license != "other" && license.len() <= 64).then(|| license.to_owned())
 }
 
 /// Where a method was described.
