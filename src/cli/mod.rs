@@ -41,6 +41,8 @@ mod questions;
 mod reshard;
 mod run;
 mod session;
+#[cfg(feature = "hub")]
+mod streaming;
 mod summary;
 mod surgery;
 mod transplant;

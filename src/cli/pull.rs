@@ -82,9 +82,10 @@ pub(super) fn run(arguments: &Pull, session: &Session) -> Result<(), Failure> {
                 "to_fetch": { "files": told.missing_files, "bytes": told.missing },
             }));
         }
+        use std::fmt::Write as _;
         let mut text = format!("pull of `{}` to `{}`\n", told.id, told.root.display());
         for (path, bytes) in pull.files() {
-            text.push_str(&format!("  {:>10}  {path}\n", size(bytes)));
+            let _ = writeln!(text, "  {:>10}  {path}", size(bytes));
         }
         session.print(&text)?;
         session.say(&format!(

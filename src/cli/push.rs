@@ -44,46 +44,46 @@ const AT_ONCE: usize = 4;
   elo-surgery push merged org/merged --pr")]
 pub(super) struct Push {
     /// Directory of a model or an adapter
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// Repository: `org/name`; it is made unless it is there
     #[arg(value_name = "ORG/NAME")]
-    repo: String,
+    pub(super) repo: String,
     /// Only members may see the repository
     #[arg(long)]
-    private: bool,
+    pub(super) private: bool,
     /// Branch to commit to; it is made unless it is there, from `main` [default: main]
     #[arg(long, value_name = "NAME")]
-    branch: Option<String>,
+    pub(super) branch: Option<String>,
     /// Open a pull request instead
     #[arg(long, conflicts_with = "branch")]
-    pr: bool,
+    pub(super) pr: bool,
     /// First line of the commit's message
     #[arg(long, short, value_name = "TEXT")]
-    message: Option<String>,
+    pub(super) message: Option<String>,
     /// More about the commit
     #[arg(long, value_name = "TEXT")]
-    description: Option<String>,
+    pub(super) description: Option<String>,
     /// Leave out files whose path matches; may be repeated
     #[arg(long, value_name = "PATTERN")]
-    exclude: Vec<String>,
+    pub(super) exclude: Vec<String>,
     /// Delete files of the repository that the directory lacks
     #[arg(long)]
-    delete: bool,
+    pub(super) delete: bool,
     /// Write the model card anew, whatever README.md is there
     #[arg(long, conflicts_with = "no_model_card")]
-    card: bool,
+    pub(super) card: bool,
     /// Make no model card
     #[arg(long)]
-    no_model_card: bool,
+    pub(super) no_model_card: bool,
     /// Publish although files are not what `elo-surgery.json` records
     #[arg(long)]
-    allow_changed: bool,
+    pub(super) allow_changed: bool,
     /// Follow links that leave the directory
     #[arg(long)]
-    follow_symlinks: bool,
+    pub(super) follow_symlinks: bool,
     /// Show what would be published and change nothing
     #[arg(short = 'n', long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
 }
 
 /// Publishes, or shows what would be.
@@ -107,14 +107,7 @@ pub(super) fn run(arguments: &Push, session: &Session) -> Result<(), Failure> {
         return show(&Shown { arguments, target: &target, found: &found, draft: &draft }, session);
     }
     let publication = Publication::begin(http, target.clone())?;
-    let draft = arguments.draft(http, &target, &folder, publication.head())?;
-    let stored = send(&publication, &folder, &draft, session, &cancelled)?;
-    if let Some(text) = &draft.card {
-        publication.put(CARD_FILE, text.clone().into_bytes())?;
-    }
-    folder.check_unchanged()?;
-    let published = publication.commit(&draft.words, &draft.plan.deleted())?;
-    told(&target, &publication, &stored, &published, session)
+    arguments.publish(http, &target, &publication, &folder, session, &cancelled)
 }
 
 /// What is published, and how it is called.
@@ -141,7 +134,27 @@ impl Draft {
 }
 
 impl Push {
-    fn target(&self) -> Result<Target, Failure> {
+    /// Sends what the Hub lacks of a folder, and commits it with everything that was given to the publication before.
+    pub(super) fn publish(
+        &self,
+        http: &Http,
+        target: &Target,
+        publication: &Publication<'_>,
+        folder: &Folder,
+        session: &Session,
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<(), Failure> {
+        let draft = self.draft(http, target, folder, publication.head())?;
+        let stored = send(publication, folder, &draft, session, cancelled)?;
+        if let Some(text) = &draft.card {
+            publication.put(CARD_FILE, text.clone().into_bytes())?;
+        }
+        folder.check_unchanged()?;
+        let published = publication.commit(&draft.words, &draft.plan.deleted())?;
+        told(target, publication, &stored, &published, session)
+    }
+
+    pub(super) fn target(&self) -> Result<Target, Failure> {
         let full = "the full form: `elo-surgery push DIR org/name`";
         let id = ModelId::parse(&self.repo).ok_or_else(|| {
             Failure::usage(format!("`{}` is no name of a repository", self.repo), full)
@@ -171,6 +184,7 @@ impl Push {
             exclude: self.exclude.clone(),
             allow_changed: self.allow_changed,
             follow_symlinks: self.follow_symlinks,
+            elsewhere: BTreeSet::new(),
         };
         let watcher = Watcher::new(session, Arc::clone(cancelled));
         let stop = || match process::is_cancelled(cancelled) {
@@ -282,7 +296,7 @@ fn send(
 }
 
 /// The watcher of the terminal, as publications know it.
-struct Watched<'a>(&'a Watcher<'a>);
+pub(super) struct Watched<'a>(pub(super) &'a Watcher<'a>);
 
 impl Watch for Watched<'_> {
     fn begin(&self, bytes: u64) {

@@ -66,7 +66,7 @@ pub(super) fn dry_run(
     let from_hub = session.hub.outlook(plan)?;
     if session.json {
         let sidecars: Vec<&str> = plan.sidecars.iter().map(|s| s.file.as_str()).collect();
-        return session.print_json(&json!({
+        let mut object = json!({
             "command": plan.operation.verb,
             "dry_run": true,
             "out": out.to_string_lossy(),
@@ -77,8 +77,11 @@ pub(super) fn dry_run(
             "sidecars": sidecars,
             "notes": plan.notes,
             "plan": plan.digest(),
-            "hub": from_hub.map(super::hub::Outlook::json),
-        }));
+        });
+        if let Some(from_hub) = from_hub {
+            object["hub"] = from_hub.json();
+        }
+        return session.print_json(&object);
     }
     let mut text = format!("{} to `{}`\n", plan.operation.verb, out.display());
     for line in lines(plan) {

@@ -41,3 +41,6 @@ impl Watch for Quiet {
     fn progress(&self, _done: u64, _total: u64) {}
     fn note(&self, _text: &str) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -139,6 +139,10 @@ impl Pull<'_> {
 
     /// What it would do.
     pub fn outlook(&self) -> Result<Pulled> {
+        self.told(&self.lacking()?)
+    }
+
+    fn told(&self, lacking: &[&RemoteFile]) -> Result<Pulled> {
         let mut told = Pulled {
             id: self.id.clone(),
             root: self.root(),
@@ -147,10 +151,7 @@ impl Pull<'_> {
             missing_files: 0,
             missing: 0,
         };
-        for file in &self.listing.files {
-            if self.is_here(file)? {
-                continue;
-            }
+        for file in lacking {
             let target = self.target(file);
             let here = if target.has_partial() { target.open()?.bytes() } else { 0 };
             told.missing_files += 1;
@@ -164,23 +165,24 @@ impl Pull<'_> {
     /// # Errors
     /// Those of the network; a file that is not what the Hub lists; no room; files in the way.
     pub fn run(&self, revision: &str, watch: &dyn Watch) -> Result<Pulled> {
-        let told = self.outlook()?;
-        let wanted = || -> Result<Vec<Wanted>> {
-            let mut wanted = Vec::new();
-            for file in &self.listing.files {
-                if !self.is_here(file)? {
-                    wanted.push(Wanted::whole(&self.target(file)));
-                }
-            }
-            Ok(wanted)
+        let lacking = self.lacking()?;
+        let told = self.told(&lacking)?;
+        self.take_from_cache(&lacking)?;
+        let targets: Vec<_> = lacking.iter().map(|file| self.target(file)).collect();
+        let made = |target: &Target| {
+            target.has_partial() && target.open().is_ok_and(|here| here.bytes() == target.size)
         };
-        if let (true, Some(file)) = (self.hub.http.settings().offline, self.first_missing()?) {
-            return Err(offline(&format!("{}: {}", self.id, file.path)));
+        let unmade = |target: &&Arc<Target>| !made(target);
+        if let (true, Some(target)) =
+            (self.hub.http.settings().offline, targets.iter().find(unmade))
+        {
+            return Err(offline(&target.what));
         }
-        match fetch(&self.hub.http, wanted()?, Manner::default(), watch) {
+        let wanted = || targets.iter().map(Wanted::whole).collect();
+        match fetch(&self.hub.http, wanted(), Manner::default(), watch) {
             Err(error) if is_no_ranges(&error) => {
                 watch.note("ranges are not served: whole files are fetched, each by one request");
-                fetch(&self.hub.http, wanted()?, Manner { in_one: true }, watch)?;
+                fetch(&self.hub.http, wanted(), Manner { in_one: true }, watch)?;
             }
             other => other?,
         }
@@ -215,13 +217,15 @@ impl Pull<'_> {
         }
     }
 
-    fn first_missing(&self) -> Result<Option<&RemoteFile>> {
+    /// The files that are not where they should be.
+    fn lacking(&self) -> Result<Vec<&RemoteFile>> {
+        let mut lacking = Vec::new();
         for file in &self.listing.files {
             if !self.is_here(file)? {
-                return Ok(Some(file));
+                lacking.push(file);
             }
         }
-        Ok(None)
+        Ok(lacking)
     }
 
     /// Whether a file is where it should be, and is what it should be.
@@ -256,15 +260,16 @@ impl Pull<'_> {
         ))
     }
 
-    /// Takes files into the directory that the cache has.
-    pub fn take_from_cache(&self) -> Result<()> {
+    /// Takes into the directory what the cache has. It is verified there as what is fetched is.
+    fn take_from_cache(&self, lacking: &[&RemoteFile]) -> Result<()> {
         let Into::Directory(root, _) = self.into else { return Ok(()) };
-        for file in &self.listing.files {
-            if self.is_here(file)? || !self.folder.has(file) {
+        for file in lacking.iter().filter(|file| self.folder.has(file)) {
+            let target = self.target(file);
+            let _lock = target.lock(&self.hub.http, &super::Quiet)?;
+            let fetched = target.open()?;
+            if fetched.bytes() == file.size {
                 continue;
             }
-            let target = self.target(file);
-            let fetched = target.open()?;
             let from = self.folder.blob(&file.hash);
             let copied = File::open(&from).and_then(|mut from| {
                 let mut to = File::options().write(true).open(&target.partial)?;

@@ -204,12 +204,14 @@ impl Bringer<'_> {
                 return Err(Broke::Failed(Error::Interrupted { resumable: true }));
             }
             let most = usize::try_from(end - *at).unwrap_or(BUFFER).min(BUFFER);
+            let asked = Instant::now();
             let read = body.read(buffer.get_mut(..most).unwrap_or_default());
-            let n = read.map_err(|error| match error.kind() {
-                std::io::ErrorKind::TimedOut => {
-                    Broke::Off(format!("nothing came for {} seconds", silence.as_secs_f64()))
-                }
-                _ => Broke::Off(format!("it broke off after {} bytes", *at - start)),
+            let n = read.map_err(|_| {
+                let stalled = asked.elapsed() >= silence;
+                Broke::Off(match stalled {
+                    true => format!("nothing came for {} seconds", silence.as_secs_f64()),
+                    false => format!("it broke off after {} bytes", *at - start),
+                })
             })?;
             if n == 0 {
                 return Err(Broke::Off(format!("it broke off after {} bytes", *at - start)));

@@ -82,7 +82,7 @@ impl Hub {
         Ok(Self { http, targets: Mutex::default() })
     }
 
-    /// The connections to it.
+    /// The client that everything goes through.
     pub fn http(&self) -> &Http {
         &self.http
     }

@@ -28,6 +28,9 @@ pub struct FolderOptions {
     pub allow_changed: bool,
     /// Follow links that leave the directory.
     pub follow_symlinks: bool,
+    /// Recorded files that the Hub has already and the directory has not: what is left of an output whose shards were taken
+    /// away while it was made. Its structure is not looked at then.
+    pub elsewhere: BTreeSet<String>,
 }
 
 /// A file of the directory.
@@ -69,10 +72,14 @@ impl Folder {
         watch: &dyn Watch,
         stop: &(dyn Fn() -> Result<()> + Sync),
     ) -> Result<Self> {
-        refuse_unfinished(root)?;
+        if options.elsewhere.is_empty() {
+            refuse_unfinished(root)?;
+        }
         let exclude = patterns(&options.exclude)?;
         let opening = OpenOptions::default().follow_symlinks(options.follow_symlinks);
-        let mut warnings = if root.join("adapter_config.json").exists() {
+        let mut warnings = if !options.elsewhere.is_empty() {
+            Vec::new()
+        } else if root.join("adapter_config.json").exists() {
             opening.open_adapter(root)?;
             Vec::new()
         } else {
@@ -102,7 +109,7 @@ impl Folder {
         let read: Vec<Read> = found.par_iter().map(read_one).collect::<Result<_>>()?;
         let mut problems = Vec::new();
         if provenance.is_some() {
-            let excluded = |name: &str| exclude.is_match(name);
+            let excluded = |name: &str| exclude.is_match(name) || options.elsewhere.contains(name);
             problems = compare(&records, &found, &read, &excluded);
         }
         if !problems.is_empty() && !options.allow_changed {

@@ -27,7 +27,11 @@ pub(super) fn card(config: &Config, models: &[(&Reference, &Checkpoint)]) -> Str
         let license = license_of(model.root());
         let id = hub_id(&reference.path.to_string_lossy(), model.root());
         let part = if role(config, reference) == "base" { "base model" } else { "merged" };
+        let pinned = |id: &str| model.name().strip_prefix(id)?.strip_prefix('@');
         let shown = match &id {
+            Some(id) if let Some(commit) = pinned(id) => {
+                format!("[{}](https://huggingface.co/{id}/tree/{commit})", inline(model.name()))
+            }
             Some(id) => format!("[{}](https://huggingface.co/{id})", inline(id)),
             None => inline(&model_name(&reference.path)),
         };

@@ -212,6 +212,39 @@ fn killed_at_any_moment_it_goes_on() {
     });
 }
 
+/// Killed while something goes wrong, run again: right bytes.
+#[test]
+fn killed_in_every_fault_it_goes_on() {
+    each(of_reading().into_iter().enumerate(), |(number, expected)| {
+        let cache = number % 2 == 0;
+        let moment = 15 + 61 * number as u64 % 240;
+        let scene = Scene::new();
+        let commit = scene.head();
+        let unseen = matches!(expected.fault, Fault::WrongBytes | Fault::Changed);
+        scene.distrust.set(unseen);
+        scene.hub.fault(rule(&expected, false));
+        let run = scene.elo(&format!("pull {REPO}"));
+        let run = if cache { run } else { run.with("--out", scene.out()) };
+        let mut running = run.start();
+        sleep(Duration::from_millis(moment));
+        running.kill();
+        let _killed = running.finish(Duration::from_mins(1));
+        let what = format!("{}, killed after {moment} ms, cache: {cache}", expected.fault.name());
+        if !cache {
+            scene.check_out(&commit, &what);
+        }
+        scene.hub.no_faults();
+        if scene.head() != commit {
+            return;
+        }
+        let again = run.run();
+        scene.check(&again, &what);
+        assert_eq!(again.code(), Some(0), "{what}: {again}");
+        let directory = if cache { scene.snapshot(&commit) } else { scene.out() };
+        scene.assert_pulled(&directory, &commit, &what);
+    });
+}
+
 /// What arrived before a failure is not asked for again.
 #[test]
 fn a_broken_pull_goes_on_where_it_stopped() {
