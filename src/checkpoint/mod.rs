@@ -8,6 +8,7 @@ mod architecture;
 mod card;
 mod config;
 mod experts;
+mod modules;
 mod moe;
 mod open;
 mod quantised;
@@ -32,6 +33,7 @@ pub use config::{
     set_experts, set_tied, set_vocab_size, sparsified, vocab_size,
 };
 pub use experts::{Stretch, locate};
+pub use modules::{Module, Modules};
 pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
 pub use open::OpenOptions;
 #[cfg(feature = "hub")]

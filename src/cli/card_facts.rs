@@ -9,6 +9,6 @@ use crate::pipeline::report::{CardFacts, card_facts};
 /// The facts of the run that made the model in `dir`; none of a model that no run made.
 pub(super) fn of(dir: &Path) -> Result<Facts> {
     let Some(found) = card_facts(dir)? else { return Ok(Facts::default()) };
-    let CardFacts { began_with, languages, sections, metrics } = found;
-    Ok(Facts { began_with, languages, sections, metrics, is_elo: true })
+    let CardFacts { stage, began_with, languages, sections, metrics } = found;
+    Ok(Facts { began_with, languages, sections, metrics, stage: Some(stage) })
 }

@@ -29,6 +29,7 @@ mod lora;
 mod man;
 mod merge;
 mod merge_stages;
+mod mergekit_flags;
 mod moe;
 mod plan;
 mod process;
@@ -125,10 +126,10 @@ enum Command {
     Verify(verify::Verify),
     Diff(diff::Diff),
     Pull(pull::Pull),
-    Plan(plan::Plan),
-    Apply(apply::Apply),
     #[cfg(feature = "hub")]
     Push(Box<push::Push>),
+    Plan(plan::Plan),
+    Apply(apply::Apply),
     Init(init::Init),
     Run(run::Run),
     /// Train the detached layers of the project: stage `pretrain`
@@ -162,7 +163,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(refusal) => return failure::refuse(&refusal, json),
+        Err(refusal) => {
+            return failure::refuse(&mergekit_flags::explain(refusal, &arguments), json);
+        }
     };
     let Global { json, verbose, quiet, color, offline } = cli.global;
     let session = Session::new(color, json, verbose, quiet, offline);

@@ -22,9 +22,9 @@ use crate::checkpoint::CARD_FILE;
 use crate::engine::Observer as _;
 use crate::error::{Error, Result};
 use crate::hub::push::{
-    CardWish, Change, Folder, FolderOptions, Hashes, How, LocalFile, Plan, Publication, Published,
-    Readme, Stored, Survey, Target, Visibility, Watch, Words, card, find_licenses, origins, plan,
-    readme, refuse_offline, survey,
+    CardWish, Change, Folder, FolderOptions, Hashes, How, LocalFile, Origin, Plan, Publication,
+    Published, Readme, Stored, Survey, Target, Visibility, Watch, Words, card, find_licenses,
+    origins, plan, readme, refuse_offline, survey,
 };
 use crate::hub::{Http, Listing, ModelId};
 
@@ -69,6 +69,9 @@ pub(super) struct Push {
     /// Delete files of the repository that the directory lacks
     #[arg(long)]
     pub(super) delete: bool,
+    /// The model card's base model, where the record names directories; may be repeated
+    #[arg(long, value_name = "ORG/NAME")]
+    pub(super) base_model: Vec<String>,
     /// Write the model card anew, whatever README.md is there
     #[arg(long, conflicts_with = "no_model_card")]
     pub(super) card: bool,
@@ -156,6 +159,14 @@ impl Push {
 
     pub(super) fn target(&self) -> Result<Target, Failure> {
         let full = "the full form: `elo-surgery push DIR org/name`";
+        for id in &self.base_model {
+            if ModelId::parse(id).is_none() {
+                return Err(Failure::usage(
+                    format!("`--base-model {id}` is no model of the Hub"),
+                    "name it as `org/name`",
+                ));
+            }
+        }
         let id = ModelId::parse(&self.repo).ok_or_else(|| {
             Failure::usage(format!("`{}` is no name of a repository", self.repo), full)
         })?;
@@ -187,9 +198,9 @@ impl Push {
             elsewhere: BTreeSet::new(),
         };
         let watcher = Watcher::new(session, Arc::clone(cancelled));
-        let stop = || match process::is_cancelled(cancelled) {
-            true => Err(Error::Interrupted { resumable: true }),
-            false => Ok(()),
+        let stop = || {
+            let stopped = process::is_cancelled(cancelled);
+            if stopped { Err(Error::Interrupted { resumable: true }) } else { Ok(()) }
         };
         let read = Folder::read(&self.dir, &options, &Watched(&watcher), &stop);
         watcher.finish();
@@ -213,6 +224,7 @@ impl Push {
             Readme::Made => {
                 let facts = card_facts::of(folder.root())?;
                 let mut models = origins(folder.provenance.as_ref(), &facts);
+                self.name_models(&mut models);
                 find_licenses(http, &mut models);
                 let title = target.id.repo().split_once('/').map_or("", |(_, name)| name);
                 Some(card(folder, title, &models, &facts))
@@ -226,20 +238,35 @@ impl Push {
         let hashes = card.as_ref().map(|text| Hashes::of(text.as_bytes()));
         let made: Vec<(&str, &Hashes)> = hashes.iter().map(|hashes| (CARD_FILE, hashes)).collect();
         let plan = plan(folder, head, &keep, &made, self.delete);
-        Ok(Draft { plan, readme: choice, card, words: self.words(folder) })
+        Ok(Draft { plan, readme: choice, card, words: self.words(folder)? })
     }
 
-    fn words(&self, folder: &Folder) -> Words {
+    /// Puts the names that were given onto the models of the record, if they are as many; else in their place.
+    fn name_models(&self, models: &mut Vec<Origin>) {
+        let named = &self.base_model;
+        if !named.is_empty() && models.len() != named.len() {
+            let role = "base model".to_owned();
+            let model = || Origin { role, name: String::new(), id: None, license: None };
+            *models = vec![model(); named.len()];
+        }
+        for (model, id) in models.iter_mut().zip(named) {
+            (model.id, model.name) = (Some(id.clone()), id.clone());
+        }
+    }
+
+    fn words(&self, folder: &Folder) -> Result<Words, Failure> {
         let provenance = folder.provenance.as_ref();
-        let message = self.message.clone().unwrap_or_else(|| match provenance {
-            Some(provenance) => {
+        let message = match (&self.message, card_facts::of(folder.root())?.stage, provenance) {
+            (Some(message), ..) => message.clone(),
+            (None, Some(stage), _) => format!("Add {stage} of an ELO run"),
+            (None, None, Some(provenance)) => {
                 format!("Add {} by elo-surgery {}", provenance.operation.verb, provenance.version)
             }
-            None => "Add model".to_owned(),
-        });
+            (None, None, None) => "Add model".to_owned(),
+        };
         let plan = || provenance.map(|provenance| format!("Plan: {}", provenance.plan));
         let description = self.description.clone().or_else(plan).unwrap_or_default();
-        Words { message, description }
+        Ok(Words { message, description })
     }
 }
 
@@ -452,16 +479,15 @@ fn told(
             "sent_bytes": bytes,
         }));
     }
-    if !published.changed {
-        session.say(&format!("nothing to do: {target} has everything"));
-    } else {
+    if published.changed {
         let there = stored.iter().filter(|(_, file)| !sent(file.how)).count() as u64;
-        let there = if there == 0 {
-            String::new()
-        } else {
-            format!(", {} there already", counted(there, "file"))
+        let there = match there {
+            0 => String::new(),
+            there => format!(", {} there already", counted(there, "file")),
         };
         session.say(&format!("{} sent{there}", size(bytes)));
+    } else {
+        session.say(&format!("nothing to do: {target} has everything"));
     }
     let url = published.pull_request.as_ref().unwrap_or(&published.url);
     session.print(&format!("{url}\n"))

@@ -83,6 +83,7 @@ impl Streaming {
             description: None,
             exclude: Vec::new(),
             delete: false,
+            base_model: Vec::new(),
             card: false,
             no_model_card: false,
             allow_changed: false,

@@ -78,6 +78,12 @@ fn one_of_each() -> Vec<Error> {
             problem: "its SHA-256 is not the one that the Hub lists".into(),
             hint: hint(),
         },
+        Error::Importance {
+            tensor: "t".into(),
+            file: "fisher.safetensors".into(),
+            element: 17,
+            value: f64::NAN,
+        },
     ]
 }
 
@@ -114,6 +120,7 @@ fn position(error: &Error) -> usize {
         Error::Usage { .. } => 27,
         Error::NotFetched { .. } => 28,
         Error::Hub { .. } => 29,
+        Error::Importance { .. } => 30,
     }
 }
 

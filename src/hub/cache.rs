@@ -151,7 +151,30 @@ impl Folder {
         write(&self.list_path(&listing.commit), entries.to_string().as_bytes())
     }
 
-    fn list_path(&self, commit: &str) -> PathBuf {
+    /// Whole files of a commit that huggingface_hub downloaded; whether they are all nobody knows.
+    pub(super) fn downloaded(&self, commit: &str) -> Option<Listing> {
+        let root = self.snapshot(commit);
+        let (mut files, mut folders) = (Vec::new(), vec![String::new()]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(root.join(&folder)).ok()?.flatten() {
+                let name = entry.file_name().into_string().ok()?;
+                let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+                if entry.file_type().ok()?.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let Ok(to) = fs::read_link(entry.path()) else { continue };
+                let hex = to.file_name()?.to_str()?.to_owned();
+                let hash = if hex.len() == 64 { Hash::Sha256(hex) } else { Hash::Git(hex) };
+                let size = fs::metadata(entry.path()).ok()?.len();
+                files.push(RemoteFile { path, size, hash });
+            }
+        }
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        (!files.is_empty()).then(|| Listing { commit: commit.to_owned(), files })
+    }
+
+    pub(super) fn list_path(&self, commit: &str) -> PathBuf {
         self.root.join(PARTIAL).join(format!("{commit}.json"))
     }
 }

@@ -262,6 +262,15 @@ impl Http {
             let settled = status.is_success()
                 || status == StatusCode::NOT_MODIFIED
                 || status == StatusCode::RANGE_NOT_SATISFIABLE;
+            // An address that the Hub led to has expired, or its store fails: the Hub gives another one.
+            if !settled
+                && !self.is_own(&url)
+                && self.is_own(&call.url)
+                && call.method == Method::GET
+            {
+                let problem = format!("the store that the Hub named answered {}", told(status));
+                return Ok(Tried::Later { problem, wait: None });
+            }
             if !settled {
                 return Err(self.refused(call.what, status, &hops, response));
             }

@@ -15,6 +15,10 @@ use crate::error::{Result, printable};
 /// A repository of more files is no model.
 const MOST_FILES: usize = 100_000;
 const LONGEST_PATH: usize = 1024;
+/// Such a list has fewer pages.
+const MOST_PAGES: usize = 5_000;
+/// No file of the Hub is near to it, and sums of so many files fit 64 bits.
+const LARGEST_FILE: u64 = 1 << 44;
 
 /// A file's name by its content, as the Hub lists it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +86,9 @@ pub fn list(http: &Http, id: &ModelId, commit: &str) -> Result<Listing> {
         if !pages.insert(page.to_string()) {
             return Err(corrupt(&what, "the list of its files goes round in circles".into()));
         }
+        if pages.len() > MOST_PAGES {
+            return Err(corrupt(&what, "the list of its files does not end".into()));
+        }
         let answer = http.send(&Call::get(page.clone(), &what))?;
         next = match answer.header("link").and_then(next_page) {
             None => None,
@@ -97,6 +104,9 @@ pub fn list(http: &Http, id: &ModelId, commit: &str) -> Result<Listing> {
         let entries = entries
             .as_array()
             .ok_or_else(|| corrupt(&what, "the list of its files is none".into()))?;
+        if entries.is_empty() && next.is_some() {
+            return Err(corrupt(&what, "the list of its files goes on with empty pages".into()));
+        }
         for entry in entries {
             files.extend(file(entry).map_err(|problem| corrupt(&what, problem))?);
         }
@@ -150,6 +160,9 @@ pub(super) fn file(entry: &Value) -> Result<Option<RemoteFile>, String> {
     let sized = entry.get("lfs").filter(|lfs| !lfs.is_null()).unwrap_or(entry);
     let size = sized.get("size").and_then(Value::as_u64);
     match (hash, size) {
+        (_, Some(size)) if size > LARGEST_FILE => {
+            Err(format!("it lists `{path}` with {size} bytes, which no file has"))
+        }
         (Some(hash), Some(size)) => Ok(Some(RemoteFile { path, size, hash })),
         _ => Err(format!("it lists `{path}` without size or hash")),
     }

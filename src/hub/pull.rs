@@ -11,6 +11,7 @@ use super::cache::Folder;
 use super::http::offline;
 use super::id::ModelId;
 use super::listing::{self, Listing, RemoteFile};
+use super::lock::Lock;
 use super::range::is_no_ranges;
 use super::remote::Hub;
 use super::target::{Target, digest, unwritten};
@@ -109,7 +110,15 @@ impl Hub {
         into: Into<'a>,
     ) -> Result<Pull<'a>> {
         let folder = Folder::of(self.cache(), id);
-        let listing = self.listing(id, &folder)?.ok_or_else(|| offline(&id.to_string()))?;
+        let listing = match self.listing(id, &folder)? {
+            Some(listing) => listing,
+            // Offline, and only huggingface_hub was here: what it has is all that can be had.
+            None => {
+                let commit = folder.commit_of(id.revision_or_main());
+                let found = commit.and_then(|commit| folder.downloaded(&commit));
+                found.ok_or_else(|| offline(&id.to_string()))?
+            }
+        };
         let Listing { commit, files } = listing;
         let all = files.len();
         let files: Vec<RemoteFile> =
@@ -165,6 +174,16 @@ impl Pull<'_> {
     /// # Errors
     /// Those of the network; a file that is not what the Hub lists; no room; files in the way.
     pub fn run(&self, revision: &str, watch: &dyn Watch) -> Result<Pulled> {
+        // One pull at a time into a directory: the last step removes what is unfinished there.
+        let _one = match self.into {
+            Into::Cache => None,
+            Into::Directory(root, _) => {
+                let staging = root.join(STAGING);
+                fs::create_dir_all(&staging).at("create", &staging)?;
+                let what = root.display().to_string();
+                Some(Lock::of(&staging.join("pull"), &what, &self.hub.http, watch)?)
+            }
+        };
         let lacking = self.lacking()?;
         let told = self.told(&lacking)?;
         self.take_from_cache(&lacking)?;
@@ -199,12 +218,7 @@ impl Pull<'_> {
             }
             Into::Directory(root, _) => {
                 let staging = root.join(STAGING);
-                match fs::remove_dir_all(&staging) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(error).at("remove", &staging);
-                    }
-                    _ => {}
-                }
+                fs::remove_dir_all(&staging).at("remove", &staging)?;
             }
         }
         Ok(told)
@@ -257,6 +271,7 @@ impl Pull<'_> {
             commit,
             (file.size, file.hash.clone()),
             (root.join(STAGING).join(name), root.join(&file.path), None),
+            self.folder.list_path(commit),
         ))
     }
 

@@ -22,6 +22,8 @@ const PROGRESS: u64 = 64 << 10;
 const SLOWEST: u64 = 1000;
 /// A server that brings nothing for so long, over all tries, is given up.
 const MOST_SILENCE: Duration = Duration::from_secs(90);
+/// What a killed run loses on each connection.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
 const BUFFER: usize = 256 << 10;
 
 /// What a range is brought by, and to.
@@ -34,6 +36,12 @@ pub(super) struct Bringer<'a> {
     pub(super) arrived: &'a AtomicU64,
     /// Raised when the others failed.
     pub(super) stop: &'a AtomicBool,
+}
+
+/// What of a range has been recorded, and when.
+struct Kept {
+    until: u64,
+    since: Instant,
 }
 
 /// Why a try ended early.
@@ -54,13 +62,14 @@ impl Bringer<'_> {
     /// Brings and records the bytes of `range`. What has arrived is recorded even if it fails.
     pub(super) fn bring(&self, range: &Range<u64>) -> Result<()> {
         let mut at = range.start;
+        let mut kept = Kept { until: range.start, since: Instant::now() };
         let (mut failures, mut since) = (0, Instant::now());
         let outcome = loop {
             if at >= range.end {
                 break Ok(());
             }
             let before = at;
-            let problem = match self.attempt(&mut at, range.end) {
+            let problem = match self.attempt(&mut at, range.end, &mut kept) {
                 Ok(()) => continue,
                 Err(Broke::Failed(error)) => break Err(error),
                 Err(Broke::Off(problem)) => problem,
@@ -76,25 +85,29 @@ impl Bringer<'_> {
             }
             failures += 1;
         };
-        if at > range.start {
-            self.fetched.record(self.data, range.start..at)?;
-        }
+        self.keep(&mut kept, at)?;
         outcome
     }
 
+    /// Records what has arrived up to `at`.
+    fn keep(&self, kept: &mut Kept, at: u64) -> Result<()> {
+        if at > kept.until {
+            self.fetched.record(self.data, kept.until..at)?;
+        }
+        *kept = Kept { until: at, since: Instant::now() };
+        Ok(())
+    }
+
     /// One request. `at` moves as bytes are written.
-    fn attempt(&self, at: &mut u64, end: u64) -> Result<(), Broke> {
+    fn attempt(&self, at: &mut u64, end: u64, kept: &mut Kept) -> Result<(), Broke> {
         let source = self.target.source();
         let answer = self.ask(source.as_ref(), &(*at..end))?;
         let tag = answer.header("etag").filter(|tag| tag.starts_with('"')).map(str::to_owned);
-        if let Some(known) = source.as_ref().and_then(|source| source.tag.as_ref())
-            && tag.as_ref().is_some_and(|tag| tag != known)
-        {
-            self.target.set_source(None);
-            return Err(Broke::Off("the file changed on the way".into()));
+        if let Some(tag) = &tag {
+            self.target.check_tag(answer.url(), tag)?;
         }
         self.target.set_source(Some(Source { url: answer.url().clone(), tag }));
-        self.read(answer, at, end)
+        self.read(answer, at, end, kept)
     }
 
     /// Sends the request and checks what the answer says of itself.
@@ -192,7 +205,7 @@ impl Bringer<'_> {
     }
 
     /// Writes the body where it belongs.
-    fn read(&self, answer: Answer, at: &mut u64, end: u64) -> Result<(), Broke> {
+    fn read(&self, answer: Answer, at: &mut u64, end: u64, kept: &mut Kept) -> Result<(), Broke> {
         let silence = self.http.settings().silence;
         let start = *at;
         let mut body = answer.body();
@@ -222,6 +235,9 @@ impl Bringer<'_> {
             *at += n as u64;
             self.http.count_received(n as u64);
             self.arrived.fetch_add(n as u64, Ordering::Relaxed);
+            if kept.since.elapsed() >= KEEP_EVERY {
+                self.keep(kept, *at)?;
+            }
             let time = window.0.elapsed();
             if time >= silence && *at < end {
                 if *at - window.1 < SLOWEST.saturating_mul(time.as_secs()) {

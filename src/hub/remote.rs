@@ -169,17 +169,22 @@ impl Hub {
     ) -> Arc<Target> {
         let partial = folder.partial(&file.hash);
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = targets.entry(partial.clone()).or_insert_with(|| {
-            let forward = Path::new("../../blobs").join(file.hash.hex());
-            Arc::new(Target::new(
-                format!("{}: {}", id.repo(), file.path),
-                listing::resolve(&self.http, id, commit, &file.path),
-                commit,
-                (file.size, file.hash.clone()),
-                (partial, folder.blob(&file.hash), Some(forward)),
-            ))
-        });
-        Arc::clone(made)
+        let known =
+            targets.get(&partial).filter(|known| known.size == file.size && known.commit == commit);
+        if let Some(known) = known {
+            return Arc::clone(known);
+        }
+        let forward = Path::new("../../blobs").join(file.hash.hex());
+        let made = Arc::new(Target::new(
+            format!("{}: {}", id.repo(), file.path),
+            listing::resolve(&self.http, id, commit, &file.path),
+            commit,
+            (file.size, file.hash.clone()),
+            (partial.clone(), folder.blob(&file.hash), Some(forward)),
+            folder.list_path(commit),
+        ));
+        targets.insert(partial, Arc::clone(&made));
+        made
     }
 
     fn bring_small(
@@ -221,12 +226,14 @@ impl Hub {
     fn serve(&self, target: &Arc<Target>, watch: &dyn Watch) -> Result<bool> {
         if !target.has_partial() {
             let _lock = target.lock(&self.http, watch)?;
-            if target.is_whole() && !target.has_partial() {
+            if !target.has_partial() && target.is_whole(&self.http)? {
                 return Ok(false);
             }
             target.open()?;
         }
-        let Ok(file) = fs::canonicalize(&target.partial) else { return Ok(!target.is_whole()) };
+        let Ok(file) = fs::canonicalize(&target.partial) else {
+            return Ok(!target.is_whole(&self.http)?);
+        };
         let server = Server { http: Arc::clone(&self.http), target: Arc::clone(target) };
         format::serve(file, Arc::new(server));
         Ok(true)

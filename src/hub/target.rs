@@ -1,5 +1,6 @@
 //! A file on its way: where its bytes come from, what they must be, and how it gets its name.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::symlink;
@@ -16,7 +17,7 @@ use super::cache::{clear_remains, remove};
 use super::http::{Http, corrupt};
 use super::listing::Hash;
 use super::lock::Lock;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Result, printable};
 use crate::format::{Fetched, record_of};
 
 /// A file of the Hub that is partly here, or will be.
@@ -36,7 +37,11 @@ pub(super) struct Target {
     pub(super) whole: PathBuf,
     /// Where a link from `partial` leads that stays for those who know the file by that name.
     pub(super) forward: Option<PathBuf>,
+    /// The kept list that says all this, to be forgotten when it proves wrong.
+    pub(super) list: PathBuf,
     source: Mutex<Option<Source>>,
+    /// The entity tag that the bytes had at each host.
+    tags: Mutex<BTreeMap<String, String>>,
 }
 
 /// Where the Hub led the last request to. Such addresses are signed and expire.
@@ -54,9 +59,10 @@ impl Target {
         commit: &str,
         (size, hash): (u64, Hash),
         (partial, whole, forward): (PathBuf, PathBuf, Option<PathBuf>),
+        list: PathBuf,
     ) -> Self {
-        let (commit, source) = (commit.to_owned(), Mutex::new(None));
-        Self { what, url, commit, size, hash, partial, whole, forward, source }
+        let (commit, source, tags) = (commit.to_owned(), Mutex::new(None), Mutex::default());
+        Self { what, url, commit, size, hash, partial, whole, forward, list, source, tags }
     }
 
     /// Where to ask: where the last answer came from, else the Hub.
@@ -69,9 +75,41 @@ impl Target {
         *self.source.lock().unwrap_or_else(PoisonError::into_inner) = source;
     }
 
-    /// Whether the whole file has its name.
-    pub(super) fn is_whole(&self) -> bool {
-        fs::metadata(&self.whole).is_ok_and(|meta| meta.is_file() && meta.len() == self.size)
+    /// Fails if a host now has other bytes than before. What has arrived is thrown away then: nobody can tell which are right.
+    pub(super) fn check_tag(&self, url: &Url, tag: &str) -> Result<()> {
+        let mut tags = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
+        let known =
+            tags.entry(url.origin().ascii_serialization()).or_insert_with(|| tag.to_owned());
+        if known == tag {
+            return Ok(());
+        }
+        let (known, tag) = (printable(known), printable(tag));
+        self.discard()?;
+        Err(corrupt(
+            &self.what,
+            format!("it changed while it was fetched: it was `{known}`, now it is `{tag}`"),
+        ))
+    }
+
+    fn discard(&self) -> Result<()> {
+        remove(&self.partial)?;
+        remove(&record_of(&self.partial))
+    }
+
+    /// Forgets the list that this comes from: the next run asks the Hub again.
+    pub(super) fn distrust(&self) {
+        // What cannot be removed is asked for by hand soon enough.
+        let _ = remove(&self.list);
+    }
+
+    /// Whether the whole file has its name. In a cache its name says what it is; elsewhere its bytes must.
+    pub(super) fn is_whole(&self, http: &Http) -> Result<bool> {
+        let sized = fs::symlink_metadata(&self.whole)
+            .is_ok_and(|meta| meta.is_file() && meta.len() == self.size);
+        if !sized || self.forward.is_some() {
+            return Ok(sized);
+        }
+        Ok(digest(&self.whole, self.size, &self.hash, http)? == self.hash.hex())
     }
 
     /// Whether a file gathers bytes that is not whole yet, or that a reader may have open.
@@ -102,8 +140,7 @@ impl Target {
     pub(super) fn finish(&self, http: &Http) -> Result<()> {
         let found = self.digest(http)?;
         if found != self.hash.hex() {
-            remove(&self.partial)?;
-            remove(&record_of(&self.partial))?;
+            self.discard()?;
             let kind = match self.hash {
                 Hash::Sha256(_) => "SHA-256",
                 Hash::Git(_) => "git SHA-1",

@@ -136,6 +136,7 @@ impl Place {
             "c",
             (bytes.len() as u64, Hash::Sha256(hash)),
             (at("partial"), at("whole"), None),
+            at("list"),
         ));
         Self { dir, http, target }
     }

@@ -17,7 +17,7 @@ use super::Watch;
 use super::http::Http;
 use super::range::Bringer;
 use super::target::{Target, check_space, unwritten};
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, HubFailure, IoContext, Result};
 use crate::format::{Fetched, Ranges};
 
 /// Sizes of pieces.
@@ -95,13 +95,13 @@ pub(super) fn fetch(
     let mut open = Vec::new();
     for Wanted { target, ranges } in wanted {
         // A partly fetched file beside a whole one, which somebody else brought, may be open: it is completed.
-        let done = || target.is_whole() && !target.has_partial();
-        if done() {
+        let done = || Ok(!target.has_partial() && target.is_whole(http)?);
+        if done()? {
             continue;
         }
         let lock = target.lock(http, watch)?;
         // Whoever was waited for may have brought it.
-        if done() {
+        if done()? {
             continue;
         }
         locks.push(lock);
@@ -234,6 +234,10 @@ fn labour(work: &Work, ends: &Sender<Result<()>>) {
         let piece = work.pieces.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(piece) = piece else { break Ok(()) };
         if let Err(error) = work.piece(&piece) {
+            let corrupt = matches!(&error, Error::Hub { kind: HubFailure::Corrupt, .. });
+            if let (true, Some(item)) = (corrupt, work.items.get(piece.item)) {
+                item.target.distrust();
+            }
             break Err(error);
         }
     };

@@ -27,11 +27,15 @@ mod growth;
 mod hostile;
 #[cfg(all(feature = "cli", feature = "hub"))]
 mod hub;
+#[cfg(feature = "cli")]
+mod importance;
 mod kernels;
 mod lora;
 mod lowrank;
 #[cfg(feature = "cli")]
 mod merge;
+#[cfg(feature = "cli")]
+mod modules;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;

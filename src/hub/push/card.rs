@@ -29,8 +29,8 @@ pub struct Facts {
     pub sections: Vec<(String, String)>,
     /// What was measured of the model.
     pub metrics: Vec<Metric>,
-    /// Whether it was trained by the ELO method.
-    pub is_elo: bool,
+    /// The stage of a run of the ELO method that made it.
+    pub stage: Option<String>,
 }
 
 /// A model that something descends from.
@@ -67,7 +67,7 @@ fn collect(parents: &[Parent], generations: usize, found: &mut Vec<Origin>) {
         let before = earlier(Path::new(&parent.model)).filter(|_| generations > 0);
         match before {
             Some(before) if !before.parents.is_empty() => {
-                collect(&before.parents, generations - 1, found)
+                collect(&before.parents, generations - 1, found);
             }
             _ => found.push(origin(&parent.role, &parent.model)),
         }
@@ -113,14 +113,14 @@ pub fn card(folder: &Folder, title: &str, origins: &[Origin], facts: &Facts) -> 
     if let Some(provenance) = provenance {
         text.push_str(&made(provenance));
     }
-    if facts.is_elo {
+    if facts.stage.is_some() {
         text.push_str(CITATION);
     }
     let licenses = origins.iter().map(|origin| origin.license.as_ref());
     let agreed = origins.first().and_then(|first| first.license.as_ref());
     let relation = match verb {
         _ if is_adapter => Some("adapter"),
-        _ if facts.is_elo => Some("finetune"),
+        _ if facts.stage.as_deref().is_some_and(|stage| stage != "extract") => Some("finetune"),
         "merge" | "chat-vector" | "moe" => Some("merge"),
         _ => None,
     };
@@ -149,10 +149,10 @@ fn is_code(language: &str) -> bool {
 }
 
 fn introduction(verb: &str, facts: &Facts) -> String {
-    if facts.is_elo {
+    if let Some(stage) = &facts.stage {
         return format!(
-            "This model was adapted to its language with the ELO method ([arXiv 2601.03648]({ELO})) by elo-surgery: the first and last layers \
-             were detached, trained alone, put back and aligned.\n"
+            "This model comes from a run of the ELO method ([arXiv 2601.03648]({ELO})) with elo-surgery, after its stage `{}`.\n",
+            inline(stage)
         );
     }
     let what = match verb {
@@ -238,13 +238,14 @@ fn tags(provenance: Option<&Provenance>, facts: &Facts, is_adapter: bool) -> Vec
             tags.push(tag.to_owned());
         }
     };
-    if facts.is_elo {
+    if facts.stage.is_some() {
         ["elo", "continual-pretraining", "language-adaptation"].into_iter().for_each(&mut add);
     }
     if is_adapter {
         add("lora");
     }
-    if let Some(provenance) = provenance {
+    // What a run did is in its sections; the last step alone would mislead.
+    if let Some(provenance) = provenance.filter(|_| facts.stage.is_none()) {
         match provenance.operation.verb.as_str() {
             "merge" => {
                 add("merge");

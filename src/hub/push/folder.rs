@@ -251,13 +251,17 @@ fn compare(
                 problems.push(format!("`{shown}` has changed: its digest is not the recorded one"));
             }
             Some(_) => {}
-            None if name.ends_with(".safetensors") => {
+            None if is_shard(name) => {
                 problems.push(format!("`{shown}` is an extra shard that is not recorded"));
             }
             None => {}
         }
     }
     problems
+}
+
+fn is_shard(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|kind| kind == "safetensors")
 }
 
 /// The files of a directory, those in it included.
@@ -320,7 +324,8 @@ impl Walk<'_> {
         if name.starts_with('.') && name != ".gitattributes" {
             return Some("hidden");
         }
-        let is_rest = name.starts_with("elo-surgery.") && name.ends_with(".tmp");
+        let is_tmp = Path::new(name).extension().is_some_and(|kind| kind == "tmp");
+        let is_rest = name.starts_with("elo-surgery.") && is_tmp;
         (is_rest || name == "__pycache__").then_some("temporary")
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Way {
     /// By hf-xet, which finds out itself what the storage has.
     Xet,
     /// By PUTs.
-    Put(Put),
+    Put(Box<Put>),
 }
 
 /// Addresses to PUT an object to.
@@ -122,7 +122,11 @@ fn read(http: &Http, what: &str, object: Object<'_>, answer: &Value) -> Result<W
     let chunk = upload.get("header").and_then(|header| header.get("chunk_size"));
     let chunk = match chunk {
         None => {
-            return Ok(Way::Put(Put { headers: headers(upload), parts: Parts::One(href), verify }));
+            return Ok(Way::Put(Box::new(Put {
+                headers: headers(upload),
+                parts: Parts::One(href),
+                verify,
+            })));
         }
         Some(Value::String(text)) => text.parse().ok(),
         Some(number) => number.as_u64(),
@@ -141,7 +145,7 @@ fn read(http: &Http, what: &str, object: Object<'_>, answer: &Value) -> Result<W
     }
     let urls = urls.into_iter().map(|(_, url)| url).collect();
     let parts = Parts::Many { size, urls, complete: href };
-    Ok(Way::Put(Put { headers: HeaderMap::new(), parts, verify }))
+    Ok(Way::Put(Box::new(Put { headers: HeaderMap::new(), parts, verify })))
 }
 
 /// An address that may be sent to: a Hub that is asked over TLS may not lead to where there is none.
@@ -198,7 +202,14 @@ pub(super) fn put(
                 hasher = after;
                 etags.push(etag);
             }
-            Stored::Expired(error) => return Ok(Err(error)),
+            // Storages look at what they get: bytes of another name are the file's fault.
+            Stored::Refused { hasher: Some(after), .. }
+                if end == object.size && hex(&after.clone().finalize()) != object.sha256 =>
+            {
+                return Err(changed(path));
+            }
+            Stored::Refused { error, expired: true, .. } => return Ok(Err(error)),
+            Stored::Refused { error, .. } => return Err(error),
         }
         done = end;
     }

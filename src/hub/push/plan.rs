@@ -1,6 +1,7 @@
 //! What of a directory the Hub lacks.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -113,7 +114,8 @@ fn item(name: &str, hashes: &Hashes, head: Option<&Listing>) -> Item {
         Some(found) if is_same(hashes, found.size, &found.hash) => Change::Unchanged,
         Some(_) => Change::Changed,
     };
-    let large = name.ends_with(".safetensors") || hashes.size > LARGEST_INLINE;
+    let large = Path::new(name).extension().is_some_and(|kind| kind == "safetensors")
+        || hashes.size > LARGEST_INLINE;
     Item {
         path: name.to_owned(),
         size: hashes.size,

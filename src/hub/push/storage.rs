@@ -41,8 +41,14 @@ pub(super) struct Piece<'a> {
 pub(super) enum Stored {
     /// It has the bytes. `hasher` has gone over them.
     Done { etag: Option<String>, hasher: Sha256 },
-    /// The address is good no more.
-    Expired(Error),
+    /// It does not take them.
+    Refused {
+        error: Error,
+        /// Whether another address may help.
+        expired: bool,
+        /// Has gone over the bytes, if all of them went out.
+        hasher: Option<Sha256>,
+    },
 }
 
 /// Sends a piece, again where that helps. `sent` is told how many bytes of the piece have gone out.
@@ -62,21 +68,23 @@ pub(super) fn put(
                 if status.is_success() {
                     let etag = answer.headers().get("etag").and_then(|e| e.to_str().ok());
                     let etag = etag.map(str::to_owned);
-                    let hasher =
-                        outgoing.hasher.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    let hasher = outgoing.hasher();
                     return Ok(Stored::Done { etag, hasher });
                 }
                 let wait = answer.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
                 let wait = wait.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
                 let problem = format!("the storage answered {status}");
-                match status.as_u16() {
-                    408 | 425 | 429 | 500 | 502 | 503 | 504 => (problem, wait),
-                    // Signed addresses are good for a while.
-                    400 | 401 | 403 | 404 | 410 => {
-                        return Ok(Stored::Expired(refused(piece.what, problem)));
-                    }
-                    _ => return Err(refused(piece.what, problem)),
+                if !matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504) {
+                    let size = piece.range.end - piece.range.start;
+                    let whole = outgoing.read.load(Ordering::Relaxed) == size;
+                    return Ok(Stored::Refused {
+                        error: refused(piece.what, problem),
+                        // Signed addresses are good for a while.
+                        expired: matches!(status.as_u16(), 400 | 401 | 403 | 404 | 410),
+                        hasher: whole.then(|| outgoing.hasher()),
+                    });
                 }
+                (problem, wait)
             }
             Err(problem) => (problem, None),
         };
@@ -181,6 +189,10 @@ impl Outgoing {
     fn new(hasher: Sha256) -> Self {
         let (read, given_up) = (AtomicU64::new(0), AtomicBool::new(false));
         Self { read, given_up, hasher: Mutex::new(hasher), problem: Mutex::new(None) }
+    }
+
+    fn hasher(&self) -> Sha256 {
+        self.hasher.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why the file could not be read.

@@ -82,12 +82,11 @@ impl Xet {
         let (give, ended) = sync_channel(1);
         let (working, file) = (Arc::clone(&uploads), path.to_owned());
         let work = move || {
+            // A file that did not go must not be committed: the crate takes its set for complete then.
             let result = working
                 .upload_from_path_blocking(file, Sha256Policy::Compute)
-                .and_then(|handle| Ok((handle.task_id(), working.commit_blocking()?)))
-                .map(|(task, report)| {
-                    report.uploads.get(&task).map(|found| found.xet_info.clone())
-                });
+                .and_then(|handle| handle.finalize_ingestion_blocking())
+                .and_then(|sent| working.commit_blocking().map(|_| sent.xet_info));
             // Nobody listens any more: the upload was given up.
             let _ = give.send(result);
         };
@@ -120,9 +119,7 @@ impl Xet {
             }
         };
         let info = match result {
-            Ok(info) => {
-                info.ok_or_else(|| corrupt(what, "hf-xet does not say what it sent".into()))?
-            }
+            Ok(info) => info,
             Err(error) => return told(what, path, &error).map(Err),
         };
         let same =

@@ -113,7 +113,7 @@ fn is_name(text: &str) -> bool {
     text.split_once('/').is_some_and(|(org, name)| part(org) && part(name) && !name.contains('/'))
 }
 
-/// One spelling of a path: `./a/` is `a`.
+/// One spelling of a path: `./a/` is `a`, `~` the home directory.
 fn path_of(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
     let path: PathBuf =
         Path::new(text).components().filter(|part| *part != Component::CurDir).collect();
@@ -121,6 +121,16 @@ fn path_of(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
         problems.add(at, "is empty");
         return None;
     }
+    let path = match path.strip_prefix("~") {
+        Err(_) => path,
+        Ok(rest) => match std::env::home_dir().filter(|home| !home.as_os_str().is_empty()) {
+            Some(home) => home.join(rest),
+            None => {
+                problems.add(at, "begins with `~`, and there is no home directory (`HOME`)");
+                return None;
+            }
+        },
+    };
     Some(if path.as_os_str().is_empty() { PathBuf::from(".") } else { path })
 }
 
@@ -147,6 +157,9 @@ mod tests {
         assert_eq!(read(&json!("o/a@main+o/b@v1")), Ok("o/a@main+o/b@v1".into()));
         let revision = json!({"model": {"path": "o/a", "revision": "refs/pr/1"}});
         assert_eq!(read(&revision), Ok("o/a@refs/pr/1".into()));
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(read(&json!("~/a/b")), Ok(home.join("a/b").display().to_string()));
+        assert_eq!(read(&json!("a~/b")), Ok("a~/b".into()));
     }
 
     #[test]

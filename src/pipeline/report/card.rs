@@ -34,6 +34,8 @@ const SETTINGS: [(&str, &str); 13] = [
 /// What a card says of a run.
 #[derive(Clone, Debug, Default)]
 pub struct CardFacts {
+    /// The stage that made the model.
+    pub stage: String,
     /// The models the run began with: role and name.
     pub began_with: Vec<(String, String)>,
     /// Languages of the data, the target first.
@@ -92,7 +94,13 @@ fn facts(record: &Record, stage: &StageRecord) -> CardFacts {
             .map(|text| ("Evaluation".to_owned(), text)),
     );
     let metrics = model.map(|model| metrics(&model)).unwrap_or_default();
-    CardFacts { began_with, languages: languages(record), sections, metrics }
+    CardFacts {
+        stage: stage.name.clone(),
+        began_with,
+        languages: languages(record),
+        sections,
+        metrics,
+    }
 }
 
 fn method(record: &Record, stages: &[&StageRecord]) -> String {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::fake::hashes::{git_sha1, sha256};
+use super::fake::hashes::{contains, git_sha1, sha256};
 use super::fake::log::{Logged, Origin, Sent};
 use super::fake::store::Content;
 use super::fake::{FakeHub, TOKEN};
@@ -312,10 +312,6 @@ impl Scene {
     pub(super) fn since(&self, mark: usize) -> Vec<Logged> {
         self.hub.requests().split_off(mark)
     }
-}
-
-fn contains(bytes: &[u8], text: &str) -> bool {
-    bytes.windows(text.len()).any(|part| part == text.as_bytes())
 }
 
 fn is_hash(name: &str) -> bool {

@@ -92,6 +92,12 @@ impl Elo {
         self
     }
 
+    /// Another run in this one's environment.
+    #[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "scripts of the Hub"))]
+    pub(crate) fn onto(self, run: Self) -> Self {
+        Self { environment: self.environment, patience: self.patience, ..run }
+    }
+
     /// Takes a flag back.
     pub(crate) fn without(mut self, flag: &str) -> Self {
         self.args.retain(|arg| arg != flag);

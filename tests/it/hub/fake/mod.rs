@@ -254,7 +254,7 @@ impl Shared {
             Some(value) if value == format!("Bearer {token}") => Sent::Token,
             Some(_) => Sent::Unknown,
         };
-        let in_body = request.body.windows(token.len().max(1)).any(|part| part == token.as_bytes());
+        let in_body = hashes::contains(&request.body, &token);
         let in_headers = request
             .headers
             .iter()
