@@ -34,7 +34,7 @@ fn expected(fault: Fault) -> Option<Expected> {
     match fault {
         // The Hub's final words.
         F::Get403 => of(&[0, 6], &[6], FILE),
-        F::Get404 => of(&[0, 3], &[3], FILE),
+        F::Get404 => of(&[0, 3, 6], &[3, 6], FILE),
         // A moment of weakness is waited out.
         F::Get500 | F::Get429 | F::Get503 | F::Get429Odd => of(&[0], &[6], FILE),
         F::Get429Long => of(&[6], &[6], FILE),
