@@ -12,4 +12,5 @@ mod push;
 mod scene;
 mod scripts;
 mod secrets;
+mod streaming;
 mod view;
