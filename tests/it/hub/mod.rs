@@ -1,6 +1,7 @@
 //! Models on the Hub: the real program against a Hub on this machine that goes wrong on demand.
 
 mod expected;
+#[allow(dead_code, reason = "the program `fake_hub` uses more of it")]
 mod fake;
 mod many;
 mod offline;
