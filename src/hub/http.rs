@@ -264,6 +264,7 @@ impl Http {
                 || status == StatusCode::RANGE_NOT_SATISFIABLE;
             // An address that the Hub led to has expired, or its store fails: the Hub gives another one.
             if !settled
+                && status != StatusCode::NOT_FOUND
                 && !self.is_own(&url)
                 && self.is_own(&call.url)
                 && call.method == Method::GET

@@ -118,6 +118,14 @@ pub fn list(http: &Http, id: &ModelId, commit: &str) -> Result<Listing> {
     if let Some(twice) = files.windows(2).find(|pair| pair[0].path == pair[1].path) {
         return Err(corrupt(&what, format!("it lists `{}` twice", twice[0].path)));
     }
+    let paths: BTreeSet<&str> = files.iter().map(|file| file.path.as_str()).collect();
+    let folders = |path: &'_ str| path.match_indices('/').map(|(end, _)| end).collect::<Vec<_>>();
+    let both = paths.iter().find_map(|path| {
+        folders(path).into_iter().filter_map(|end| path.get(..end)).find(|up| paths.contains(up))
+    });
+    if let Some(both) = both {
+        return Err(corrupt(&what, format!("it lists `{both}` as a file and as a folder")));
+    }
     Ok(Listing { commit: commit.to_owned(), files })
 }
 

@@ -201,7 +201,7 @@ impl Pull<'_> {
         match fetch(&self.hub.http, wanted(), Manner::default(), watch) {
             Err(error) if is_no_ranges(&error) => {
                 watch.note("ranges are not served: whole files are fetched, each by one request");
-                fetch(&self.hub.http, wanted(), Manner { in_one: true }, watch)?;
+                fetch(&self.hub.http, wanted(), Manner { in_one: true, open: false }, watch)?;
             }
             other => other?,
         }

@@ -71,7 +71,7 @@ impl Fetch for Server {
     fn fetch(&self, _file: &Path, missing: &[Range<u64>]) -> Result<()> {
         let wanted =
             Wanted { target: Arc::clone(&self.target), ranges: missing.iter().cloned().collect() };
-        fetch(&self.http, vec![wanted], Manner::default(), &Quiet)
+        fetch(&self.http, vec![wanted], Manner { in_one: false, open: true }, &Quiet)
     }
 }
 

@@ -51,6 +51,8 @@ impl Wanted {
 pub(super) struct Manner {
     /// One request a file, from its start.
     pub(super) in_one: bool,
+    /// Somebody has the file open, who would not notice that another takes its place.
+    pub(super) open: bool,
 }
 
 /// A file at work.
@@ -76,7 +78,34 @@ struct Work {
 }
 
 /// Brings what is missing of what is wanted. Files that become whole are verified and named.
+///
+/// A file that turns out wrong although an earlier run began it is fetched once more from its start: who knows which half was wrong.
 pub(super) fn fetch(
+    http: &Arc<Http>,
+    wanted: Vec<Wanted>,
+    manner: Manner,
+    watch: &dyn Watch,
+) -> Result<()> {
+    let begun = |one: &&Wanted| {
+        one.target.has_partial() && one.target.open().is_ok_and(|here| here.bytes() > 0)
+    };
+    let begun: Vec<Arc<Target>> =
+        wanted.iter().filter(begun).map(|one| Arc::clone(&one.target)).collect();
+    match attempt(http, wanted.clone(), manner, watch) {
+        Err(Error::Hub { kind: HubFailure::Corrupt, what, .. })
+            if !manner.open
+                && begun.iter().any(|target| target.what == what && !target.has_partial()) =>
+        {
+            watch.note(&format!(
+                "what an earlier run fetched of `{what}` was wrong: it is fetched again"
+            ));
+            attempt(http, wanted, manner, watch)
+        }
+        outcome => outcome,
+    }
+}
+
+fn attempt(
     http: &Arc<Http>,
     mut wanted: Vec<Wanted>,
     manner: Manner,
@@ -234,8 +263,11 @@ fn labour(work: &Work, ends: &Sender<Result<()>>) {
         let piece = work.pieces.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(piece) = piece else { break Ok(()) };
         if let Err(error) = work.piece(&piece) {
-            let corrupt = matches!(&error, Error::Hub { kind: HubFailure::Corrupt, .. });
-            if let (true, Some(item)) = (corrupt, work.items.get(piece.item)) {
+            let wrong = matches!(
+                &error,
+                Error::Hub { kind: HubFailure::Corrupt | HubFailure::Missing, .. }
+            );
+            if let (true, Some(item)) = (wrong, work.items.get(piece.item)) {
                 item.target.distrust();
             }
             break Err(error);

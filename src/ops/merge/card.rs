@@ -32,13 +32,12 @@ pub(super) fn card(
     for (reference, root, part) in parents(config, models, made) {
         let license = license_of(&root);
         let id = hub_id(&reference.path.to_string_lossy(), &root);
-        // A model of the Hub is called by its commit.
-        let named = models.iter().find(|(_, model)| model.root() == root);
-        let named = named.map_or("", |(_, model)| model.name());
-        let pinned = |id: &str| named.strip_prefix(id)?.strip_prefix('@');
+        let commit = root.file_name().and_then(|name| name.to_str());
+        let commit =
+            commit.filter(|name| name.len() == 40 && name.bytes().all(|b| b.is_ascii_hexdigit()));
         let shown = match &id {
-            Some(id) if let Some(commit) = pinned(id) => {
-                format!("[{}](https://huggingface.co/{id}/tree/{commit})", inline(named))
+            Some(id) if let Some(commit) = commit => {
+                format!("[{}@{commit}](https://huggingface.co/{id}/tree/{commit})", inline(id))
             }
             Some(id) => format!("[{}](https://huggingface.co/{id})", inline(id)),
             None => inline(&model_name(&reference.path)),

@@ -262,8 +262,9 @@ mod tests {
         let found = facts(&record, stage);
         assert_eq!(found.began_with, [("base".to_owned(), "models/tiny-llama".to_owned())]);
         assert_eq!(found.languages, ["ko", "en"]);
-        let text: String =
-            found.sections.iter().map(|(heading, text)| format!("## {heading}\n{text}")).collect();
+        let sections =
+            found.sections.iter().map(|(heading, text)| [heading.as_str(), text.as_str()]);
+        let text = sections.flatten().collect::<Vec<_>>().join("\n");
         for expected in [
             "Layers 1, 8 of 8 were detached",
             "| pretrain | 2210 | 1080000 | en 10.0 %, ko 90.0 % |",

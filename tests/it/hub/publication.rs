@@ -76,7 +76,7 @@ fn words() -> Words {
 }
 
 fn bytes(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed).collect()
+    (0..len).map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()[2] ^ seed).collect()
 }
 
 #[test]
