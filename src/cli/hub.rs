@@ -139,8 +139,7 @@ impl Access {
         session: &Session,
     ) -> Result<(), Failure> {
         let shards = models.iter().flat_map(|model| model.shards());
-        let whole = shards
-            .map(|shard| (shard.path.clone(), [0..shard.identity.size].into_iter().collect()));
+        let whole = shards.map(|shard| (shard.path.clone(), Ranges::of(0..shard.identity.size)));
         self.fetch(whole.collect(), session)
     }
 
@@ -259,7 +258,7 @@ fn wants(plan: &Plan) -> Wants {
         .collect();
     for sidecar in &plan.sidecars {
         if let SidecarContent::Copy { path, size } = &sidecar.content {
-            wants.push((path.clone(), [0..*size].into_iter().collect()));
+            wants.push((path.clone(), Ranges::of(0..*size)));
         }
     }
     wants

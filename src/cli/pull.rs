@@ -49,6 +49,8 @@ pub(super) struct Pull {
 /// Fetches.
 #[cfg(feature = "hub")]
 pub(super) fn run(arguments: &Pull, session: &Session) -> Result<(), Failure> {
+    use std::fmt::Write as _;
+
     use serde_json::json;
 
     use super::hub::watched;
@@ -82,7 +84,6 @@ pub(super) fn run(arguments: &Pull, session: &Session) -> Result<(), Failure> {
                 "to_fetch": { "files": told.missing_files, "bytes": told.missing },
             }));
         }
-        use std::fmt::Write as _;
         let mut text = format!("pull of `{}` to `{}`\n", told.id, told.root.display());
         for (path, bytes) in pull.files() {
             let _ = writeln!(text, "  {:>10}  {path}", size(bytes));

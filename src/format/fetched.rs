@@ -148,14 +148,19 @@ pub struct Ranges(Vec<Range<u64>>);
 impl Ranges {
     fn parse(text: &str) -> Self {
         let mut ranges = Self::default();
-        let mut lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-        while let Some(line) = lines.next() {
+        let lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        for line in lines {
             let ends = line.split_once(' ').map(|(a, b)| (a.parse(), b.parse()));
             if let Some((Ok(start), Ok(end))) = ends {
                 ranges.insert(start..end);
             }
         }
         ranges
+    }
+
+    /// One range.
+    pub fn of(range: Range<u64>) -> Self {
+        std::iter::once(range).collect()
     }
 
     /// Adds a range.
@@ -171,7 +176,7 @@ impl Ranges {
             _ => range.end,
         };
         let start = if last > first { start } else { range.start };
-        self.0.splice(first..last.max(first), [start..end]);
+        self.0.splice(first..last.max(first), std::iter::once(start..end));
     }
 
     /// What of `range` is not in here.

@@ -27,7 +27,7 @@ const MOST_REDIRECTS: usize = 10;
 /// The largest answer that is taken into memory.
 const LARGEST_ANSWER: u64 = 64 << 20;
 /// A wait longer than this is told instead of waited for.
-const MOST_PATIENCE: Duration = Duration::from_secs(120);
+const MOST_PATIENCE: Duration = Duration::from_mins(2);
 
 /// What a request carries.
 pub(super) enum Payload<'a> {

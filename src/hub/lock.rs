@@ -12,7 +12,7 @@ use crate::error::{Error, IoContext, Result, printable};
 use crate::format::record_of;
 
 /// Another process that brings nothing for so long is not waited for any longer. It ends its own waits much earlier.
-const MOST_PATIENCE: Duration = Duration::from_secs(600);
+const MOST_PATIENCE: Duration = Duration::from_mins(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A lock, held until it is dropped or the process ends, however it ends.

@@ -221,9 +221,10 @@ impl Bringer<'_> {
             let read = body.read(buffer.get_mut(..most).unwrap_or_default());
             let n = read.map_err(|_| {
                 let stalled = asked.elapsed() >= silence;
-                Broke::Off(match stalled {
-                    true => format!("nothing came for {} seconds", silence.as_secs_f64()),
-                    false => format!("it broke off after {} bytes", *at - start),
+                Broke::Off(if stalled {
+                    format!("nothing came for {} seconds", silence.as_secs_f64())
+                } else {
+                    format!("it broke off after {} bytes", *at - start)
                 })
             })?;
             if n == 0 {

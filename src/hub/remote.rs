@@ -103,7 +103,7 @@ impl Hub {
     pub fn view(&self, id: &ModelId, watch: &dyn Watch) -> Result<View> {
         let folder = Folder::of(self.cache(), id);
         let Some(listing) = self.listing(id, &folder)? else {
-            return self.as_downloaded(id, &folder);
+            return Self::as_downloaded(id, &folder);
         };
         let commit = &listing.commit;
         let root = folder.view(commit);
@@ -150,7 +150,7 @@ impl Hub {
     }
 
     /// What huggingface_hub downloaded, where that is all there is.
-    fn as_downloaded(&self, id: &ModelId, folder: &Folder) -> Result<View> {
+    fn as_downloaded(id: &ModelId, folder: &Folder) -> Result<View> {
         let commit = folder.commit_of(id.revision_or_main());
         let found = commit.map(|commit| (folder.snapshot(&commit), commit));
         match found.filter(|(root, _)| root.is_dir()) {
@@ -254,7 +254,7 @@ impl Hub {
         let first: Vec<_> = first.collect();
         let wanted = |(target, range): &(&Arc<Target>, Range<u64>)| Wanted {
             target: Arc::clone(target),
-            ranges: [range.clone()].into_iter().collect(),
+            ranges: Ranges::of(range.clone()),
         };
         fetch(&self.http, first.iter().map(wanted).collect(), Manner::default(), watch)?;
         let mut second = Vec::new();
@@ -349,7 +349,9 @@ fn guesses(root: &Path, listing: &Listing) -> BTreeMap<String, u64> {
             let entry = guesses.entry(shard.as_str().unwrap_or_default().to_owned()).or_insert(200);
             *entry += tensor.len() as u64 + ENTRY;
         }
-        guesses.values_mut().for_each(|guess| *guess = guess.next_multiple_of(4096));
+        for guess in guesses.values_mut() {
+            *guess = guess.next_multiple_of(4096);
+        }
         return guesses;
     }
     let single = listing.file("model.safetensors");

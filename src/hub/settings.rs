@@ -48,10 +48,8 @@ impl Settings {
                 .is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         };
         let home = || get("HOME").map(PathBuf::from).unwrap_or_default();
-        let hf_home = get("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
-            let caches = get("XDG_CACHE_HOME").map(PathBuf::from);
-            caches.unwrap_or_else(|| home().join(".cache")).join("huggingface")
-        });
+        let caches = || get("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
+        let hf_home = get("HF_HOME").map_or_else(|| caches().join("huggingface"), PathBuf::from);
         let cache = get("HF_HUB_CACHE").or_else(|| get("HUGGINGFACE_HUB_CACHE"));
         let cache = cache.map_or_else(|| hf_home.join("hub"), PathBuf::from);
         let token_file = get("HF_TOKEN_PATH").map_or_else(|| hf_home.join("token"), PathBuf::from);
@@ -87,7 +85,7 @@ impl Settings {
             silence: seconds("HF_HUB_DOWNLOAD_TIMEOUT", 30.0)?,
             retries: 5,
             first_wait: seconds("ELO_SURGERY_HUB_FIRST_WAIT", 0.5)?,
-            longest_wait: Duration::from_secs(60),
+            longest_wait: Duration::from_mins(1),
         })
     }
 }

@@ -203,7 +203,14 @@ pub(super) fn digest(path: &Path, size: u64, like: &Hash, http: &Http) -> Result
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write as _;
+
+    let mut text = String::new();
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// Fails if there is no room for `needed` more bytes.
