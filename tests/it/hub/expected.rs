@@ -34,15 +34,16 @@ fn expected(fault: Fault) -> Option<Expected> {
     match fault {
         // The Hub's final words.
         F::Get403 => of(&[0, 6], &[6], FILE),
-        F::Get404 => of(&[0, 3], &[3], FILE),
+        F::Get404 => of(&[0, 3, 6], &[3, 6], FILE),
         // A moment of weakness is waited out.
         F::Get500 | F::Get429 | F::Get503 | F::Get429Odd => of(&[0], &[6], FILE),
         F::Get429Long => of(&[6], &[6], FILE),
         F::LinkExpired => of(&[0], &[6], FILE),
+        F::Endless => of(&[0, 6, 7], &[0, 6, 7], FILE),
         F::Truncate | F::TruncateClose | F::Stall | F::Drip | F::SlowHead | F::Close | F::Hang => {
             of(&[0], &[6, 7], FILE)
         }
-        F::Garbage | F::Endless | F::EmptyBody | F::HtmlPage => of(&[0, 6, 7], &[6, 7], FILE),
+        F::Garbage | F::EmptyBody | F::HtmlPage => of(&[0, 6, 7], &[6, 7], FILE),
         // Wrong bytes can be asked for again, or told; they are never kept.
         F::WrongBytes | F::Changed => of(&[0, 6, 7], &[0, 6, 7], &[]),
         // A whole file for a range may be taken for what it is.
@@ -70,7 +71,9 @@ fn expected(fault: Fault) -> Option<Expected> {
         | F::TreeNul
         | F::TreeControl
         | F::TreeEmptyName => of(&[7], &[7], MODEL),
-        F::TreeLong | F::TreeTwice | F::TreeFileAndFolder => of(&[7], &[7], MODEL),
+        F::TreeLong | F::TreeTwice => of(&[7], &[7], MODEL),
+        // Nobody needs to ask for that file.
+        F::TreeFileAndFolder => of(&[0, 3, 7], &[0, 3, 7], MODEL),
         F::TreeOid => of(&[7], &[7], MODEL),
         F::TreeShaLie | F::SizeLie | F::SizeSmall => of(&[7], &[6, 7], MODEL),
         F::SizeHuge => of(&[4, 6, 7], &[4, 6, 7], &[]),

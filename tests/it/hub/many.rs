@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::thread;
 
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 12;
 
 /// Runs `test` on each case, and fails with all that failed.
 pub(super) fn each<T: Send>(cases: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {

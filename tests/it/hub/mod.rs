@@ -1,6 +1,7 @@
 //! Models on the Hub: the real program against a Hub on this machine that goes wrong on demand.
 
 mod expected;
+#[allow(dead_code, reason = "the program `fake_hub` uses more of it")]
 mod fake;
 mod many;
 mod offline;
@@ -12,4 +13,5 @@ mod push;
 mod scene;
 mod scripts;
 mod secrets;
+mod streaming;
 mod view;

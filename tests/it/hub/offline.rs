@@ -35,7 +35,7 @@ fn a_cache_that_python_wrote_is_used() {
     cache_of_python(&scene);
     let commit = scene.head();
     let outcome =
-        scene.elo(&format!("extract {REPO} --layers 0,2")).with("--out", scene.out()).ok();
+        scene.elo(&format!("extract {REPO} --layers 1,3")).with("--out", scene.out()).ok();
     scene.check(&outcome, "an extract from python's cache");
     let shard = |entry: &Logged| entry.is_bytes() && entry.target.contains(".safetensors");
     assert!(
@@ -71,17 +71,21 @@ fn offline_opens_no_connection() {
         right.remove(Path::new("README.md"));
         assert_same(&found, &right, "offline");
     }
-    for words in
-        [format!("inspect {REPO}"), format!("inspect {REPO}@{commit}"), format!("pull {REPO}")]
-    {
+    for words in [format!("inspect {REPO}"), format!("inspect {REPO}@{commit}")] {
         for run in offline(&scene, &words) {
             scene.check(&run.ok(), &words);
         }
     }
+    // Whether a cache that python wrote is whole nobody knows without the Hub; what we pulled ourselves we know.
+    for run in offline(&scene, &format!("pull {REPO}")) {
+        let outcome = run.run();
+        scene.check(&outcome, "a pull, offline");
+        assert!(matches!(outcome.code(), Some(0 | 6)), "{outcome}");
+    }
     for words in [
         "inspect acme/unknown",
         "pull acme/unknown",
-        "extract acme/unknown --layers 0 --out nowhere",
+        "extract acme/unknown --layers 1 --out nowhere",
     ] {
         for run in offline(&scene, words) {
             let outcome = run.run();
@@ -95,6 +99,12 @@ fn offline_opens_no_connection() {
         assert_eq!(outcome.code(), Some(6), "{outcome}");
     }
     assert_eq!(scene.hub.connections(), 0, "{:?}", scene.hub.requests());
+    scene.elo(&format!("pull {REPO}")).ok();
+    let connections = scene.hub.connections();
+    for run in offline(&scene, &format!("pull {REPO}")) {
+        scene.check(&run.ok(), "a pull, offline, of what was pulled");
+    }
+    assert_eq!(scene.hub.connections(), connections, "{:?}", scene.hub.requests());
 }
 
 /// The system's own word on it: no socket of the network is so much as made.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::fake::faults::{ALL, Fault, Place, Rule};
-use super::fake::hashes::{from_base64, hex, unescape};
+use super::fake::hashes::{contains, from_base64, hex, unescape};
 use super::fake::log::{Origin, Sent};
 use super::fake::store::{Blob, Content, Files};
 use super::fake::{FakeHub, TOKEN, Transfer};
@@ -362,5 +362,8 @@ fn rules_are_read() {
     assert_eq!(from_base64("aGVsbG8=").unwrap(), b"hello");
     assert_eq!(from_base64("aGVsbG8h").unwrap(), b"hello!");
     assert!(from_base64("a*").is_none());
+    assert!(
+        contains(b"xxabcabd", "abd") && contains(b"abd", "abd") && !contains(b"abababab", "abd")
+    );
     assert_eq!(unescape("refs%2Fpr%2F1%"), "refs/pr/1%");
 }

@@ -96,6 +96,11 @@ fn local(root: &Path) -> BTreeMap<String, Vec<u8>> {
     named.map(|(name, path)| (name, fs::read(path).unwrap())).collect()
 }
 
+/// Whether requests of this kind belong to writing alone.
+fn is_writing(place: Place) -> bool {
+    !matches!(place, Place::Tree | Place::Resolve | Place::Head | Place::Bytes | Place::Info)
+}
+
 fn code(outcome: &Outcome) -> i32 {
     outcome.code().unwrap_or(-1)
 }
@@ -158,8 +163,7 @@ fn branches_and_pull_requests() {
 /// Each fault of writing, once and for ever, by each way of uploading; then again without it: one commit, right.
 #[test]
 fn every_fault_of_writing_leaves_one_whole_commit_or_none() {
-    let reading = [Place::Tree, Place::Resolve, Place::Head, Place::Bytes, Place::Info];
-    let faults = ALL.iter().filter(|entry| !reading.contains(&entry.2));
+    let faults = ALL.iter().filter(|entry| is_writing(entry.2));
     let cases = faults.flat_map(|(fault, _, place, _)| {
         let transfers: &[Transfer] = match place {
             Place::Put => &[Transfer::Basic, Transfer::Multipart],
@@ -247,6 +251,35 @@ fn killed_at_any_moment_it_commits_once() {
         assert_eq!(again.code(), Some(0), "{what}: {again}");
         bench.assert_published("main", &what);
         assert_eq!(bench.history("main").len(), 2, "{what}: not one commit");
+    });
+}
+
+/// Killed while something goes wrong, run again: one commit.
+#[test]
+fn killed_in_every_fault_it_commits_once() {
+    let written = ALL.iter().filter(|entry| is_writing(entry.2) && entry.0 != Fault::CommitMoves);
+    each(written.enumerate(), |(number, (fault, name, place, _))| {
+        let moment = 60 + 83 * number as u64 % 400;
+        let transfer = match place {
+            Place::Complete => Transfer::Multipart,
+            Place::XetToken | Place::Cas => Transfer::Xet,
+            _ => [Transfer::Basic, Transfer::Multipart][number % 2],
+        };
+        let bench = Bench::new(transfer);
+        bench.scene.hub.fault(Rule::always(*fault));
+        let run = bench.push("--private");
+        let mut running = run.start();
+        sleep(Duration::from_millis(moment));
+        running.kill();
+        let _killed = running.finish(Duration::from_mins(1));
+        let what = format!("{name} by {transfer:?}, killed after {moment} ms");
+        bench.assert_whole_or_nothing(&what);
+        bench.scene.hub.no_faults();
+        let again = run.run();
+        bench.scene.check(&again, &what);
+        assert_eq!(again.code(), Some(0), "{what}: {again}");
+        bench.assert_published("main", &what);
+        assert_eq!(bench.history("main").len(), 2, "{what}: not one commit: {again}");
     });
 }
 

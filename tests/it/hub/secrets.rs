@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::fake::TOKEN;
 use super::fake::faults::{Fault, Rule};
 use super::fake::log::{Origin, Sent};
-use super::scene::{REPO, Scene};
+use super::scene::{REPO, SHARDS, Scene};
 
 /// Commands that talk to the Hub, with everything told that can be told.
 fn commands(scene: &Scene) -> Vec<String> {
@@ -69,7 +69,7 @@ fn redirects_do_not_carry_the_token() {
 #[test]
 fn processes_do_not_show_the_token() {
     let scene = Scene::new();
-    scene.hub.fault(Rule::always(Fault::Hang).on(".safetensors"));
+    scene.hub.fault(Rule::always(Fault::Hang).on(SHARDS));
     fs::create_dir_all(scene.work().join("login")).unwrap();
     let file = scene.work().join("login/token");
     fs::write(&file, TOKEN).unwrap();

@@ -23,7 +23,8 @@ impl Shared {
     ) -> Answer {
         let is_head = request.method == "HEAD";
         let taken = if is_head { self.faults.take(Place::Head, &request.target) } else { None };
-        let fault = taken.or_else(|| self.faults.take(Place::Resolve, &request.target));
+        let at_home = (origin == Origin::Hub).then_some(Place::Resolve);
+        let fault = taken.or_else(|| self.faults.take(at_home?, &request.target));
         *shown = fault;
         match fault {
             Some(Fault::HeadHang) => return Answer::new(200, "").manner(Manner::Silent),

@@ -57,6 +57,24 @@ pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Whether a text is in these bytes. Skips ahead by what the text ends with (Horspool): tests look through many megabytes.
+pub(crate) fn contains(bytes: &[u8], text: &str) -> bool {
+    let text = text.as_bytes();
+    let Some(last) = text.len().checked_sub(1) else { return true };
+    let mut skip = [text.len(); 256];
+    for (at, byte) in text.iter().enumerate().take(last) {
+        skip[usize::from(*byte)] = last - at;
+    }
+    let mut at = last;
+    while let Some(byte) = bytes.get(at) {
+        if bytes[..=at].ends_with(text) {
+            return true;
+        }
+        at += skip[usize::from(*byte)];
+    }
+    false
+}
+
 /// Undoes percent escapes.
 pub(crate) fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());

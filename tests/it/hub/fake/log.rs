@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::Mutex;
-use std::time::Instant;
 
 use serde_json::json;
 
@@ -29,7 +28,6 @@ pub(crate) enum Sent {
 /// A request.
 #[derive(Clone, Debug)]
 pub(crate) struct Logged {
-    pub(crate) at: Instant,
     pub(crate) origin: Origin,
     pub(crate) method: String,
     pub(crate) target: String,
@@ -37,7 +35,6 @@ pub(crate) struct Logged {
     /// Whether the token's text is anywhere but in the `Authorization` header.
     pub(crate) leaked: bool,
     pub(crate) range: Option<String>,
-    pub(crate) user_agent: String,
     /// Bytes of the request's body.
     pub(crate) received: u64,
     /// Bytes of the answer's body that were sent.

@@ -26,7 +26,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::Instant;
 
 use faults::{Fault, Faults, Place, Rule};
 use log::{Log, Logged, Origin, Sent};
@@ -254,20 +253,18 @@ impl Shared {
             Some(value) if value == format!("Bearer {token}") => Sent::Token,
             Some(_) => Sent::Unknown,
         };
-        let in_body = request.body.windows(token.len().max(1)).any(|part| part == token.as_bytes());
+        let in_body = hashes::contains(&request.body, &token);
         let in_headers = request
             .headers
             .iter()
             .any(|(name, value)| name != "authorization" && value.contains(&token));
         Logged {
-            at: Instant::now(),
             origin,
             method: request.method.clone(),
             target: request.target.clone(),
             sent,
             leaked: in_body || in_headers || request.target.contains(&token),
             range: request.header("range").map(str::to_owned),
-            user_agent: request.header("user-agent").unwrap_or_default().to_owned(),
             received: request.body.len() as u64,
             bytes: 0,
             status: 0,
