@@ -15,6 +15,7 @@ use super::output::free_bytes;
 use super::run::Run;
 use super::sidecar::{write_provenance, write_sidecar};
 use super::simd::Simd;
+use super::whole;
 use super::staging::{Opened, Policy, Staging, resolved};
 use crate::error::{Error, IoContext, Result};
 use crate::format::{FileRecord, ShardLayout};
@@ -110,7 +111,8 @@ fn make(
         ));
     }
     check_space(plan, layouts, &pending, options, &tree)?;
-    let run = Run::new(plan, layouts, &pending, tree.clone(), options, device, observer);
+    let whole = whole::resolved(plan, device, options, observer)?;
+    let run = Run::new(&whole, layouts, &pending, tree.clone(), options, device, observer);
     run.work(&|shard| locked().finish(shard))?;
     let mut shards = locked().finished().to_vec();
     shards.sort_by(|a, b| a.file.cmp(&b.file));

@@ -68,11 +68,12 @@ pub fn inject_in_place(
     observer: &dyn Observer,
 ) -> Result<Report> {
     plan.validate()?;
+    let digest = plan.digest();
+    let plan = &*whole::resolved(plan, device, options, observer)?;
     let _lock = lock(root)?;
     let layouts = plan.layout();
     let changes = changes(plan, &layouts, root)?;
     let total: u64 = changes.iter().flat_map(|c| &c.ranges).map(|r| r.end - r.start).sum();
-    let digest = plan.digest();
     prepare(&changes, root, &digest, total)?;
     let mut done = 0;
     for change in &changes {

@@ -31,6 +31,7 @@ mod staging;
 pub mod statistics;
 pub mod sweep;
 mod tile;
+mod whole;
 
 pub use auto::{Auto, Verdict};
 pub use device::{BlendTile, Device, Edge, Health, HostMemory, Mask, Operand, Rules, TermRule};

@@ -55,6 +55,8 @@ impl Recipe {
             Keep::Ranked { low, high, seed, columns } => {
                 return Some(Self::Ranked { low, high, seed, columns });
             }
+            // Never here: the threshold stands in the plan before it is carried out.
+            Keep::LargestOfAll { .. } => Mask::Band { low: Edge::NONE, high: Edge::NONE },
             Keep::Largest { .. } | Keep::Varied { .. } | Keep::Important { .. } => return None,
         }))
     }
