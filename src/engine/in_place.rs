@@ -23,6 +23,7 @@ use super::sidecar::{provenance, write_whole};
 use super::simd::Simd;
 use super::solve::Sweeps;
 use super::tile::{Filler, Scratch, Sources};
+use super::whole;
 use crate::error::{Error, IoContext, Result};
 use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, ShardLayout, SourceFile, UNDO_FILE};
 use crate::plan::{Plan, SourceId};
@@ -69,7 +70,8 @@ pub fn inject_in_place(
 ) -> Result<Report> {
     plan.validate()?;
     let digest = plan.digest();
-    let plan = &*whole::resolved(plan, device, options, observer)?;
+    let whole = whole::resolved(plan, device, options, observer)?;
+    let plan = whole.as_ref();
     let _lock = lock(root)?;
     let layouts = plan.layout();
     let changes = changes(plan, &layouts, root)?;

@@ -48,7 +48,8 @@ pub(super) fn resolved<'p>(
         return Ok(Cow::Borrowed(plan));
     }
     observer.note("reading everything twice to find the magnitudes from which changes count");
-    let look = Look { members: &members, sources: open(plan, &members, options)?, device, observer };
+    let look =
+        Look { members: &members, sources: open(plan, &members, options)?, device, observer };
     // Of all of a group there is nothing to find.
     let ranks: Vec<Option<u64>> = groups.iter().map(Group::rank).collect();
     let high = look.count(&vec![Some(Digit::High); groups.len()], options.threads)?;
@@ -142,7 +143,8 @@ fn open(
     options: &Execution,
 ) -> Result<BTreeMap<SourceId, SourceFile>> {
     let mut sources = BTreeMap::new();
-    for slice in members.iter().flat_map(|member| std::iter::once(member.slice).chain(member.base)) {
+    for slice in members.iter().flat_map(|member| std::iter::once(member.slice).chain(member.base))
+    {
         let Some(described) = plan.sources.get(slice.source.0 as usize) else { continue };
         if !sources.contains_key(&slice.source) {
             let source = SourceFile::open(&described.path)?;
@@ -247,7 +249,13 @@ impl Look<'_> {
         let term = self.read(member.slice, range, values)?;
         let base = member.base.map(|slice| self.read(slice, range, base)).transpose()?;
         let terms = [term];
-        let tile = SweepTile { base, terms: &terms, first: range.start, masks: &[], want: Want::default() };
+        let tile = SweepTile {
+            base,
+            terms: &terms,
+            first: range.start,
+            masks: &[],
+            want: Want::default(),
+        };
         self.device.histogram(&tile, digit, counts)?;
         for slice in std::iter::once(member.slice).chain(member.base) {
             self.source(slice)?.check_unchanged(None)?;

@@ -105,7 +105,10 @@ impl Extension {
                 problems.add(&below(at, "consensus"), format!("{} takes no vote", method.name));
             }
             if trim && method.kind != Kind::Ties {
-                problems.add(&below(at, "trim"), format!("{} trims nothing: it is for ties", method.name));
+                problems.add(
+                    &below(at, "trim"),
+                    format!("{} trims nothing: it is for ties", method.name),
+                );
             }
             if rescale && !matches!(method.kind, Kind::DareLinear | Kind::DareTies) {
                 let why = format!("{} has no other rescaling: it is for DARE", method.name);

@@ -214,11 +214,17 @@ fn check_trim(problems: &mut Problems, plan: &Plan) {
                 let Keep::LargestOfAll { group, share } = term.keep else { continue };
                 let first = *shares.entry(group).or_insert(share);
                 if first.to_bits() != share.to_bits() {
-                    let why = format!("`trim: model` takes one `density` a model: `{}` has {share}, others {first}", tensor.name);
+                    let why = format!(
+                        "`trim: model` takes one `density` a model: `{}` has {share}, others {first}",
+                        tensor.name
+                    );
                     return problems.add("elo_surgery.trim", why);
                 }
                 if !blend.operands().all(Operand::is_plain) {
-                    let why = format!("`{}` is quantised, has an adapter or rows that are put together: write that model out first (`cast`, `lora apply`, `transplant`), or leave `trim: model` out", tensor.name);
+                    let why = format!(
+                        "`{}` is quantised, has an adapter or rows that are put together: write that model out first (`cast`, `lora apply`, `transplant`), or leave `trim: model` out",
+                        tensor.name
+                    );
                     return problems.add("elo_surgery.trim", why);
                 }
             }
