@@ -17,6 +17,7 @@ mod gather;
 mod in_place;
 mod journal;
 mod made;
+mod mean;
 mod noise;
 mod observer;
 mod options;

@@ -38,6 +38,7 @@ fn planned(config: &Config) -> Result<Plan, Error> {
         numerics: Numerics::Precise,
         random_seed: 0,
         no_model_card: true,
+        made: Vec::new(),
     };
     merge(config, &models, &request)
 }
