@@ -12,6 +12,7 @@ mod bracket;
 #[cfg(target_arch = "x86_64")]
 mod f16c;
 mod format;
+mod fused;
 mod level;
 mod product;
 mod rules;

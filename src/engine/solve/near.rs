@@ -26,7 +26,7 @@ impl Gauge {
 
     /// How many there are of a score in each run, if that was noted.
     fn noted(&self, key: u32, counts: &[u32]) -> Option<u64> {
-        let place = self.bracket.noted.iter().position(|noted| *noted == key)?;
+        let place = self.bracket.noted().iter().position(|noted| *noted == key)?;
         counts.get(place).copied().map(u64::from)
     }
 }
@@ -127,5 +127,167 @@ impl Filler<'_> {
             self.magnitudes(&values, term, &mut |_, keys| tally.count(keys));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::order::{Quest, Wanted};
+    use super::super::sample::{Outcome, judge, piece_of, run_of};
+    use super::*;
+    use crate::engine::random;
+
+    const SLOT: Slot = Slot::Edge { term: 0, high: false };
+
+    /// How a threshold was found.
+    #[derive(Debug, PartialEq)]
+    enum How {
+        BySample,
+        InBracket,
+        /// The histograms have to find it: what the sample says is too wide, or wrong.
+        Unclear,
+        Misled,
+    }
+
+    /// The runs of a look.
+    fn runs(elements: u64, run: u64) -> impl Iterator<Item = Range<u64>> {
+        (0..elements).step_by(at(run)).map(move |start| start..elements.min(start + run))
+    }
+
+    fn at(n: u64) -> usize {
+        usize::try_from(n).unwrap()
+    }
+
+    fn part<'a>(scores: &'a [u32], run: &Range<u64>) -> &'a [u32] {
+        &scores[at(run.start)..at(run.end)]
+    }
+
+    fn found(scores: &[u32], rank: u64) -> (How, Edge) {
+        let elements = scores.len() as u64;
+        let wanted = vec![Wanted::new(SLOT, Rank::Known(rank))];
+        let quest = Quest { score: Score::Magnitude(0), wanted, bins: Vec::new() };
+        let mut known = Known { edges: vec![[Edge::NONE; 2]], ..Known::default() };
+        let mut found = Found::default();
+        for run in runs(elements, run_of(elements)) {
+            let piece = part(scores, &piece_of(&run, elements)).to_vec();
+            found.samples.insert(run.start, vec![piece]);
+        }
+        let gauges = match judge(&[quest], &found, &mut known, elements).unwrap() {
+            Outcome::Known => return (How::BySample, known.edges[0][0]),
+            Outcome::Unclear => return (How::Unclear, Edge::NONE),
+            Outcome::Near(gauges) => gauges,
+        };
+        let mut tally = Tally::new(&gauges[0].bracket);
+        for run in runs(elements, 9 << 12) {
+            let before = tally.noted();
+            // What is not a number comes with any bits that say so.
+            let scores = part(scores, &run).iter().zip(0_u32..);
+            let raw = scores.map(|(x, i)| if *x > 0x7f80_0000 { 0x7f80_0001 + i % 99 } else { *x });
+            tally.count(&raw.collect::<Vec<u32>>());
+            let since =
+                tally.noted().iter().zip(before).map(|(now, before)| now - before).collect();
+            found.notes.insert(run.start, vec![since]);
+        }
+        (found.tallies, found.zeros) = (vec![tally], vec![0]);
+        let Some(ties) = decided(&gauges, &found, &mut known, elements) else {
+            return (How::Misled, Edge::NONE);
+        };
+        for tied in ties {
+            // Those that are not noted are looked for in one more look.
+            let (run, inside) =
+                place_of(&tied, &found, elements).unwrap_or((0..elements, tied.0.inside()));
+            let equal = (run.start..).zip(part(scores, &run)).filter(|(_, x)| **x == tied.0.key());
+            let (last, _) = equal.clone().nth(at(inside - 1)).unwrap();
+            SLOT.set(&mut known, Edge { magnitude: tied.0.key(), end: last + 1 });
+        }
+        (How::InBracket, known.edges[0][0])
+    }
+
+    /// By a sort of all scores.
+    fn sorted(scores: &[u32], rank: u64) -> Edge {
+        let mut order: Vec<(u32, u64)> = scores.iter().copied().zip(0..).collect();
+        order.sort_unstable_by_key(|(score, number)| (u32::MAX - score, *number));
+        let (magnitude, last) = order[at(rank - 1)];
+        let all = order.get(at(rank)).is_none_or(|(score, _)| *score != magnitude);
+        Edge { magnitude, end: if all { u64::MAX } else { last + 1 } }
+    }
+
+    /// Magnitudes that are as many as numbers of a bell curve, of so many bits.
+    fn bell(seed: u64, bits: u32) -> impl Fn(u64) -> u32 {
+        move |number| {
+            let word = |k| f64::from(random::word(seed + k, number)) / 4_294_967_296.0 - 0.5;
+            let sum: f64 = (0..6).map(word).sum();
+            #[expect(clippy::cast_possible_truncation, reason = "a test")]
+            let magnitude = (sum as f32 * 0.01).abs().to_bits();
+            magnitude >> (23 - bits) << (23 - bits)
+        }
+    }
+
+    #[test]
+    fn thresholds_are_those_of_a_sort() {
+        let few = |number: u64| u32::try_from(number * number % 5).unwrap() << 23;
+        let rough = bell(3, 4);
+        let odd = |number: u64| match random::word(1, number) % 8 {
+            0 => 0x7fc0_0000,
+            1 | 2 => 0x7f80_0000,
+            3 | 4 => 0,
+            n => n,
+        };
+        let kinds: [(&str, &dyn Fn(u64) -> u32); 9] = [
+            ("equal", &|_| 77),
+            ("zero", &|_| 0),
+            ("two", &|number| if number % 3 == 0 { 1 << 20 } else { 5 << 20 }),
+            ("few", &few),
+            ("rising", &|number| 0x3c00_0000 + u32::try_from(number).unwrap()),
+            ("falling", &|number| 0x3c00_0000 - 7 * u32::try_from(number).unwrap()),
+            ("bell", &bell(9, 23)),
+            ("rough bell", &rough),
+            ("not finite", &odd),
+        ];
+        for elements in [1, 2, 100, 65_536, 65_537, 150_000] {
+            for (kind, score) in kinds {
+                let scores: Vec<u32> = (0..elements).map(score).collect();
+                let shares = [1, 3, 10, 31, 50, 75, 90, 99].map(|share| elements * share / 100);
+                for rank in shares.into_iter().chain([1, 2, elements - 1, elements]) {
+                    if !(1..=elements).contains(&rank) {
+                        continue;
+                    }
+                    let (how, edge) = found(&scores, rank);
+                    if how != How::Unclear && how != How::Misled {
+                        assert_eq!(edge, sorted(&scores, rank), "{rank} of {elements}: {kind}");
+                    }
+                    let simple = elements <= 65_536 || !["falling", "not finite"].contains(&kind);
+                    if simple && rank == elements / 2 {
+                        let expected = [How::BySample, How::InBracket];
+                        assert_eq!(
+                            how,
+                            expected[usize::from(elements > 65_536)],
+                            "{elements}: {kind}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sample_that_misleads_is_found_out() {
+        let elements = 300_000;
+        let mut sampled = vec![false; at(elements)];
+        for run in runs(elements, run_of(elements)) {
+            let piece = piece_of(&run, elements);
+            sampled[at(piece.start)..at(piece.end)].fill(true);
+        }
+        let score = bell(5, 23);
+        for shift in [-1, 1] {
+            let hidden = |number: u64| {
+                let there = !sampled[at(number)] && number % 7 == 0;
+                if there { if shift > 0 { 0x7f00_0000 } else { 1 } } else { score(number) }
+            };
+            let scores: Vec<u32> = (0..elements).map(hidden).collect();
+            for rank in [elements / 4, elements / 2, elements / 4 * 3] {
+                assert_eq!(found(&scores, rank).0, How::Misled, "{shift} {rank}");
+            }
+        }
     }
 }

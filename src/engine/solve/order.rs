@@ -210,7 +210,7 @@ impl Quest {
 }
 
 impl Wanted {
-    const fn new(slot: Slot, rank: Rank) -> Self {
+    pub(super) const fn new(slot: Slot, rank: Rank) -> Self {
         Self { slot, rank, place: None }
     }
 }
@@ -238,6 +238,12 @@ impl Tie {
     /// The score that is equal.
     pub(super) const fn key(&self) -> u32 {
         self.key
+    }
+
+    /// How many of the equal ones are inside.
+    #[cfg(test)]
+    pub(super) const fn inside(&self) -> u64 {
+        self.inside
     }
 
     /// The run in which the last one inside lies, and which of the run's equal ones it is; `None` if some run has too many to tell.

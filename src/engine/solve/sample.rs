@@ -31,7 +31,7 @@ pub(super) const fn run_of(elements: u64) -> u64 {
 }
 
 /// What is looked at of a run.
-fn piece_of(run: &Range<u64>, elements: u64) -> Range<u64> {
+pub(super) fn piece_of(run: &Range<u64>, elements: u64) -> Range<u64> {
     let len = run.end - run.start;
     if elements <= FEWEST {
         return run.clone();
@@ -153,20 +153,19 @@ fn bracket(score: Score, pieces: &[&[u32]], share: f64) -> Option<Bracket> {
     let largest = *largest;
     let (between, smallest, _) =
         scores[first..].select_nth_unstable_by(last - first, |a, b| b.cmp(a));
-    let smallest = if middle + margin < count { *smallest } else { 0 };
+    let smallest = *smallest;
     // Scores count as they come, and what is not a number is written in many ways.
     if score.is_magnitude() && largest > 0x7f80_0000 {
         return None;
     }
-    let mut noted = between.to_vec();
-    noted.extend([largest, smallest, pivot]);
-    noted.sort_unstable();
-    noted.dedup();
-    let place = noted.partition_point(|score| *score < pivot);
-    let start =
-        place.saturating_sub(Bracket::NOTED / 2).min(noted.len().saturating_sub(Bracket::NOTED));
-    let end = noted.len().min(start + Bracket::NOTED);
-    Bracket::new(smallest, largest, pivot, &noted[start..end])
+    let mut inside = between.to_vec();
+    inside.extend([largest, smallest, pivot]);
+    if middle + margin >= count {
+        inside.push(0);
+    }
+    inside.sort_unstable();
+    inside.dedup();
+    Bracket::new(&inside, pivot)
 }
 
 /// The standard deviation of the share of scores above one, by how much the pieces differ in it.
