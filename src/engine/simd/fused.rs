@@ -164,26 +164,14 @@ impl<const N: usize> Shape<N> {
                 (values[n].to_bits() & 0x7fff_ffff).cast_signed() > below[n]
             });
             if VOTE {
-                let mut sum = -0.0;
-                for n in 0..N {
-                    sum += if kept[n] { products[n] } else { -0.0 };
-                }
-                let sign = if sum < 0.0 { 1 << 31 } else { 0 };
-                for n in 0..N {
-                    // Not a number is on every side.
-                    let against = f32::from_bits(products[n].to_bits() ^ sign) <= 0.0;
-                    kept[n] &= !against;
-                }
+                let sign = if sum_of(kept, products, -0.0) < 0.0 { 1 << 31 } else { 0 };
+                // Not a number is on every side.
+                let against = products.map(|x| f32::from_bits(x.to_bits() ^ sign) <= 0.0);
+                kept = std::array::from_fn(|n| kept[n] & !against[n]);
             }
-            let mut sum = -0.0;
-            for n in 0..N {
-                sum += if kept[n] { products[n] } else { -0.0 };
-            }
+            let mut sum = sum_of(kept, products, -0.0);
             if DIVIDE {
-                let mut divisor = 0.0_f32;
-                for n in 0..N {
-                    divisor += if kept[n] { self.shares[n] } else { 0.0 };
-                }
+                let divisor = sum_of(kept, self.shares, 0.0);
                 sum /= if divisor.abs() >= least { divisor } else { instead };
             }
             let bits = format.round(base + self.lambda * sum);
@@ -192,6 +180,12 @@ impl<const N: usize> Shape<N> {
         }
         special
     }
+}
+
+/// The sum of what is kept, from a zero.
+#[inline(always)]
+fn sum_of<const N: usize>(kept: [bool; N], values: [f32; N], zero: f32) -> f32 {
+    kept.into_iter().zip(values).fold(zero, |sum, (kept, x)| sum + if kept { x } else { zero })
 }
 
 /// Inside an edge are larger magnitudes than this, from a number on to where equal ones begin to matter. Signed: processors compare

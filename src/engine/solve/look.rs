@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::near::{self, Gauge};
+use super::near::Gauge;
 use super::order::{Quest, Seen, Slot, Tie, lost};
 use super::ready::{self, Ready, Recipe, masks};
-use super::sample::{self, Outcome};
+use super::sample;
 use super::span::{ColumnSums, Spanned, failed};
 use super::weights::{energies, overlaps, weights};
 use crate::engine::auto::Pick;
@@ -311,32 +311,9 @@ impl Filler<'_> {
                 }
                 Some(Look::Sample(Quest::all(blend)))
             }
-            Look::Sample(quests) => {
-                match sample::judge(quests, &found, &mut known, blend.elements())? {
-                    Outcome::Known => None,
-                    // The device of the moment may have faster histograms.
-                    Outcome::Near(gauges) if self.device.as_simd().is_some() => {
-                        Some(Look::Near(gauges, quests.clone()))
-                    }
-                    _ => Some(Look::High(quests.clone())),
-                }
-            }
+            Look::Sample(quests) => self.after_sample(quests, &found, &mut known, blend)?,
             Look::Near(gauges, quests) => {
-                match near::decided(gauges, &found, &mut known, blend.elements()) {
-                    Some(decided) => {
-                        let mut ties = Vec::new();
-                        for tied in decided {
-                            match near::place_of(&tied, &found, blend.elements()) {
-                                Some(place) => {
-                                    self.found_tie(&tied.0, place, &mut known, blend, scratch)?;
-                                }
-                                None => ties.push(tied.0),
-                            }
-                        }
-                        (!ties.is_empty()).then_some(Look::Ties(ties))
-                    }
-                    None => Some(Look::High(quests.clone())),
-                }
+                self.after_near((gauges, quests), &found, &mut known, blend, scratch)?
             }
             Look::High(quests) => {
                 let narrowed = Quest::narrowed(quests, &found)?;

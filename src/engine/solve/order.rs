@@ -22,7 +22,7 @@ pub(super) struct Quest {
     pub(super) score: Score,
     pub(super) wanted: Vec<Wanted>,
     /// The bins of the upper half in which they are.
-    bins: Vec<u16>,
+    pub(super) bins: Vec<u16>,
 }
 
 /// One threshold.

@@ -22,8 +22,8 @@ const PIECES: u64 = 64;
 const FEWEST: u64 = 1 << 16;
 const MOST: u64 = 1 << 18;
 
-/// Standard deviations from a bracket's middle to its ends.
-const DEVIATIONS: f64 = 3.0;
+/// Standard deviations from a bracket's middle to its ends: so many, or fewer if it is too wide.
+const DEVIATIONS: [f64; 2] = [3.0, 2.0];
 
 /// Elements of the runs that each have a piece of the sample.
 pub(super) const fn run_of(elements: u64) -> u64 {
@@ -132,20 +132,30 @@ fn share(rank: Rank, zeros: u64, pieces: &[&[u32]], elements: u64) -> f64 {
 }
 
 /// Where the largest end that are such a share of all, by all accounts.
+fn bracket(score: Score, pieces: &[&[u32]], share: f64) -> Option<Bracket> {
+    let mut scores = pieces.concat();
+    DEVIATIONS.into_iter().find_map(|wide| bracket_of(score, pieces, &mut scores, share, wide))
+}
+
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     reason = "an estimate"
 )]
-fn bracket(score: Score, pieces: &[&[u32]], share: f64) -> Option<Bracket> {
-    let mut scores = pieces.concat();
+fn bracket_of(
+    score: Score,
+    pieces: &[&[u32]],
+    scores: &mut [u32],
+    share: f64,
+    wide: f64,
+) -> Option<Bracket> {
     let count = scores.len();
     let middle = ((share * count as f64) as usize).min(count.checked_sub(1)?);
     let (_, pivot, _) = scores.select_nth_unstable_by(middle, |a, b| b.cmp(a));
     let pivot = *pivot;
     let deviation = deviation(pieces, pivot).max((share * (1.0 - share) / count as f64).sqrt());
-    let margin = (DEVIATIONS * deviation * count as f64) as usize + 2;
+    let margin = (wide * deviation * count as f64) as usize + 2;
     // Beyond the sample's largest anything may lie; below its smallest nothing does but the rest down to zero.
     let first = middle.checked_sub(margin)?;
     let last = (middle + margin).min(count - 1);
