@@ -167,7 +167,7 @@ impl<const N: usize> Shape<N> {
                 let sign = if sum_of(kept, products, -0.0) < 0.0 { 1 << 31 } else { 0 };
                 // Not a number is on every side.
                 let against = products.map(|x| f32::from_bits(x.to_bits() ^ sign) <= 0.0);
-                kept = std::array::from_fn(|n| kept[n] & !against[n]);
+                kept = std::array::from_fn(|n| kept[n] && !against[n]);
             }
             let mut sum = sum_of(kept, products, -0.0);
             if DIVIDE {
