@@ -189,6 +189,18 @@ pub enum Error {
         /// The output dtype.
         dtype: String,
     },
+    /// An importance that nothing can be weighed by.
+    #[error("importance {value} of element {element} of `{tensor}` in `{}`", Shown(file))]
+    Importance {
+        /// The output tensor.
+        tensor: String,
+        /// Where the importances lie.
+        file: PathBuf,
+        /// Its number in row-major order, from 0, in the part of the tensor that is computed as one.
+        element: u64,
+        /// The number that it is.
+        value: f64,
+    },
     /// `verify` found damage.
     #[error("{}", Lines { head: &format!("`{}` failed verification", Shown(path)), items: problems })]
     Verification {
@@ -339,6 +351,9 @@ impl Error {
             Self::NonFinite { .. } => {
                 "choose a wider dtype (`--dtype`, where the command has it), or pass `--allow-nonfinite` to keep them".into()
             }
+            Self::Importance { .. } => {
+                "importances are numbers from 0, such as squared gradients; make the file anew".into()
+            }
             Self::UnfinishedInPlace { path } => format!(
                 "`elo-surgery inject --undo {}` restores the model, or repeat the `inject --in-place` to finish it",
                 path.display()
@@ -349,6 +364,16 @@ impl Error {
             _ => return None,
         };
         (!text.is_empty()).then_some(text)
+    }
+
+    /// The same error, where it was not known whose elements were read.
+    pub(crate) fn of_tensor(self, name: &str) -> Self {
+        match self {
+            Self::Importance { tensor, file, element, value } if tensor.is_empty() => {
+                Self::Importance { tensor: name.to_owned(), file, element, value }
+            }
+            other => other,
+        }
     }
 
     /// Whether a staging directory is worth keeping: the same command can continue after the cause is gone.

@@ -14,8 +14,8 @@ use serde_json::{Map, Value};
 
 pub(super) use families::{COUNT_KEYS, MULTI_TOKEN_KEYS};
 use families::{
-    FAMILIES, LAYER_WORDS, LLAMA, MULTI_TOKEN_GROUPS, MULTI_TOKEN_SUFFIXES, SCHEMES, Scheme,
-    TOWERS, WRAPPERS,
+    DECODER_COUNT_KEYS, FAMILIES, LAYER_WORDS, LLAMA, MULTI_TOKEN_GROUPS, MULTI_TOKEN_SUFFIXES,
+    SCHEMES, Scheme, TOWERS, WRAPPERS,
 };
 
 use super::config::{ConfigProblem, Scope, text_scopes, whole_number};
@@ -245,7 +245,9 @@ impl<'a> Declared<'a> {
         if self.family.is_none() {
             self.family = map.get("model_type").and_then(Value::as_str);
         }
-        for word in COUNT_KEYS {
+        let decoders = map.get("is_encoder_decoder") == Some(&Value::Bool(true));
+        let own: &[&str] = if decoders { DECODER_COUNT_KEYS } else { &[] };
+        for word in own.iter().chain(COUNT_KEYS) {
             let count = whole_number(map, word, scope)?;
             if self.layers.is_none() && count.is_some() {
                 self.layers = count;
@@ -285,7 +287,7 @@ fn numbered_groups<'a>(names: impl Iterator<Item = &'a str>) -> (BTreeMap<String
 }
 
 /// Splits `a.b.3.c` into `a.b.`, 3 and `c`.
-fn first_number(name: &str) -> Option<(&str, u64, &str)> {
+pub(super) fn first_number(name: &str) -> Option<(&str, u64, &str)> {
     let mut start = 0;
     for component in name.split('.') {
         let end = start + component.len();

@@ -8,6 +8,7 @@ mod architecture;
 mod card;
 mod config;
 mod experts;
+mod modules;
 mod moe;
 mod open;
 mod quantised;
@@ -30,6 +31,7 @@ pub use config::{
     set_experts, set_tied, set_vocab_size, sparsified, vocab_size,
 };
 pub use experts::{Stretch, locate};
+pub use modules::{Module, Modules};
 pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
 pub use open::OpenOptions;
 pub use recipe::{CodesAt, Place, Product, Recipe};

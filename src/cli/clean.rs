@@ -9,6 +9,7 @@ use super::failure::Failure;
 use super::session::Session;
 use super::units::size;
 use crate::engine::{LeftOver, remove_staging, stagings};
+use crate::lowrank::{remove_left_work, works};
 
 /// List what interrupted runs left, and with --yes remove it
 ///
@@ -33,17 +34,22 @@ pub(super) fn run(arguments: &Clean, session: &Session) -> Result<(), Failure> {
     };
     let mut found = Vec::new();
     for dir in &dirs {
-        found.extend(stagings(dir)?);
+        found.extend(stagings(dir)?.into_iter().map(|left| (left, false)));
+        found.extend(works(dir)?.into_iter().map(|left| (left, true)));
     }
     let mut removed = Vec::new();
-    for left in found.iter().filter(|left| arguments.yes && !left.locked) {
-        remove_staging(left)?;
+    for (left, of_adapter) in found.iter().filter(|(left, _)| arguments.yes && !left.locked) {
+        if *of_adapter {
+            remove_left_work(left)?;
+        } else {
+            remove_staging(left)?;
+        }
         removed.push(left.path.clone());
     }
     if session.json {
         let list: Vec<_> = found
             .iter()
-            .map(|left| {
+            .map(|(left, _)| {
                 json!({
                     "path": left.path.to_string_lossy(),
                     "out": left.out.to_string_lossy(),
@@ -55,7 +61,7 @@ pub(super) fn run(arguments: &Clean, session: &Session) -> Result<(), Failure> {
             .collect();
         return session.print_json(&json!({ "command": "clean", "unfinished": list }));
     }
-    for left in &found {
+    for (left, _) in &found {
         session.print(&line(left, removed.contains(&left.path)))?;
     }
     match (found.len(), removed.len()) {

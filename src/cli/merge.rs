@@ -93,7 +93,7 @@ impl Surgical for Merge {
         let mut documents = self.documents()?;
         match (documents.pop(), documents.len()) {
             (Some(config), 0) => {
-                Ok((self.plan(&config, &Stages::new(), session)?, self.how.out.clone()))
+                Ok((self.plan(&config, &Stages::default(), session)?.0, self.how.out.clone()))
             }
             (_, more) => Err(Failure::usage(
                 format!(
@@ -126,16 +126,16 @@ impl Merge {
         session.open_adapted(named, &self.opening)
     }
 
-    /// The plan of one document. `stages` has what earlier documents made, by name.
+    /// The plan of one document, and where its models lie. `stages` has what earlier documents made.
     pub(super) fn plan(
         &self,
         config: &Config,
         stages: &Stages,
         session: &Session,
-    ) -> Result<Plan, Failure> {
-        let open = |named: &Reference| match stages.get(&named.path) {
+    ) -> Result<(Plan, Vec<(Reference, PathBuf)>), Failure> {
+        let open = |named: &Reference| match stages.at(&named.path) {
             Some(made) => {
-                let named = Reference { path: made.clone(), lora: named.lora.clone() };
+                let named = Reference { path: made.to_owned(), lora: named.lora.clone() };
                 self.open(&named, session)
             }
             None => self.open(named, session),
@@ -148,8 +148,11 @@ impl Merge {
             numerics: self.numerics.numerics(),
             random_seed: self.random_seed,
             no_model_card: self.no_model_card,
+            made: stages.made().to_vec(),
         };
-        Ok(ops::merge::merge(config, &models, &request)?)
+        let plan = ops::merge::merge(config, &models, &request)?;
+        let roots = models.iter().map(|model| model.root().to_owned());
+        Ok((plan, config.models().into_iter().cloned().zip(roots).collect()))
     }
 }
 

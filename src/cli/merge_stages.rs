@@ -11,11 +11,27 @@ use super::surgery::{How, Planned, Surgical, carry_out};
 use super::{process, summary};
 use crate::engine::execute_on;
 use crate::error::{Error, IoContext as _};
-use crate::ops::merge::Config;
+use crate::ops::merge::{Config, Intermediate};
 use crate::plan::Plan;
 
-/// Where the models lie that earlier documents made, by their names.
-pub(super) type Stages = HashMap<PathBuf, PathBuf>;
+/// The models that earlier documents made.
+#[derive(Default)]
+pub(super) struct Stages {
+    places: HashMap<PathBuf, PathBuf>,
+    made: Vec<Intermediate>,
+}
+
+impl Stages {
+    /// Where a model of this name lies.
+    pub(super) fn at(&self, name: &Path) -> Option<&Path> {
+        self.places.get(name).map(PathBuf::as_path)
+    }
+
+    /// What they were made of, in order.
+    pub(super) fn made(&self) -> &[Intermediate] {
+        &self.made
+    }
+}
 
 /// Carries out one document after the other. What earlier documents made is kept until the last is done, and used again by the
 /// next run if nothing has changed that it was made of.
@@ -37,14 +53,14 @@ pub(super) fn run(merge: &Merge, documents: &[Config], session: &Session) -> Res
         }
     }
     let home = home(out);
-    let mut stages = Stages::new();
+    let mut stages = Stages::default();
     for config in before {
         let name = config.name.clone().unwrap_or_default();
         if how.dry_run && before.iter().any(|other| config.uses(other)) {
             session.say(&format!("`{name}` is planned when the documents before it are done"));
             continue;
         }
-        let plan = merge.plan(config, &stages, session)?;
+        let (plan, parents) = merge.plan(config, &stages, session)?;
         let stage = home.join(format!("{name}-{}", fingerprint(&plan)));
         if how.dry_run {
             session.say(&format!("`{name}`, an intermediate model:"));
@@ -57,13 +73,15 @@ pub(super) fn run(merge: &Merge, documents: &[Config], session: &Session) -> Res
             make(&plan, &stage, how, session)?;
             session.say(&format!("`{name}` is made"));
         }
-        stages.insert(PathBuf::from(name), stage);
+        let name = PathBuf::from(name);
+        stages.places.insert(name.clone(), stage);
+        stages.made.push(Intermediate { name, parents });
     }
     if how.dry_run && before.iter().any(|other| last.uses(other)) {
         session.say("the result is planned when the documents before it are done");
         return Ok(());
     }
-    let plan = merge.plan(last, &stages, session)?;
+    let (plan, _) = merge.plan(last, &stages, session)?;
     let mut origins = Origins::default();
     origins.flag("--out", out);
     let planned = Planned { plan, out: Some(out.clone()), origins };

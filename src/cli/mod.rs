@@ -25,6 +25,7 @@ mod lora;
 mod man;
 mod merge;
 mod merge_stages;
+mod mergekit_flags;
 mod moe;
 mod plan;
 mod process;
@@ -147,7 +148,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(refusal) => return failure::refuse(&refusal, json),
+        Err(refusal) => {
+            return failure::refuse(&mergekit_flags::explain(refusal, &arguments), json);
+        }
     };
     let Global { json, verbose, quiet, color } = cli.global;
     let session = Session::new(color, json, verbose, quiet);

@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::codes::decode;
 use super::float::{Float, bf16_to_f32, f8_table, f16_to_f32};
 use super::gather::gather;
+use super::mean::mean;
 use super::simd::add_product;
 use super::tile::{Sources, index, open};
 use crate::error::{Error, Result};
@@ -42,6 +43,9 @@ pub(super) fn make(
 ) -> Result<()> {
     if let Some(rows) = &operand.gather {
         return gather(sources, operand, rows, elements, out);
+    }
+    if let Some(of) = &operand.mean {
+        return mean(sources, operand, of, elements, out);
     }
     let wide = operand.slice.dtype == *operand.dtype();
     if let Some(codes) = &operand.codes {
@@ -243,7 +247,7 @@ pub(super) fn float(slice: &Slice) -> Result<Float> {
 }
 
 /// Elements as f64, exactly.
-fn read(float: Float, bytes: &[u8], out: &mut [f64]) {
+pub(super) fn read(float: Float, bytes: &[u8], out: &mut [f64]) {
     let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match float {
         Float::BF16 => {

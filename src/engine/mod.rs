@@ -18,6 +18,7 @@ mod gather;
 mod in_place;
 mod journal;
 mod made;
+mod mean;
 mod noise;
 mod observer;
 mod options;

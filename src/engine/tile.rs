@@ -336,7 +336,8 @@ impl Filler<'_> {
             vote: blend.vote,
             divide: blend.divide,
         });
-        let tiles = self.operands(blend, elements, device, buffers)?;
+        let tiles = self.operands(blend, elements, device, buffers);
+        let tiles = tiles.map_err(|error| error.of_tensor(&output.name))?;
         let mut operands = blend
             .operands()
             .zip(&tiles)

@@ -71,6 +71,12 @@ fn one_of_each() -> Vec<Error> {
             hint: hint(),
         },
         Error::Usage { problem: "no model was given".into(), hint: hint() },
+        Error::Importance {
+            tensor: "t".into(),
+            file: "fisher.safetensors".into(),
+            element: 17,
+            value: f64::NAN,
+        },
     ]
 }
 
@@ -105,6 +111,7 @@ fn position(error: &Error) -> usize {
         Error::Data { .. } => 25,
         Error::Backend { .. } => 26,
         Error::Usage { .. } => 27,
+        Error::Importance { .. } => 28,
     }
 }
 

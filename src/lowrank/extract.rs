@@ -1,6 +1,7 @@
 //! An adapter from two models: what fine-tuning changed, as products of small matrices.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -121,7 +122,7 @@ pub fn extract(
 ) -> Result<Extraction> {
     let work = work_folder(out);
     let tasks = tasks(tuned, base, request, &work)?;
-    create_work(&work)?;
+    let lock = create_work(&work, out)?;
     let total: u64 = tasks.iter().map(|task| task.bytes(request)).sum();
     let (next, done, stop) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let failure: Mutex<Option<Error>> = Mutex::new(None);
@@ -150,7 +151,7 @@ pub fn extract(
     if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
-    finish(tuned, base, &tasks, request, work)
+    finish(tuned, base, &tasks, request, (work, lock))
 }
 
 /// What an extraction takes.
@@ -288,7 +289,7 @@ fn finish(
     base: &Checkpoint,
     tasks: &[Task<'_>],
     request: &Extract,
-    work: PathBuf,
+    (work, lock): (PathBuf, File),
 ) -> Result<Extraction> {
     let (mut found, mut equal, mut pieces) = (Vec::new(), 0, Vec::new());
     let mut ranks = BTreeMap::new();
@@ -361,7 +362,7 @@ fn finish(
     text.push('\n');
     let content = SidecarContent::Text(text);
     plan.sidecars.push(Sidecar { file: REPORT.to_owned(), content });
-    Ok(Extraction { made: Made { plan, work }, found, equal })
+    Ok(Extraction { made: Made { plan, work, _lock: lock }, found, equal })
 }
 
 /// `adapter_config.json`: every product has the scale 1.

@@ -79,7 +79,7 @@ pub fn join(adapters: &[(&Adapter, f64)], out: &Path, dtype: &Dtype) -> Result<M
         });
     }
     let work = work_folder(out);
-    create_work(&work)?;
+    let lock = create_work(&work, out)?;
     let mut ranks = BTreeMap::new();
     let mut pieces = Vec::new();
     for (number, (module, factors)) in modules.iter().enumerate() {
@@ -117,7 +117,8 @@ pub fn join(adapters: &[(&Adapter, f64)], out: &Path, dtype: &Dtype) -> Result<M
     let parameters = json!({ "weights": weights, "dtype": dtype });
     let parameters = parameters.as_object().cloned().unwrap_or_default();
     let parents = adapters.iter().map(|(adapter, _)| adapter.as_parent()).collect();
-    Ok(Made { plan: plan(("lora-merge", parameters), pieces, dtype, &all, parents)?, work })
+    let plan = plan(("lora-merge", parameters), pieces, dtype, &all, parents)?;
+    Ok(Made { plan, work, _lock: lock })
 }
 
 /// A matrix times a factor, as f32.

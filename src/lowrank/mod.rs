@@ -17,4 +17,4 @@ mod svd;
 
 pub use extract::{Extract, Extraction, Foreseen, Found, Rank, extract, foresee};
 pub use join::join;
-pub use output::{Made, remove_work};
+pub use output::{Made, remove_left_work, remove_work, works};

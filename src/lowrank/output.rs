@@ -1,12 +1,13 @@
 //! Matrices on their way into an adapter: one work file a module, then a plan that copies from them.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::error::{IoContext, Result};
+use crate::engine::LeftOver;
+use crate::error::{Error, IoContext, Result};
 use crate::format::{
     Dtype, Header, Operation, Parent, Shape, SourceFile, TensorEntry, UnknownDtypes,
 };
@@ -15,6 +16,9 @@ use crate::plan::{
     Source, SourceId, Term,
 };
 
+/// What the folders for work in progress end with.
+const SUFFIX: &str = ".elo-lora";
+
 /// The plan of an adapter, and the folder that its matrices wait in.
 #[derive(Debug)]
 pub struct Made {
@@ -22,6 +26,8 @@ pub struct Made {
     pub plan: Plan,
     /// To be removed when the plan was carried out ([`remove_work`]).
     pub work: PathBuf,
+    /// Keeps others away from it.
+    pub(super) _lock: File,
 }
 
 /// A tensor of an adapter in the making.
@@ -40,12 +46,59 @@ type Work = (BTreeMap<String, String>, Vec<Piece>);
 /// The folder for work in progress beside an output.
 pub(super) fn work_folder(out: &Path) -> PathBuf {
     let name = out.file_name().unwrap_or_default().to_string_lossy();
-    out.with_file_name(format!(".{name}.elo-lora"))
+    out.with_file_name(format!(".{name}{SUFFIX}"))
 }
 
-/// Creates it.
-pub(super) fn create_work(work: &Path) -> Result<()> {
-    fs::create_dir_all(work).at("create", work)
+/// Creates it, and holds it as long as the file is open.
+pub(super) fn create_work(work: &Path, out: &Path) -> Result<File> {
+    fs::create_dir_all(work).at("create", work)?;
+    lock_work(work, out)
+}
+
+fn lock_work(work: &Path, out: &Path) -> Result<File> {
+    let path = work.join("lock");
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = file.at("create", &path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            let holder = "another `elo-surgery lora`".to_owned();
+            Err(Error::Locked { path: out.to_owned(), holder })
+        }
+        Err(fs::TryLockError::Error(e)) => Err(e).at("lock", &path),
+    }
+}
+
+/// Lists the folders for work in progress in `dir`.
+///
+/// # Errors
+/// What the file system says.
+pub fn works(dir: &Path) -> Result<Vec<LeftOver>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).at("list", dir)? {
+        let path = entry.at("list", dir)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(out) = name.strip_prefix('.').and_then(|n| n.strip_suffix(SUFFIX)) else {
+            continue;
+        };
+        let lock = File::open(path.join("lock"));
+        let locked =
+            lock.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
+        let files = fs::read_dir(&path).into_iter().flatten().flatten();
+        let bytes = files.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
+        found.push(LeftOver { out: dir.join(out), path, locked, bytes });
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+/// Removes such a folder, which no running process holds.
+///
+/// # Errors
+/// One that is held; what the file system says.
+pub fn remove_left_work(left: &LeftOver) -> Result<()> {
+    let _lock = lock_work(&left.path, &left.out)?;
+    remove_work(&left.path)
 }
 
 /// Removes the folder for work in progress.

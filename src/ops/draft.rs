@@ -155,7 +155,7 @@ impl Draft {
             let (scale, transposed) = (product.scale, product.transposed);
             adapters.push(LowRank { down, up, scale, transposed, first });
         }
-        Operand { slice, codes, adapters, gather: None }
+        Operand { slice, codes, adapters, gather: None, mean: None }
     }
 
     fn placed(&mut self, role: &str, place: &Place) -> Slice {

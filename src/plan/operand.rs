@@ -1,7 +1,8 @@
-//! What values are read from: bytes of a file as they are, codes with their scales, low-rank products on top, rows in another order.
+//! What values are read from: bytes of a file as they are, codes with their scales, low-rank products on top, rows in another order, means of several.
 
 use serde::{Deserialize, Serialize};
 
+use super::mean::{Mean, cut};
 use super::{Gather, Slice};
 use crate::format::{Coding, Dtype, Shape};
 
@@ -28,6 +29,9 @@ pub struct Operand {
     /// The values are rows of the slice and of others, in another order. Neither codes nor adapters go with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gather: Option<Box<Gather>>,
+    /// The values are the mean of the slice and of others. Neither codes, adapters nor gathered rows go with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean: Option<Box<Mean>>,
 }
 
 /// Codes of a quantised tensor, and which of its values are meant.
@@ -74,7 +78,8 @@ static MADE: Dtype = Dtype::F32;
 impl Operand {
     /// Whether its bytes are its values.
     pub fn is_plain(&self) -> bool {
-        self.codes.is_none() && self.adapters.is_empty() && self.gather.is_none()
+        let own = self.codes.is_none() && self.adapters.is_empty();
+        own && self.gather.is_none() && self.mean.is_none()
     }
 
     /// Dimensions of its values.
@@ -96,6 +101,9 @@ impl Operand {
         if let Some(gather) = &self.gather {
             return gather.dtype(&self.slice.dtype);
         }
+        if let Some(mean) = &self.mean {
+            return mean.dtype(&self.slice.dtype);
+        }
         if self.is_plain() || self.slice.dtype == Dtype::F64 { &self.slice.dtype } else { &MADE }
     }
 
@@ -105,7 +113,8 @@ impl Operand {
         let beside = codes.into_iter().flat_map(|c| std::iter::once(&c.scales).chain(&c.zeros));
         let adapters = self.adapters.iter().flat_map(|a| [&a.down, &a.up]);
         let further = self.gather.iter().flat_map(|gather| &gather.further);
-        std::iter::once(&self.slice).chain(beside).chain(adapters).chain(further)
+        let meant = self.mean.iter().flat_map(|mean| mean.slices());
+        std::iter::once(&self.slice).chain(beside).chain(adapters).chain(further).chain(meant)
     }
 
     /// Bytes that are read for it, of codes the share of its values.
@@ -126,7 +135,8 @@ impl Operand {
             None => len(&self.slice),
         };
         let factors = self.adapters.iter().flat_map(|a| [len(&a.down), len(&a.up)]);
-        factors.fold(own, u64::saturating_add)
+        let meant = self.mean.iter().flat_map(|mean| mean.slices().map(len));
+        factors.chain(meant).fold(own, u64::saturating_add)
     }
 
     /// Elements `from..to` of its values, as a vector; none of gathered ones.
@@ -135,21 +145,20 @@ impl Operand {
         if self.gather.is_some() {
             return None;
         }
-        let mut cut = self.clone();
-        for adapter in &mut cut.adapters {
+        let mut part = self.clone();
+        for adapter in &mut part.adapters {
             adapter.first = adapter.first.checked_add(from)?;
         }
-        let shape = Shape(vec![to.checked_sub(from)?]);
-        if let Some(codes) = &mut cut.codes {
+        if let Some(codes) = &mut part.codes {
             codes.first = codes.first.checked_add(from)?;
-            codes.shape = shape;
+            codes.shape = Shape(vec![to.checked_sub(from)?]);
         } else {
-            let width = cut.slice.dtype.bytes()?;
-            let start = cut.slice.bytes.start + from * width;
-            cut.slice.bytes = start..start + (to - from) * width;
-            cut.slice.shape = shape;
+            part.slice = cut(&self.slice, from, to)?;
         }
-        Some(cut)
+        if let Some(mean) = &mut part.mean {
+            **mean = mean.cut(from, to)?;
+        }
+        Some(part)
     }
 
     /// Rows `from..to` of dimension 0.
@@ -168,10 +177,16 @@ impl Operand {
     /// What a plan from a file may have wrong, slices by themselves left out.
     pub(super) fn check(&self) -> Result<(), String> {
         if let Some(gather) = &self.gather {
-            if self.codes.is_some() || !self.adapters.is_empty() {
+            if self.codes.is_some() || !self.adapters.is_empty() || self.mean.is_some() {
                 return Err("gathered rows of codes or low-rank products".into());
             }
             return gather.check(&self.slice);
+        }
+        if let Some(mean) = &self.mean {
+            if self.codes.is_some() || !self.adapters.is_empty() || self.gather.is_some() {
+                return Err("a mean of codes, low-rank products or gathered rows".into());
+            }
+            return mean.check(&self.slice);
         }
         let count = self.elements().ok_or("its size overflows 64 bits")?;
         if let Some(codes) = &self.codes {
@@ -248,7 +263,7 @@ fn inside(first: u64, count: u64, all: Option<u64>) -> Result<(), String> {
 
 impl From<Slice> for Operand {
     fn from(slice: Slice) -> Self {
-        Self { slice, codes: None, adapters: Vec::new(), gather: None }
+        Self { slice, codes: None, adapters: Vec::new(), gather: None, mean: None }
     }
 }
 
@@ -306,6 +321,42 @@ mod tests {
             assert_eq!(cut.check(), Ok(()));
         }
         assert_eq!(adapted().cut(8, 11).unwrap().slice.bytes, 16..22);
+    }
+
+    fn meant() -> Operand {
+        let (importances, further) =
+            (vec![slice(Dtype::F32, &[24]); 2], vec![slice(Dtype::F16, &[4, 6])]);
+        let mean = Mean { weights: vec![0.5, 1.5], importances, further };
+        Operand { mean: Some(Box::new(mean)), ..slice(Dtype::BF16, &[4, 6]).into() }
+    }
+
+    #[test]
+    fn means_are_of_all_their_tensors() {
+        let whole = meant();
+        assert_eq!(whole.check(), Ok(()));
+        assert!(!whole.is_plain());
+        assert_eq!((whole.dtype(), whole.elements()), (&Dtype::F32, Some(24)));
+        assert_eq!((whole.slices().count(), whole.bytes()), (4, 48 + 48 + 96 + 96));
+        let rows = whole.rows(1, 3).unwrap();
+        assert_eq!((rows.check(), rows.shape()), (Ok(()), &Shape(vec![2, 6])));
+        let ranges: Vec<_> = rows.slices().map(|slice| slice.bytes.clone()).collect();
+        assert_eq!(ranges, [12..36, 12..36, 24..72, 24..72]);
+        let json = serde_json::to_string(&whole).unwrap();
+        assert_eq!(serde_json::from_str::<Operand>(&json).unwrap(), whole);
+        let wrong = |words: &str, change: &dyn Fn(&mut Mean)| {
+            let mut operand = meant();
+            operand.mean.iter_mut().for_each(|mean| change(mean));
+            let told = operand.check().unwrap_err();
+            assert!(told.contains(words), "{told}");
+        };
+        wrong("with 3 weights", &|mean| mean.weights.push(1.0));
+        wrong("and 1 importances", &|mean| mean.importances.truncate(1));
+        wrong("with weights [-1.0, 1.5]", &|mean| mean.weights[0] = -1.0);
+        wrong("with weights [0.0, 0.0]", &|mean| mean.weights = vec![0.0; 2]);
+        wrong("a mean of I8", &|mean| mean.further[0].dtype = Dtype::I8);
+        wrong("a mean of shapes", &|mean| mean.importances[1].shape = Shape(vec![23]));
+        let both = Operand { adapters: adapted().adapters, ..meant() };
+        assert!(both.check().unwrap_err().contains("a mean of codes"));
     }
 
     #[test]

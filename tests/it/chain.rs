@@ -34,7 +34,7 @@ const SHAPES: [(&str, &[u64]); 12] = [
 
 /// A few different values: multiples of `scale` from `-steps` to `steps`.
 #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-fn noise(i: u64, salt: u64, steps: u64, scale: f32) -> f32 {
+pub(crate) fn noise(i: u64, salt: u64, steps: u64, scale: f32) -> f32 {
     let mixed = ((i + salt * 1_000_003) * 2_654_435_761) & 0xffff_ffff;
     let mixed = ((mixed ^ (mixed >> 15)) * 2_246_822_519) & 0xffff_ffff;
     (((mixed >> 7) % (2 * steps + 1)) as f32 - steps as f32) * scale
@@ -103,7 +103,7 @@ fn merge(models: &Path, case: &Value, out: &Path, args: &str) -> Elo {
 }
 
 /// dtype and digest of each tensor, as in the corpus.
-fn digests(out: &Path) -> BTreeMap<String, String> {
+pub(crate) fn digests(out: &Path) -> BTreeMap<String, String> {
     let long = |short: &str| match short {
         "BF16" => "bfloat16",
         "F16" => "float16",

@@ -453,3 +453,20 @@ impl Elo {
         self.run().expect(2, &[words]);
     }
 }
+
+/// Whoever comes from mergekit is told what stands for its flags here.
+#[test]
+fn flags_of_mergekit_are_answered() {
+    for (words, said) in [
+        ("merge c.yml --out x --cuda", "tip: mergekit's; `--device cuda`"),
+        ("merge c.yml merged", "tip: mergekit's; the result goes to `--out merged`"),
+        ("merge c.yml --out x --out-shard-size=5B", "`--shard-size 5GB`"),
+        ("plan merge c.yml --lazy-unpickle", "in bounded memory"),
+        ("moe c.yml --out x --trust-remote-code", "no code of a model is ever run"),
+        ("merge c.yml --out x --json --allow-crimes", "families are not mixed"),
+    ] {
+        elo(words).run().expect(2, &[said]);
+    }
+    let other = elo("merge c.yml --out x --tressure").run();
+    assert!(other.code() == Some(2) && !other.stderr.contains("mergekit's"), "{other}");
+}

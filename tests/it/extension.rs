@@ -205,6 +205,15 @@ fn documents_follow_one_another() {
     assert_same(&weights_and_config(&found), &weights_and_config(&wanted), "by stages");
     assert_eq!(fs::read_to_string(found.join("mergekit_config.yml")).unwrap(), both);
     assert!(!dir.path().join(".found.elo-stages").exists());
+    let card = fs::read_to_string(found.join("README.md")).unwrap();
+    for line in [
+        "| mrg32-a | of `half`, an intermediate model | not said |",
+        "| mrg32-b | of `half`, an intermediate model | not said |",
+        "| mrg32-c | merged | not said |",
+    ] {
+        assert!(card.contains(line), "{line}: {card}");
+    }
+    assert!(!card.contains("elo-stages") && !card.contains("| half"), "{card}");
     let (_, outcome) = merge(&dir, "found", &both);
     outcome.expect(2, &["already exists"]);
     // A run that ends early keeps what is done.
@@ -332,7 +341,7 @@ fn importances_share_weights_out() {
             key(&of_a, &missing),
             "have no number for this tensor (`model.embed_tokens.weight` and 37 more)",
         ),
-        (key(&of_a, Path::new("fisher.safetensors")), "not supported yet"),
+        (key(&of_a, Path::new("fisher.safetensors")), "cannot be opened"),
         (key(&of_a, Path::new("nowhere.json")), "cannot be read"),
         (
             "elo_surgery: {importance: [{model: models/mrg32-a, file: a.json}]}\n".into(),

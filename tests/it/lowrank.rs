@@ -208,8 +208,21 @@ fn an_interrupted_extraction_keeps_what_it_has() {
     fs::remove_dir_all(&out).unwrap();
     fs::create_dir(&work).unwrap();
     fs::write(work.join("0123.part"), "half").unwrap();
+    // It is listed, and no other command touches it while one is at it.
+    let clean = |words: &str| elo(&format!("clean {words}")).arg(dir.path()).ok();
+    let lock = fs::File::create(work.join("lock")).unwrap();
+    lock.try_lock().unwrap();
+    clean("--yes").expect(0, &["held by a running command"]);
+    extract(&out).fails(5).expect(5, &["another `elo-surgery lora`"]);
+    drop(lock);
+    assert!(work.exists());
+    clean("").expect(0, &[".out.elo-lora", "4 B for"]);
     extract(&out).ok();
     assert!(read_raw(&out) == read_raw(&whole));
+    assert!(!work.exists());
+    fs::create_dir(&work).unwrap();
+    fs::write(work.join("0123.part"), "half").unwrap();
+    clean("--yes").expect(0, &[".out.elo-lora", "removed"]);
     assert!(!work.exists());
 }
 

@@ -25,11 +25,15 @@ mod golden;
 mod growth;
 #[cfg(feature = "cli")]
 mod hostile;
+#[cfg(feature = "cli")]
+mod importance;
 mod kernels;
 mod lora;
 mod lowrank;
 #[cfg(feature = "cli")]
 mod merge;
+#[cfg(feature = "cli")]
+mod modules;
 #[cfg(all(feature = "cli", feature = "trainer"))]
 mod pipeline;
 mod props;

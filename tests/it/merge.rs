@@ -204,6 +204,8 @@ fn refusal(yaml: &str) -> String {
 fn the_language_is_strict() {
     let mut told = String::new();
     for yaml in [
+        "merge_method: linear\nmodules: {}\n",
+        "merge_method: linear\nmodules: {text: [a], vision: {slices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]}]}}\n",
         "merge_method: linaer\nmodels: [{model: a, parameters: {weight: 1}}]\n",
         "merge_method: linear\nmodel: [{model: a}]\n",
         "merge_method: linear\nmodels: [a, b]\n",
@@ -542,7 +544,7 @@ fn one_module_is_the_model() {
     let models = "[{model: models/mrg32-a}, {model: models/mrg32-b, parameters: {weight: 0.25}}]";
     let plain = format!("merge_method: linear\nmodels: {models}\nparameters: {{weight: 0.5}}\n");
     let module = format!(
-        "merge_method: linear\nmodules:\n  text: {{models: {models}, parameters: {{weight: 0.5}}}}\nparameters: {{weight: 7}}\n"
+        "merge_method: linear\nmodules:\n  default: {{models: {models}, parameters: {{weight: 0.5}}}}\nparameters: {{weight: 7}}\n"
     );
     let (plain, _) = merged(&dir, "plain", &plain, &[]);
     let (module, outcome) = merged(&dir, "module", &module, &[]);

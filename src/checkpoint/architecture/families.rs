@@ -259,3 +259,6 @@ pub(in crate::checkpoint) const MULTI_TOKEN_KEYS: &[&str] =
 /// The config keys that count decoder layers.
 pub(in crate::checkpoint) const COUNT_KEYS: &[&str] =
     &["num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers"];
+
+/// Those of models that have an encoder too, whose layers the others count.
+pub(super) const DECODER_COUNT_KEYS: &[&str] = &["num_decoder_layers", "decoder_layers"];

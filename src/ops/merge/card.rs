@@ -1,17 +1,23 @@
 //! The model card of a merge: where it comes from and how to make it again.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::Intermediate;
 use super::config::Config;
 use super::reference::Reference;
 use super::tensors::role;
 use crate::checkpoint::{CARD_FILE, Checkpoint, ModelCard, code_block, hub_id, inline};
 
-/// The card of what `config` makes of the models, each with the path that names it there.
-pub(super) fn card(config: &Config, models: &[(&Reference, &Checkpoint)]) -> String {
+/// The card of what `config` makes of the models, each with the path that names it there. Those that earlier documents made are not
+/// there any more: what these were `made` of is.
+pub(super) fn card(
+    config: &Config,
+    models: &[(&Reference, &Checkpoint)],
+    made: &[Intermediate],
+) -> String {
     let method = config.method.name;
     let mut text = String::from("This checkpoint was merged with elo-surgery");
     match source_of(method) {
@@ -25,10 +31,9 @@ pub(super) fn card(config: &Config, models: &[(&Reference, &Checkpoint)]) -> Str
     text.push_str("\n## Models\n\n| model | part in the merge | licence |\n|---|---|---|\n");
     let mut base_models = Vec::new();
     let mut licenses = Vec::new();
-    for (reference, model) in models {
-        let license = license_of(model.root());
-        let id = hub_id(&reference.path.to_string_lossy(), model.root());
-        let part = if role(config, reference) == "base" { "base model" } else { "merged" };
+    for (reference, root, part) in parents(config, models, made) {
+        let license = license_of(&root);
+        let id = hub_id(&reference.path.to_string_lossy(), &root);
         let shown = match &id {
             Some(id) => format!("[{}](https://huggingface.co/{id})", inline(id)),
             None => inline(&model_name(&reference.path)),
@@ -57,6 +62,39 @@ pub(super) fn card(config: &Config, models: &[(&Reference, &Checkpoint)]) -> Str
         text,
     };
     card.to_text()
+}
+
+/// Every model that something was taken from, where it lies, and its part.
+fn parents(
+    config: &Config,
+    models: &[(&Reference, &Checkpoint)],
+    made: &[Intermediate],
+) -> Vec<(Reference, PathBuf, String)> {
+    let mut found: Vec<(Reference, PathBuf, String)> = Vec::new();
+    for (reference, model) in models {
+        let part = if role(config, reference) == "base" { "base model" } else { "merged" };
+        let own = ((*reference).clone(), model.root().to_owned(), part.to_owned());
+        let mut open = vec![own];
+        while let Some((reference, root, part)) = open.pop() {
+            match made.iter().find(|one| one.name == reference.path) {
+                Some(one) => {
+                    let lora = reference.lora.as_deref().map(model_name);
+                    let lora =
+                        lora.map_or(String::new(), |lora| format!(" with the adapter {lora}"));
+                    let name = one.name.display();
+                    let part = format!("of `{name}`, an intermediate model{lora}");
+                    let of_it = one.parents.iter().rev();
+                    open.extend(of_it.map(|(of, at)| (of.clone(), at.clone(), part.clone())));
+                }
+                None => match found.iter_mut().find(|known| known.0 == reference) {
+                    Some(known) if known.2 != part => known.2 = format!("{}, {part}", known.2),
+                    Some(_) => {}
+                    None => found.push((reference, root, part)),
+                },
+            }
+        }
+    }
+    found
 }
 
 /// Local models are called by the name of their directory: where it lay says nothing to others.

@@ -22,7 +22,7 @@ pub struct Config {
     /// What later documents of the file call its result.
     pub name: Option<String>,
     pub(super) method: &'static Method,
-    /// Whole models are one slice without layer ranges.
+    /// Those of all modules, one after the other. Whole models are one slice without layer ranges.
     pub(super) slices: Vec<SliceOf>,
     pub(super) base: Option<Reference>,
     pub(super) parameters: Parameters,
@@ -45,7 +45,11 @@ pub(super) struct SliceOf {
     pub(super) sources: Vec<SourceOf>,
     pub(super) base: Option<Reference>,
     pub(super) parameters: Parameters,
-    /// Its place in the document; empty for whole models.
+    /// The module that it is of; none for all of them.
+    pub(super) module: Option<String>,
+    /// Whether it is of whole models, not of layers.
+    pub(super) whole: bool,
+    /// Its place in the document; empty for `models`.
     pub(super) at: String,
     /// Whether some source could not be read: what the others lack says nothing then.
     broken: bool,
@@ -145,9 +149,9 @@ impl Config {
             })
     }
 
-    /// Whether the models are merged whole, not by slices of layers.
-    pub(super) fn is_whole(&self) -> bool {
-        matches!(self.slices.as_slice(), [slice] if slice.at.is_empty())
+    /// Whether there are slices of whole models' layers, so that a model counts as one module.
+    pub(super) fn is_sliced(&self) -> bool {
+        self.slices.iter().any(|slice| !slice.whole && slice.module.is_none())
     }
 }
 
@@ -182,7 +186,7 @@ pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Opt
     let tokenizer = vocabulary::read(problems, map);
     let chat = vocabulary::chat(problems, map);
     let slices = match given(map, "modules") {
-        Some(value) => module(problems, map, value, method, base.as_ref())?,
+        Some(value) => modules(problems, map, value, method, base.as_ref())?,
         None => sources(problems, "", map, method, base.as_ref())?,
     };
     let text = text.to_owned();
@@ -263,25 +267,22 @@ fn sources(
     method: Option<&'static Method>,
     base: Option<&Reference>,
 ) -> Option<Vec<SliceOf>> {
-    let mut inner = Problems::default();
-    let slices = match (given(map, "models"), given(map, "slices")) {
+    match (given(map, "models"), given(map, "slices")) {
         (Some(_), Some(_)) => {
             problems.add(at, "there are both `models` and `slices`: give one of them");
-            return None;
+            None
         }
-        (Some(value), None) => vec![whole(&mut inner, value, method, base)],
-        (None, Some(value)) => slices(&mut inner, value, method),
+        (Some(value), None) => Some(vec![whole(problems, at, value, method, base)]),
+        (None, Some(value)) => Some(slices(problems, at, value, method)),
         (None, None) => {
             problems.add(at, "there are neither `models` nor `slices`");
-            return None;
+            None
         }
-    };
-    problems.join(at, inner);
-    Some(slices)
+    }
 }
 
-/// `modules`, of which there may be one: its parameters go before those of the whole merge.
-fn module(
+/// `modules`: slices of each, whose parameters go before those of the whole merge.
+fn modules(
     problems: &mut Problems,
     map: &Map<String, Value>,
     value: &Value,
@@ -296,30 +297,42 @@ fn module(
         problems.wrong(at, value, "a group of keys");
         return None;
     };
-    let mut entries = modules.iter();
-    let (Some((name, value)), None) = (entries.next(), entries.next()) else {
-        problems.unsupported(at, "merging models of several modules is");
-        return None;
-    };
-    let at = below(at, name);
-    let map = problems.map(&at, value, &["models", "slices", "parameters"])?;
-    let own = below(&at, "parameters");
-    let own = Parameters::read(problems, &own, map.get("parameters"), method, Level::Shared);
-    let slices = sources(problems, &at, map, method, base);
-    let with_own = |slice: SliceOf| SliceOf { parameters: slice.parameters.before(&own), ..slice };
-    Some(slices?.into_iter().map(with_own).collect())
+    if modules.is_empty() {
+        problems.add(at, "is empty");
+    }
+    let mut all = Vec::new();
+    let mut complete = true;
+    for (name, value) in modules {
+        let at = below(at, name);
+        let Some(map) = problems.map(&at, value, &["models", "slices", "parameters"]) else {
+            complete = false;
+            continue;
+        };
+        let own = below(&at, "parameters");
+        let own = Parameters::read(problems, &own, map.get("parameters"), method, Level::Shared);
+        let slices = sources(problems, &at, map, method, base);
+        complete &= slices.is_some();
+        all.extend(slices.into_iter().flatten().map(|slice| SliceOf {
+            parameters: slice.parameters.before(&own),
+            module: Some(name.clone()),
+            ..slice
+        }));
+    }
+    complete.then_some(all)
 }
 
 /// `models:`, as one slice. A base model that is not among them joins them.
 fn whole(
     problems: &mut Problems,
+    at: &str,
     value: &Value,
     method: Option<&'static Method>,
     base: Option<&Reference>,
 ) -> SliceOf {
-    let mut slice = SliceOf::default();
-    for (i, item) in problems.list("models", value).into_iter().flatten().enumerate() {
-        let at = format!("models[{i}]");
+    let mut slice = SliceOf { whole: true, at: at.to_owned(), ..SliceOf::default() };
+    let list = below(at, "models");
+    for (i, item) in problems.list(&list, value).into_iter().flatten().enumerate() {
+        let at = format!("{list}[{i}]");
         let known = ["model", "parameters"];
         let source = source(problems, &at, item, &known, method);
         slice.broken |= source.is_none();
@@ -339,10 +352,16 @@ fn whole(
     slice
 }
 
-fn slices(problems: &mut Problems, value: &Value, method: Option<&'static Method>) -> Vec<SliceOf> {
+fn slices(
+    problems: &mut Problems,
+    at: &str,
+    value: &Value,
+    method: Option<&'static Method>,
+) -> Vec<SliceOf> {
     let mut slices = Vec::new();
-    for (i, item) in problems.list("slices", value).into_iter().flatten().enumerate() {
-        let at = format!("slices[{i}]");
+    let list = below(at, "slices");
+    for (i, item) in problems.list(&list, value).into_iter().flatten().enumerate() {
+        let at = format!("{list}[{i}]");
         let Some(map) = problems.map(&at, item, &["sources", "base_model", "parameters"]) else {
             continue;
         };
@@ -474,7 +493,7 @@ fn check_importance(problems: &mut Problems, config: &Config) {
 /// What the method needs of a slice: how many models, a base, parameters.
 fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
     let Config { method, .. } = config;
-    let at = if slice.at.is_empty() { "models".to_owned() } else { below(&slice.at, "sources") };
+    let at = below(&slice.at, if slice.whole { "models" } else { "sources" });
     let base = slice.base.as_ref().or(config.base.as_ref());
     for (i, source) in slice.sources.iter().enumerate() {
         if slice.sources[..i].iter().any(|other| other.model == source.model) {
@@ -499,7 +518,7 @@ fn check_inputs(problems: &mut Problems, config: &Config, slice: &SliceOf) {
             problems.add(&at, format!("the base model `{base}` must be one of them: with `slices` it has no layers of its own"));
         }
         (Base::Donor, Some(base))
-            if slice.at.is_empty() && slice.sources.iter().any(|s| s.model != *base) =>
+            if slice.whole && slice.sources.iter().any(|s| s.model != *base) =>
         {
             let name = method.name;
             problems.add("base_model", format!("{name} takes one model alone: remove it"));

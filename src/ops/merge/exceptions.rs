@@ -5,7 +5,7 @@ use super::extension::{Missing, Origin, Rule};
 use super::methods::{Formula, Parameter};
 use super::parameters::Scalar;
 use super::reference::Reference;
-use super::slices::Slice;
+use super::slices::{Input, Slice};
 use super::tensors::{Operand, Tensors, Wanted};
 use crate::checkpoint::Role;
 use crate::error::Result;
@@ -58,10 +58,16 @@ impl<'a> Tensors<'a> {
     /// A tensor that is one model's, whatever the others have.
     pub(super) fn copy(&mut self, wanted: &Wanted<'_>, origin: &Origin) -> Result<()> {
         let slice = wanted.slice;
-        let input = match origin {
-            Origin::Base => slice.base,
-            Origin::Model(model) => slice.inputs.iter().position(|i| i.of.model == *model),
+        let model = match origin {
+            Origin::Base => slice.of.base.as_ref().or(self.config.base.as_ref()),
+            Origin::Model(model) => Some(model),
         };
+        let of_it = |input: &&Input<'_>| Some(&input.of.model) == model;
+        // Another module's will do where layers have the same numbers.
+        let same =
+            |other: &&Slice<'_>| wanted.layer.is_none() || (slice.of.whole && other.of.whole);
+        let elsewhere = || self.slices.iter().filter(same).flat_map(|s| &s.inputs).find(of_it);
+        let input = slice.inputs.iter().find(of_it).or_else(elsewhere).copied();
         let Some(input) = input else {
             let cause = match origin {
                 Origin::Base => "is to be the base model's, and there is none here".to_owned(),
@@ -73,13 +79,13 @@ impl<'a> Tensors<'a> {
         self.copy_of(wanted, input)
     }
 
-    fn copy_of(&mut self, wanted: &Wanted<'_>, input: usize) -> Result<()> {
+    fn copy_of(&mut self, wanted: &Wanted<'_>, input: Input<'_>) -> Result<()> {
         let slice = wanted.slice;
-        let Some(mut operand) = wanted.operand(&slice.inputs[input]) else {
-            self.refuse_missing(wanted, &[input], "");
+        let Some(mut operand) = wanted.operand(&input) else {
+            self.lacks(wanted, &input, "");
             return Ok(());
         };
-        let alone = Slice { of: slice.of, inputs: vec![slice.inputs[input]], base: None, ..*slice };
+        let alone = Slice { of: slice.of, inputs: vec![input], base: None, ..*slice };
         self.align(wanted, &alone, std::slice::from_mut(&mut operand))?;
         let formula = Formula::copy(0);
         let same = |_| Ok(formula.clone());
@@ -93,7 +99,7 @@ impl<'a> Tensors<'a> {
         if let (true, Some(base)) = (self.vectors, slice.base.filter(|base| !lacks(*base))) {
             // A vector that lacks a tensor changes nothing there.
             if missing.len() + 1 == slice.inputs.len() {
-                return self.copy_of(wanted, base);
+                return self.copy_of(wanted, slice.inputs[base]);
             }
             return self.without(wanted, missing);
         }
@@ -103,7 +109,7 @@ impl<'a> Tensors<'a> {
                 Ok(())
             }
             Missing::Base => match slice.base.filter(|base| !lacks(*base)) {
-                Some(base) => self.copy_of(wanted, base),
+                Some(base) => self.copy_of(wanted, slice.inputs[base]),
                 None => {
                     self.refuse_missing(wanted, missing, ", and so it is in the base");
                     Ok(())
@@ -157,9 +163,13 @@ impl<'a> Tensors<'a> {
 
     fn refuse_missing(&mut self, wanted: &Wanted<'_>, missing: &[usize], why: &str) {
         for input in missing.iter().map(|input| &wanted.slice.inputs[*input]) {
-            let (theirs, model) = (wanted.name_in(input), input.model.name());
-            let what = format!("tensor `{theirs}` {MISSING} `{model}`{why}");
-            self.problems.add(&input.of.at, what);
+            self.lacks(wanted, input, why);
         }
+    }
+
+    fn lacks(&mut self, wanted: &Wanted<'_>, input: &Input<'_>, why: &str) {
+        let (theirs, model) = (wanted.name_in(input), input.model.name());
+        let what = format!("tensor `{theirs}` {MISSING} `{model}`{why}");
+        self.problems.add(&input.of.at, what);
     }
 }

@@ -1,6 +1,7 @@
-//! How much a model counts for each tensor: one number, from a file.
+//! How much a model counts: for each tensor one number, or one for each of its elements, from a file.
 //!
-//! A file is either `{"model.norm.weight": 0.5, ..}`, such as the mean of a Fisher information (Matena and Raffel, arXiv 2111.09832)
+//! A checkpoint has a tensor of the name and shape of each of the model's, of which every element is an importance
+//! ([`Mean`](crate::plan::Mean)). A file of numbers is either `{"model.norm.weight": 0.5, ..}`, such as the mean of a Fisher information (Matena and Raffel, arXiv 2111.09832)
 //! over the tensor, or what `elo-surgery diff --json` prints, of which the relative change of each tensor is taken.
 
 use std::collections::BTreeMap;
@@ -9,10 +10,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::config::Config;
-use super::methods::Values;
+use super::methods::{Kind, Values};
 use super::read::Problems;
 use super::reference::Reference;
 use super::slices::Slice;
+use crate::checkpoint::Checkpoint;
+use crate::plan::Numerics;
 
 /// Much more than names and numbers of any model take.
 const MOST_BYTES: u64 = 256 << 20;
@@ -26,23 +29,59 @@ pub(super) struct Source {
     pub(super) at: String,
 }
 
-/// Numbers by model and tensor.
+/// Importances by model.
 #[derive(Debug, Default)]
-pub(super) struct Importances(Vec<(Reference, BTreeMap<String, f64>)>);
+pub(super) enum Importances {
+    #[default]
+    None,
+    /// Of each tensor.
+    Numbers(Vec<(Reference, BTreeMap<String, f64>)>),
+    /// Of each element.
+    Elements(Vec<(Reference, Checkpoint)>),
+}
 
 impl Importances {
-    /// Reads every file that the configuration names.
-    pub(super) fn read(problems: &mut Problems, config: &Config) -> Self {
-        let mut read = Vec::new();
+    /// Reads every file that the configuration names, of checkpoints the headers.
+    pub(super) fn read(problems: &mut Problems, config: &Config, numerics: Numerics) -> Self {
+        let (mut tensors, mut elements) = (Vec::new(), Vec::new());
         for source in &config.extension.importance {
-            match numbers(&source.file) {
-                Ok(numbers) => read.push((source.model.clone(), numbers)),
-                Err(what) => {
-                    problems.add(&source.at, format!("`{}` {what}", source.file.display()));
-                }
+            let (model, file) = (source.model.clone(), &source.file);
+            let read = if is_checkpoint(file) {
+                let opened = Checkpoint::open(file).map(|opened| elements.push((model, opened)));
+                opened.map_err(|error| format!("cannot be opened: {error}"))
+            } else {
+                numbers(file).map(|numbers| tensors.push((model, numbers)))
+            };
+            if let Err(what) = read {
+                problems.add(&source.at, format!("`{}` {what}", file.display()));
             }
         }
-        Self(read)
+        let at = "elo_surgery.importance";
+        if elements.is_empty() {
+            return if tensors.is_empty() { Self::None } else { Self::Numbers(tensors) };
+        }
+        if !tensors.is_empty() {
+            problems
+                .add(at, "some files have numbers for tensors, others for elements: give either");
+        }
+        let method = config.method;
+        if !matches!(method.kind, Kind::Linear | Kind::TaskArithmetic) {
+            let what = format!("importances of elements for {} are", method.name);
+            problems.unsupported(at, format!("{what} (only for linear and task_arithmetic)"));
+        }
+        if numerics == Numerics::Mergekit {
+            problems.add(
+                at,
+                "mergekit has no importances of elements: leave out `--numerics mergekit`",
+            );
+        }
+        Self::Elements(elements)
+    }
+
+    /// The checkpoint with the importances of a model's elements.
+    pub(super) fn elements_of(&self, model: &Reference) -> Option<&Checkpoint> {
+        let Self::Elements(all) = self else { return None };
+        all.iter().find(|(of, _)| of == model).map(|(_, checkpoint)| checkpoint)
     }
 
     /// Multiplies weights with importances and keeps their sum. `names` has each input's name of the tensor.
@@ -52,14 +91,12 @@ impl Importances {
         slice: &Slice<'_>,
         names: &[&str],
     ) -> Result<(), String> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
+        let Self::Numbers(all) = self else { return Ok(()) };
         let mut factors = Vec::new();
         for (input, (of, name)) in slice.inputs.iter().zip(names).enumerate() {
             let model = &of.of.model;
             // A base that is set apart has none.
-            let Some((_, numbers)) = self.0.iter().find(|(of, _)| of == model) else { continue };
+            let Some((_, numbers)) = all.iter().find(|(of, _)| of == model) else { continue };
             let number = numbers.get(*name).ok_or_else(|| {
                 format!("the importances of `{model}` have no number for this tensor")
             })?;
@@ -71,10 +108,12 @@ impl Importances {
     }
 }
 
+/// Whether a path has importances of elements: it is one, or a folder of several.
+fn is_checkpoint(path: &Path) -> bool {
+    path.is_dir() || path.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"))
+}
+
 fn numbers(path: &Path) -> Result<BTreeMap<String, f64>, String> {
-    if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors")) {
-        return Err("has numbers for elements, which is not supported yet: give a JSON file of one number a tensor, such as their mean".into());
-    }
     let size = std::fs::metadata(path).map_err(|e| format!("cannot be read: {e}"))?.len();
     if size > MOST_BYTES {
         return Err(format!("has {size} bytes: it should have one number a tensor"));
@@ -142,8 +181,6 @@ mod tests {
             let told = of(text).unwrap_err();
             assert!(told.contains(words), "{text}: {told}");
         }
-        let told = numbers(Path::new("fisher.safetensors")).unwrap_err();
-        assert!(told.contains("not supported yet"), "{told}");
         assert!(numbers(Path::new("nowhere.json")).unwrap_err().contains("cannot be read"));
     }
 }

@@ -29,6 +29,7 @@ mod vocabulary;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use serde_json::json;
 
@@ -37,10 +38,11 @@ pub use reference::Reference;
 
 use self::importance::Importances;
 use self::read::Problems;
+use self::slices::Slice;
 use self::tensors::{Tensors, role};
 use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
-use crate::checkpoint::{CARD_FILE, Checkpoint, keep_layers, set_dtype, set_vocab_size};
+use crate::checkpoint::{CARD_FILE, Checkpoint, Modules, keep_layers, set_dtype, set_vocab_size};
 use crate::error::{Error, Result};
 use crate::plan::{Numerics, Plan, Sidecar, SidecarContent};
 
@@ -60,6 +62,17 @@ pub struct Merge {
     pub random_seed: u64,
     /// Leave out the model card.
     pub no_model_card: bool,
+    /// Models that earlier documents have made: the card names what they are made of.
+    pub made: Vec<Intermediate>,
+}
+
+/// A model that an earlier document of the file has made.
+#[derive(Clone, Debug)]
+pub struct Intermediate {
+    /// What the documents call it.
+    pub name: PathBuf,
+    /// What it was made of, and where these lie. Intermediate models among them stand before it in [`Merge::made`].
+    pub parents: Vec<(Reference, PathBuf)>,
 }
 
 /// Models that do not fit, all problems at once.
@@ -131,37 +144,39 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     }
     let mut problems = Problems::default();
     let vectors = vectors::are_vectors(&mut problems, config, &bound);
-    let importances = Importances::read(&mut problems, config);
-    let slices = slices::bind(&mut problems, config, &bound, donor);
+    let importances = Importances::read(&mut problems, config, request.numerics);
+    // Slices of layers that name no module leave everything else where it is.
+    let modules = if config.is_sliced() { Modules::one(donor) } else { Modules::of(donor) };
+    let slices = slices::bind(&mut problems, config, &bound, donor, &modules);
     let alignment = vocabulary::alignment(&mut problems, config, vectors, &bound)?;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
-    let described = if config.is_whole() {
-        (0..donor.layers()).collect()
-    } else {
-        slices::described(&mut problems, &slices, donor)
+    let of_stack = |slice: &&Slice<'_>| !slice.of.whole && modules.all()[slice.module].is_stack;
+    let sliced: Vec<&Slice<'_>> = slices.iter().filter(of_stack).collect();
+    let described = match sliced.as_slice() {
+        [] => (0..donor.layers()).collect(),
+        sliced => slices::described(&mut problems, sliced, donor),
     };
-    let mut tensors = Tensors::new(config, &slices, donor, draft, request);
+    let mut tensors = Tensors::new(config, (&slices, &modules), donor, draft, request);
     tensors.problems = problems;
     tensors.vectors = vectors;
-    tensors.importances = importances;
+    tensors.importances = &importances;
     tensors.alignment = alignment.as_ref();
-    if config.is_whole() {
-        tensors.add_whole()?;
-    } else {
-        tensors.add_slices(&described)?;
-    }
+    tensors.add_all(&described)?;
     let problems = tensors.take_problems();
     let Tensors { mut draft, dtypes, differs, rows, drawn, precise, .. } = tensors;
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
+    if alignment.is_none() && !vectors {
+        vocabulary::compare(&models, &mut draft);
+    }
     let role = role(config, bound[0].0);
     let mut derived = Derived { shard_size: request.shard_size, ..Derived::from(donor, role) };
     if let Some(old) = donor.config() {
         let mut new = old.clone();
-        if !config.is_whole() {
+        if !sliced.is_empty() {
             let kept = keep_layers(old, donor.anatomy(), &described)
                 .map_err(|problem| Error::Config { path: donor.config_path(), problem })?;
             for note in kept.notes {
@@ -195,7 +210,7 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     let content = SidecarContent::Text(config.text.clone());
     draft.plan().sidecars.push(Sidecar { file: CONFIG_FILE.to_owned(), content });
     if !request.no_model_card {
-        let content = SidecarContent::Text(card::card(config, &bound));
+        let content = SidecarContent::Text(card::card(config, &bound, &request.made));
         draft.plan().sidecars.push(Sidecar { file: CARD_FILE.to_owned(), content });
     }
     draft.finish(&Derived { sidecars: &sidecars, ..derived })

@@ -23,12 +23,6 @@ impl Problems {
         self.1.push((what.to_string(), printable(at)));
     }
 
-    /// What `inner` has found below `at`.
-    pub(super) fn join(&mut self, at: &str, inner: Self) {
-        self.0.extend(inner.0.into_iter().map(|what| below(at, &what)));
-        self.1.extend(inner.1.into_iter().map(|(what, place)| (what, below(at, &place))));
-    }
-
     /// The notes, those of one kind in one line.
     pub(super) fn take_notes(&mut self) -> Vec<String> {
         let mut kinds: Vec<(String, Vec<String>)> = Vec::new();

@@ -86,7 +86,7 @@ fn plain(problems: &mut Problems, at: &str, text: &str) -> Option<Reference> {
     Some(Reference { path: path_of(problems, at, path)?, lora })
 }
 
-/// One spelling of a path: `./a/` is `a`.
+/// One spelling of a path: `./a/` is `a`, `~` the home directory.
 fn path_of(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
     let path: PathBuf =
         Path::new(text).components().filter(|part| *part != Component::CurDir).collect();
@@ -94,6 +94,16 @@ fn path_of(problems: &mut Problems, at: &str, text: &str) -> Option<PathBuf> {
         problems.add(at, "is empty");
         return None;
     }
+    let path = match path.strip_prefix("~") {
+        Err(_) => path,
+        Ok(rest) => match std::env::home_dir().filter(|home| !home.as_os_str().is_empty()) {
+            Some(home) => home.join(rest),
+            None => {
+                problems.add(at, "begins with `~`, and there is no home directory (`HOME`)");
+                return None;
+            }
+        },
+    };
     Some(if path.as_os_str().is_empty() { PathBuf::from(".") } else { path })
 }
 
@@ -117,6 +127,9 @@ mod tests {
         let both = json!({"model": {"path": "a"}, "lora": {"path": "b/c"}});
         assert_eq!(read(&both), Ok("a+b/c".into()));
         assert_eq!(read(&json!({"model": "a", "lora": "b"})), read(&json!("a+b")));
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(read(&json!("~/a/b")), Ok(home.join("a/b").display().to_string()));
+        assert_eq!(read(&json!("a~/b")), Ok("a~/b".into()));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Working through the output's tensors: each gets its formula, or its problem is written down.
 
 mod chained;
+mod elements;
+mod walk;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,13 +17,12 @@ use super::read::Problems;
 use super::reference::Reference;
 use super::slices::{Input, Slice};
 use super::vocabulary::Alignment;
-use crate::checkpoint::{Checkpoint, Role, Stretch, locate, quantization};
+use crate::checkpoint::{Checkpoint, Modules, Role, Stretch, locate, quantization};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Shape};
 use crate::ops::draft::{Draft, as_dtype};
-use crate::ops::operand::{counterpart, effective, is_buffer, line_up};
+use crate::ops::operand::{effective, is_buffer, line_up};
 use crate::ops::quantised::refuse_quantised;
-use crate::ops::vector::is_saved_rows;
 use crate::plan::{self, Numerics, Part};
 
 /// What is said of a tensor whose shapes differ.
@@ -33,7 +34,8 @@ pub(super) const LOST: &str = "would be lost";
 /// Works through the output's tensors and collects every problem.
 pub(super) struct Tensors<'a> {
     pub(super) config: &'a Config,
-    slices: &'a [Slice<'a>],
+    pub(super) slices: &'a [Slice<'a>],
+    modules: &'a Modules,
     pub(super) donor: &'a Checkpoint,
     pub(super) draft: Draft,
     pub(super) problems: Problems,
@@ -51,7 +53,7 @@ pub(super) struct Tensors<'a> {
     /// Inputs besides the base are saved vectors.
     pub(super) vectors: bool,
     /// What models count for each tensor.
-    pub(super) importances: Importances,
+    pub(super) importances: &'a Importances,
     /// Which rules of the extension fit some tensor.
     pub(super) used: Vec<bool>,
     /// Tensors that were left out: of a model the first, and how many.
@@ -110,7 +112,7 @@ impl Wanted<'_> {
 impl<'a> Tensors<'a> {
     pub(super) fn new(
         config: &'a Config,
-        slices: &'a [Slice<'a>],
+        (slices, modules): (&'a [Slice<'a>], &'a Modules),
         donor: &'a Checkpoint,
         draft: Draft,
         request: &'a Merge,
@@ -120,6 +122,7 @@ impl<'a> Tensors<'a> {
         Self {
             config,
             slices,
+            modules,
             donor,
             draft,
             problems: Problems::default(),
@@ -130,7 +133,7 @@ impl<'a> Tensors<'a> {
             precise: false,
             request,
             vectors: false,
-            importances: Importances::default(),
+            importances: &Importances::None,
             used: vec![false; config.extension.rules.len()],
             dropped: BTreeMap::new(),
             causes: Vec::new(),
@@ -195,124 +198,6 @@ impl<'a> Tensors<'a> {
             ));
         }
         problems
-    }
-
-    /// Whole models: the donor's tensors, each with its counterparts.
-    pub(super) fn add_whole(&mut self) -> Result<()> {
-        let Some(slice) = self.slices.first() else { return Ok(()) };
-        for (_, entry) in self.donor.names_in_file_order() {
-            let layer = match self.donor.anatomy().role(&entry.name) {
-                Role::Layer(layer) => Some(layer),
-                _ => None,
-            };
-            self.add(&Wanted { layer, ..self.own(&entry.name, slice) })?;
-        }
-        for input in &slice.inputs {
-            let model = input.model;
-            for (name, _) in model.tensors().filter(|(name, _)| !is_buffer(name)) {
-                if counterpart(model, name, self.donor).is_none() {
-                    self.lost(*input, name);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Slices: embedding from the first, layers in their new order, final norm and head from the last.
-    pub(super) fn add_slices(&mut self, described: &[u64]) -> Result<()> {
-        let (Some(first), Some(last)) = (self.slices.first(), self.slices.last()) else {
-            return Ok(());
-        };
-        let whole = described.iter().copied().eq(0..self.donor.layers());
-        let mut dropped = 0_u64;
-        let mut wanted = Vec::new();
-        for (_, entry) in self.donor.names_in_file_order() {
-            match self.donor.anatomy().role(&entry.name) {
-                Role::Layer(_) => {}
-                Role::MultiToken if !whole => dropped += 1,
-                Role::FinalNorm | Role::Head => wanted.push(self.own(&entry.name, last)),
-                _ => wanted.push(self.own(&entry.name, first)),
-            }
-        }
-        let mut described = described.iter().enumerate();
-        for slice in self.slices {
-            for layer in 0..slice.length {
-                if let Some((new, old)) = described.next() {
-                    self.want_layer(&mut wanted, slice, layer, new as u64, *old);
-                }
-            }
-        }
-        // Shards keep the donor's order as far as they have its tensors.
-        wanted.sort_by_key(|wanted| wanted.place);
-        for wanted in &wanted {
-            self.add(wanted)?;
-        }
-        for input in &last.inputs {
-            if let (true, Some(head)) =
-                (self.donor.is_tied(), input.model.names_with_role(Role::Head).first())
-            {
-                self.lost(*input, head);
-            }
-        }
-        if dropped > 0 {
-            let note = format!("{dropped} tensors of multi-token prediction layers were left out");
-            self.draft.note(note);
-        }
-        Ok(())
-    }
-
-    /// A tensor of the donor under its own name, outside the layers.
-    fn own(&self, name: &str, slice: &'a Slice<'a>) -> Wanted<'a> {
-        let place = self.places.get(name).copied().unwrap_or_default();
-        let (name, own) = (name.to_owned(), name.to_owned());
-        Wanted { name, template: self.donor, own, slice, layer: None, place }
-    }
-
-    /// One output layer: the template's tensors under their new number.
-    fn want_layer(
-        &mut self,
-        wanted: &mut Vec<Wanted<'a>>,
-        slice: &'a Slice<'a>,
-        layer: u64,
-        new: u64,
-        old: u64,
-    ) {
-        let Some(template) = slice.template(self.donor) else { return };
-        let model = template.model;
-        let from = template.first + layer;
-        for own in model.layer_tensors(from) {
-            let Some((_, suffix)) = model.anatomy().layer_suffix(own) else { continue };
-            let prefix = &self.donor.anatomy().layer_prefix;
-            let (name, own) = (format!("{prefix}{new}.{suffix}"), own.to_owned());
-            let place = self.places.get(format!("{prefix}{old}.{suffix}").as_str()).copied();
-            let place = place.unwrap_or((0, usize::MAX));
-            wanted.push(Wanted { name, template: model, own, slice, layer: Some(layer), place });
-        }
-        for input in slice.inputs.iter().filter(|input| !std::ptr::eq(input.model, model)) {
-            for theirs in input.model.layer_tensors(input.first + layer) {
-                let name = input.model.anatomy().renumbered(theirs, from);
-                if !is_buffer(theirs) && counterpart(input.model, &name, model).is_none() {
-                    self.lost(*input, theirs);
-                }
-            }
-        }
-    }
-
-    /// A tensor that would be left out in silence.
-    fn lost(&mut self, input: Input<'_>, name: &str) {
-        if self.vectors && is_saved_rows(name) {
-            return;
-        }
-        if self.config.extension.drops_extra {
-            let model = input.model.name().to_owned();
-            self.dropped.entry(model).or_insert_with(|| (name.to_owned(), 0)).1 += 1;
-            return;
-        }
-        let (model, donor) = (input.model, self.donor.name());
-        let head = model.anatomy().role(name) == Role::Head && self.donor.is_tied();
-        let why = if head { "ties its head to the embedding" } else { "has none like it" };
-        let what = format!("tensor `{name}` of `{}` {LOST}: `{donor}` {why}", model.name());
-        self.problems.add(&input.of.at, what);
     }
 
     pub(super) fn add(&mut self, wanted: &Wanted<'_>) -> Result<()> {
@@ -382,6 +267,9 @@ impl<'a> Tensors<'a> {
             formula.map(|formula| if vectors { formula.of_differences() } else { formula })
         };
         match of_part(0) {
+            Ok(formula) if self.shares(&operands, &formula) => {
+                self.share(wanted, operands, formula)
+            }
             Ok(formula) => self.place(name, home, slice, &operands, &formula, of_part),
             Err(problem) => {
                 self.blame("", problem, name);
@@ -431,7 +319,8 @@ impl<'a> Tensors<'a> {
     ) -> Option<Values> {
         let config = self.config;
         let t = layer.map_or(0.0, |layer| slice.progress(layer));
-        let layers = self.slices.iter().map(|slice| slice.length).sum();
+        let alike = self.slices.iter().filter(|other| other.module == slice.module);
+        let layers = alike.map(|slice| slice.length).sum();
         let place = match self.donor.anatomy().role(name) {
             Role::Layer(layer) => Some(Place { layer, layers, t }),
             _ => None,
@@ -498,6 +387,8 @@ impl<'a> Tensors<'a> {
             Some(copied) => input == copied,
             None => !self.vectors || slice.base == Some(input),
         };
+        // What follows the inputs are importances.
+        let (operands, importances) = operands.split_at(slice.inputs.len());
         let counting = operands.iter().enumerate().filter(|(input, _)| counts(*input));
         let used: Vec<&Dtype> =
             counting.flat_map(|(_, o)| o.stretches.iter().map(|s| s.dtype)).collect();
@@ -529,12 +420,15 @@ impl<'a> Tensors<'a> {
                 refuse_codes(input.model, &operand.name, &used)?;
             }
         }
-        let operands: Vec<Vec<_>> = operands
-            .iter()
-            .zip(&slice.inputs)
-            .map(|(operand, input)| match &operand.aligned {
+        let inputs = slice.inputs.iter().map(|input| self.role(input));
+        let inputs: Vec<_> = operands.iter().zip(inputs).collect();
+        let importances = importances.iter().map(|operand| (operand, "importance"));
+        let operands: Vec<Vec<_>> = inputs
+            .into_iter()
+            .chain(importances)
+            .map(|(operand, role)| match &operand.aligned {
                 Some(aligned) => vec![aligned.clone()],
-                None => self.draft.operands(self.role(input), &operand.stretches),
+                None => self.draft.operands(role, &operand.stretches),
             })
             .collect();
         let parts: Vec<Part> = if let Some(input) = copied {

@@ -33,7 +33,7 @@ pub(super) fn are_vectors(
         for source in &slice.sources {
             let is_base = Some(&source.model) == base;
             let is_vector = vectors.iter().any(|(reference, _)| **reference == source.model);
-            let at = if slice.at.is_empty() { &source.at } else { &below(&source.at, "model") };
+            let at = if slice.whole { &source.at } else { &below(&source.at, "model") };
             if is_base && is_vector {
                 let what =
                     format!("`{}` is a saved vector: the base must be a model", source.model);

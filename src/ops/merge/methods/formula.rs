@@ -1,7 +1,7 @@
 //! A tensor's formula: a [`Blend`] of inputs that are meant by their position.
 
 use crate::format::Shape;
-use crate::plan::{Blend, Divide, Keep, Operand, Solve, Span, Term, Vote};
+use crate::plan::{Blend, Divide, Keep, Mean, Operand, Solve, Span, Term, Vote};
 
 /// The tensor that a formula is for.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +68,8 @@ pub(in super::super) struct Formula {
     pub(super) span: Span,
     pub(super) vote: Option<Vote>,
     pub(super) divide: Option<Divide>,
+    /// The terms become one, their mean by importances that are meant by their position too.
+    pub(super) mean: Option<Vec<(Weighted, usize)>>,
 }
 
 /// An input as a term.
@@ -99,6 +101,7 @@ impl Formula {
             span: Span::Part,
             vote: None,
             divide: None,
+            mean: None,
         }
     }
 
@@ -115,6 +118,25 @@ impl Formula {
     /// The same where inputs besides the base are differences from it already.
     pub(in super::super) fn of_differences(self) -> Self {
         Self { deltas: false, ..self }
+    }
+
+    /// The same with weights that elements share by their importances, of which every term has one, and whose sum stays what it is.
+    /// None if there is none: weights are from 0 and not all 0.
+    pub(in super::super) fn shared(mut self, importances: &[usize]) -> Option<Self> {
+        let total: f64 = self.terms.iter().map(|term| term.weight).sum();
+        let negative = self.terms.iter().any(|term| term.weight < 0.0);
+        if negative || total <= 0.0 || !total.is_finite() {
+            return None;
+        }
+        let first = self.terms.first()?.input;
+        let terms = std::mem::replace(&mut self.terms, vec![Weighted::new(first, total)]);
+        self.mean = Some(terms.into_iter().zip(importances.iter().copied()).collect());
+        Some(self)
+    }
+
+    /// The inputs that have a weight.
+    pub(in super::super) fn weighed(&self) -> Vec<usize> {
+        self.terms.iter().map(|term| term.input).collect()
     }
 
     /// The one input that the result is equal to.
@@ -139,11 +161,23 @@ impl Formula {
 
     /// The blend of these operands, one an input.
     pub(in super::super) fn blend(&self, operands: &[Operand]) -> Blend {
+        let operand = |input: usize| match &self.mean {
+            None => operands[input].clone(),
+            Some(of) => {
+                let slice = |at: usize| operands[at].slice.clone();
+                let mean = Mean {
+                    weights: of.iter().map(|(term, _)| term.weight).collect(),
+                    importances: of.iter().map(|(_, importance)| slice(*importance)).collect(),
+                    further: of.iter().skip(1).map(|(term, _)| slice(term.input)).collect(),
+                };
+                Operand { mean: Some(Box::new(mean)), ..operands[input].clone() }
+            }
+        };
         let term = |term: &Weighted| Term {
             keep: term.keep,
             gain: term.gain,
             rescale: term.rescale,
-            ..Term::new(operands[term.input].clone(), term.weight)
+            ..Term::new(operand(term.input), term.weight)
         };
         let base = self.base.map(|base| operands[base].clone());
         Blend {

@@ -162,6 +162,35 @@ pub(super) fn alignment<'a>(
     }
 }
 
+/// Tells of models that have other tokens than the first in the same rows, where nobody brings them into one order.
+pub(super) fn compare(models: &[&Checkpoint], draft: &mut Draft) {
+    let bytes = |model: &Checkpoint| std::fs::read(model.root().join(TOKENIZER_FILE)).ok();
+    // A tokenizer that cannot be read says nothing here: nothing of the result depends on it.
+    let vocabulary = |model: &Checkpoint| Vocabulary::of(model).ok().flatten();
+    let Some((donor, others)) = models.split_first() else { return };
+    let Some(own) = bytes(donor) else { return };
+    let differing: Vec<_> =
+        others.iter().filter(|m| bytes(m).is_some_and(|theirs| theirs != own)).collect();
+    let Some(ours) = vocabulary(donor).filter(|_| !differing.is_empty()) else { return };
+    for model in differing {
+        let Some(theirs) = vocabulary(model) else { continue };
+        let mut odd: Vec<u64> = ours
+            .tokens()
+            .filter(|(id, token)| theirs.token(*id).is_some_and(|other| other != *token))
+            .map(|(id, _)| id)
+            .collect();
+        odd.sort_unstable();
+        let Some(first) = odd.first() else { continue };
+        let (count, name, other) = (odd.len(), model.name(), donor.name());
+        let token = |of: &Vocabulary| of.token(*first).unwrap_or_default().to_owned();
+        draft.note(format!(
+            "{count} rows belong to other tokens in `{name}` than in `{other}` (row {first}: {:?} and {:?}) and are merged all the same: `tokenizer: {{source: union}}` brings them into one order",
+            token(&theirs),
+            token(&ours)
+        ));
+    }
+}
+
 /// The files beside the weights, and the token ids in `config`.
 pub(super) fn files(
     merge: &Config,
@@ -204,13 +233,8 @@ pub(super) fn files(
         };
         match template {
             Some(template) => beside.set_chat_template(owner, &template)?,
-            None => {
-                return Err(Error::Mismatch {
-                    what: "the models cannot be merged".into(),
-                    problems: vec!["chat_template: no model has a chat template".into()],
-                    hint: "name one instead of `auto`".into(),
-                });
-            }
+            None => draft
+                .note("no model has a chat template, so `chat_template: auto` has none to take"),
         }
     }
     draft.plan().sidecars.extend(beside.written);
