@@ -4,6 +4,7 @@
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
 mod auto;
+mod bracket;
 mod chain;
 mod codes;
 #[cfg(feature = "cuda")]

@@ -76,6 +76,12 @@ pub(super) fn masks<'a>(recipes: &[Recipe], bits: &'a Bits) -> Vec<Mask<'a>> {
 }
 
 impl Ready {
+    /// Whether masks are made for every tile.
+    pub(in crate::engine) fn has_bits(&self) -> bool {
+        let counting = self.terms.iter().flatten();
+        counting.into_iter().any(|counting| !matches!(counting.recipe, Recipe::Mask(_)))
+    }
+
     /// The rules of a tile's terms.
     pub(in crate::engine) fn rules<'a>(&self, bits: &'a Bits) -> Option<Vec<TermRule<'a>>> {
         let rule = |(counting, bits): (&Counting, &'a Option<Arc<Vec<u8>>>)| {
