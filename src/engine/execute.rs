@@ -17,6 +17,7 @@ use super::sidecar::{write_provenance, write_sidecar};
 use super::simd::Simd;
 use super::sink::{Carrier, Sink};
 use super::staging::{Opened, Policy, Staging, resolved};
+use super::whole;
 use crate::error::{Error, IoContext, Result};
 use crate::format::{FileRecord, ShardLayout};
 use crate::plan::Plan;
@@ -138,7 +139,8 @@ fn make(
         ));
     }
     check_space(plan, layouts, &pending, options, &tree)?;
-    let run = Run::new(plan, layouts, &pending, tree.clone(), options, device, observer);
+    let whole = whole::resolved(plan, device, options, observer)?;
+    let run = Run::new(&whole, layouts, &pending, tree.clone(), options, device, observer);
     let finish = |shard| locked().finish(shard);
     match sink {
         None => run.work(&finish)?,

@@ -4,6 +4,7 @@
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
 mod auto;
+mod bracket;
 mod chain;
 mod codes;
 #[cfg(feature = "cuda")]
@@ -33,6 +34,7 @@ mod staging;
 pub mod statistics;
 pub mod sweep;
 mod tile;
+mod whole;
 
 pub use auto::{Auto, Verdict};
 pub use device::{BlendTile, Device, Edge, Health, HostMemory, Mask, Operand, Rules, TermRule};

@@ -116,6 +116,11 @@ impl SourceFile {
         self
     }
 
+    /// Whether tiles are mapped.
+    pub fn is_mapped(&self) -> bool {
+        self.map.is_some()
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path

@@ -49,6 +49,7 @@ mod support;
 #[cfg(feature = "trainer")]
 mod trainer;
 #[cfg(feature = "cli")]
+mod trim;
 mod vectors;
 #[cfg(feature = "cli")]
 mod vocabulary;
