@@ -56,9 +56,14 @@ impl Folder {
         self.root.join(PARTIAL).join(commit)
     }
 
+    /// huggingface_hub's folder of all commits.
+    pub(super) fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
     /// huggingface_hub's folder of a commit.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
-        self.root.join("snapshots").join(commit)
+        self.snapshots().join(commit)
     }
 
     /// Whether a whole file is here. Its name is its hash and was given after a check of it; its size is looked at again.

@@ -108,6 +108,9 @@ impl Hub {
         let commit = &listing.commit;
         let root = folder.view(commit);
         fs::create_dir_all(&root).at("create", &root)?;
+        // huggingface_hub takes a model's folder without it for a broken one.
+        let snapshots = folder.snapshots();
+        fs::create_dir_all(&snapshots).at("create", &snapshots)?;
         let (mut small, mut large) = (Vec::new(), Vec::new());
         for file in listing.files.iter().filter(|file| belongs(file)) {
             if folder.has(file) {
