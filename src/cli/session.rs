@@ -213,10 +213,14 @@ fn missing_model(path: &Path, error: Error) -> Failure {
         && !path.parent().is_some_and(Path::exists);
     let mut failure = Failure::from(error);
     if let (true, Failure::Refused { hint, .. }) = (missing && is_hub_id, &mut failure) {
-        *hint = Some(format!(
-            "this build knows no Hub: fetch the model with `hf download {}`, which prints its directory, or build with the feature `hub`",
-            printable(&text)
-        ));
+        *hint = Some(if cfg!(feature = "hub") {
+            "it is no path here, and no name that a model of the Hub can have".to_owned()
+        } else {
+            format!(
+                "this build knows no Hub: fetch the model with `hf download {}`, which prints its directory, or build with the feature `hub`",
+                printable(&text)
+            )
+        });
     }
     failure
 }
