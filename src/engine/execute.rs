@@ -84,7 +84,7 @@ pub fn execute_into(
         }
         Opened::Ready(staging) => Mutex::new(staging),
     };
-    let worked = make(plan, &layouts, options, device, observer, &staging, sink, &mut report);
+    let worked = make(plan, &layouts, options, (device, observer), &staging, sink, &mut report);
     let staging = staging.into_inner().unwrap_or_else(PoisonError::into_inner);
     match worked {
         Ok(()) => {
@@ -116,8 +116,7 @@ fn make(
     plan: &Plan,
     layouts: &[ShardLayout],
     options: &Execution,
-    device: &dyn Device,
-    observer: &dyn Observer,
+    (device, observer): (&dyn Device, &dyn Observer),
     staging: &Mutex<Staging>,
     sink: Option<&dyn Sink>,
     report: &mut Report,

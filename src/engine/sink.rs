@@ -55,9 +55,9 @@ impl<'a> Carrier<'a> {
         let worked = std::thread::scope(|scope| {
             scope.spawn(move || self.carry(&taken));
             for shard in before {
-                self.hand_on(&give, shard.clone())?;
+                hand_on(&give, shard.clone())?;
             }
-            let worked = work(&|shard| self.hand_on(&give, shard));
+            let worked = work(&|shard| hand_on(&give, shard));
             drop(give);
             worked
         });
@@ -68,21 +68,17 @@ impl<'a> Carrier<'a> {
         }
     }
 
-    fn hand_on(&self, give: &SyncSender<Finished>, shard: Finished) -> Result<()> {
-        give.send(shard).map_err(|_| Error::Interrupted { resumable: true })
-    }
-
     /// Carries shards until there are no more, or one could not be taken: then the channel ends, and so do the workers.
     fn carry(&self, shards: &Receiver<Finished>) {
         while let Ok(shard) = shards.recv() {
-            if let Err(error) = self.carry_one(shard) {
+            if let Err(error) = self.carry_one(&shard) {
                 *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 return;
             }
         }
     }
 
-    fn carry_one(&self, shard: Finished) -> Result<()> {
+    fn carry_one(&self, shard: &Finished) -> Result<()> {
         let path = self.tree.join(&shard.file);
         let record = shard.record();
         let record = self.sink.take(&record, &path)?;
@@ -92,4 +88,9 @@ impl<'a> Carrier<'a> {
         }
         Ok(())
     }
+}
+
+/// Waits until there is room for the shard on its way; fails once nothing is carried any more.
+fn hand_on(give: &SyncSender<Finished>, shard: Finished) -> Result<()> {
+    give.send(shard).map_err(|_| Error::Interrupted { resumable: true })
 }

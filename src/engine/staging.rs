@@ -301,13 +301,11 @@ fn utc(seconds: u64) -> String {
     format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02} UTC", second % 60)
 }
 
+/// What an earlier run of the same plan finished, and what of it is where its sink put it.
+type Earlier = (Vec<Finished>, BTreeMap<String, FileRecord>);
+
 /// The finished shards of an earlier run of the same plan; `None` to start from nothing.
-fn resumable(
-    path: &Path,
-    begun: &Begun,
-    policy: Policy,
-    dir: &Path,
-) -> Result<Option<(Vec<Finished>, BTreeMap<String, FileRecord>)>> {
+fn resumable(path: &Path, begun: &Begun, policy: Policy, dir: &Path) -> Result<Option<Earlier>> {
     let entries = Journal::read(path);
     let Some(Entry::Begun(old)) = entries.first() else {
         return Ok(None);

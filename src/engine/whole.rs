@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -146,10 +147,10 @@ fn open(
     for slice in members.iter().flat_map(|member| std::iter::once(member.slice).chain(member.base))
     {
         let Some(described) = plan.sources.get(slice.source.0 as usize) else { continue };
-        if !sources.contains_key(&slice.source) {
+        if let Entry::Vacant(place) = sources.entry(slice.source) {
             let source = SourceFile::open(&described.path)?;
             source.check_identity(&described.identity)?;
-            sources.insert(slice.source, source.reading(options.reading));
+            place.insert(source.reading(options.reading));
         }
     }
     Ok(sources)

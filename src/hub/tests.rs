@@ -1,5 +1,6 @@
 //! Transfers against a server whose every answer a test decides.
 
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
@@ -68,7 +69,7 @@ impl Server {
 }
 
 fn read(stream: &TcpStream) -> Asked {
-    let mut lines = BufReader::new(stream).lines().map(|line| line.unwrap_or_default());
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap_or_default);
     let path = lines.next().unwrap_or_default().split(' ').nth(1).unwrap_or_default().to_owned();
     let (mut range, mut if_range, mut token) = (0..0, None, false);
     for line in lines.take_while(|line| !line.is_empty()) {
@@ -128,7 +129,10 @@ impl Place {
             longest_wait: Duration::from_millis(20),
         };
         let http = Arc::new(Http::new(settings, Arc::new(|| false)).unwrap());
-        let hash: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let mut hash = String::new();
+        for byte in Sha256::digest(bytes) {
+            write!(hash, "{byte:02x}").unwrap();
+        }
         let at = |name: &str| -> PathBuf { dir.path().join(name) };
         let target = Arc::new(Target::new(
             "org/name: file".into(),

@@ -63,6 +63,12 @@ fn magnitudes(of: &str) -> Vec<f32> {
 }
 
 /// The authors' code: `kthvalue(n - int(n * density))`, and what is not smaller stays.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "the authors' arithmetic"
+)]
 fn threshold(sorted: &[f32], density: f64) -> Option<f32> {
     let kept = (density * sorted.len() as f64) as usize;
     (kept < sorted.len()).then(|| sorted[sorted.len() - kept - 1])

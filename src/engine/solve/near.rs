@@ -323,7 +323,7 @@ mod tests {
         let score = bell(5, 23);
         for shift in [-1, 1] {
             let hidden = |number: u64| {
-                let there = !sampled[at(number)] && number % 7 == 0;
+                let there = !sampled[at(number)] && number.is_multiple_of(7);
                 if there { if shift > 0 { 0x7f00_0000 } else { 1 } } else { score(number) }
             };
             let scores: Vec<u32> = (0..elements).map(hidden).collect();
