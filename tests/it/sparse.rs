@@ -442,10 +442,11 @@ impl Observer for Stop {
 
 #[test]
 fn an_interruption_changes_nothing() {
+    // More than a sample holds, so that every look is taken.
     let keep = Keep::Largest { skip: 0, count: 12_000 };
     let terms =
         vec![Term { rescale: true, ..term(0.7, keep) }, Term { rescale: true, ..term(0.4, keep) }];
-    let case = Case::new(61, 401, Blend { vote: Some(Vote::Weighted), ..of_deltas(terms, 1.0) });
+    let case = Case::new(181, 401, Blend { vote: Some(Vote::Weighted), ..of_deltas(terms, 1.0) });
     let temp = TempDir::new().unwrap();
     let plan = case.plan(&temp, &Dtype::F32);
     let expected = made(&plan, &temp, |_| {});
