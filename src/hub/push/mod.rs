@@ -3,7 +3,7 @@
 //! * What is there already is not sent: files of the branch by their hashes, objects of the storage by theirs.
 //! * Large files go to the storage first, in any order and in any number of tries. A branch shows nothing of it.
 //! * Then one commit names everything at once. It is made on the very commit that was looked at, so a branch never shows half a
-//!   model, and a request that is sent twice commits once ([`commit`]).
+//!   model, and a request that is sent twice commits once (its module `commit`).
 //! * What was sent is what was hashed, or nothing is committed.
 //!
 //! [`Publication`] takes one file after the other, as they are finished; [`Folder`] is a directory that is there; [`plan`](fn@plan) says
