@@ -251,7 +251,7 @@ models:
 - model: ./a+b@c/
   parameters: {weight: 1}
 ";
-    assert!(refusal(every_form).contains("`b@c`"), "text with a plus is an adapter");
+    assert!(refusal(every_form).contains("b@c/"), "text with a plus is an adapter");
     let every_form = every_form.replace("./a+b@c/", "{model: ./a+b@c/}");
     assert_eq!(refusal(&every_form), "accepted");
     let config = Config::parse(&every_form, "c").unwrap();
