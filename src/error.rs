@@ -9,6 +9,7 @@ mod near;
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{ConfigProblem, SelectorProblem};
@@ -177,6 +178,26 @@ pub enum Error {
         /// What changed.
         what: String,
     },
+    /// Bytes of a partly fetched file are needed and nobody can bring them.
+    #[error("bytes {} to {} of `{}` have not been fetched", hole.start, hole.end, Shown(path))]
+    NotFetched {
+        /// The file.
+        path: PathBuf,
+        /// The first bytes that are missing.
+        hole: Range<u64>,
+    },
+    /// The Hub refused, could not be reached, or sent what it should not have.
+    #[error("{what}: {problem}")]
+    Hub {
+        /// What was asked for: a model, a file of it, a repository.
+        what: String,
+        /// Which kind of failure.
+        kind: HubFailure,
+        /// What happened.
+        problem: String,
+        /// The way out.
+        hint: String,
+    },
     /// Values became NaN or infinite that were finite in every input.
     #[error(
         "{count} value(s) of `{tensor}` became NaN or infinite in {dtype} although every input was finite"
@@ -283,9 +304,26 @@ pub enum Error {
     },
 }
 
+/// Which kind of failure the Hub had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HubFailure {
+    /// It was needed although the run is offline.
+    Offline,
+    /// It could not be reached, or broke off, or answered with an error of its own.
+    Network,
+    /// It knows no such model, revision or file, or does not show it to this user.
+    Missing,
+    /// It does not allow what was asked.
+    Refused,
+    /// What it sent is not what it promised.
+    Corrupt,
+    /// The repository changed meanwhile.
+    Moved,
+}
+
 impl Error {
     /// The process exit status: 1 failure, 2 usage, 3 bad input, 4 no space, 5 locked,
-    /// 7 verification failed, 8 source changed, 130 interrupted (6, network, is kept for the Hub).
+    /// 6 the Hub, 7 verification failed, 8 source changed, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 3,
@@ -299,6 +337,9 @@ impl Error {
             Self::Verification { .. } => 7,
             Self::SourceChanged { .. } => 8,
             Self::Interrupted { .. } => 130,
+            Self::Hub { kind: HubFailure::Corrupt, .. } => 7,
+            Self::Hub { kind: HubFailure::Missing, .. } => 3,
+            Self::Hub { .. } | Self::NotFetched { .. } => 6,
             _ => 3,
         }
     }
@@ -331,6 +372,7 @@ impl Error {
             | Self::Backend { hint, .. }
             | Self::Data { hint, .. }
             | Self::Device { hint, .. }
+            | Self::Hub { hint, .. }
             | Self::Usage { hint, .. } => hint.clone(),
             Self::Vocabulary { .. } => {
                 "choose with `--vocab`: `overlap` (add the rows all models share), `extend` (also take the instruct model's extra rows), `skip` (leave these tensors as they are), `error` (refuse)".into()
@@ -347,6 +389,9 @@ impl Error {
             }
             Self::SourceChanged { .. } => {
                 "make sure that nothing writes to the source, then run again".into()
+            }
+            Self::NotFetched { .. } => {
+                "name the model by its id on the Hub, and not by the place of its files in the cache".into()
             }
             Self::NonFinite { .. } => {
                 "choose a wider dtype (`--dtype`, where the command has it), or pass `--allow-nonfinite` to keep them".into()
@@ -380,7 +425,11 @@ impl Error {
     pub fn is_resumable(&self) -> bool {
         matches!(
             self,
-            Self::Io { .. } | Self::NoSpace { .. } | Self::Interrupted { .. } | Self::Device { .. }
+            Self::Io { .. }
+                | Self::NoSpace { .. }
+                | Self::Interrupted { .. }
+                | Self::Device { .. }
+                | Self::Hub { .. }
         )
     }
 }

@@ -20,6 +20,7 @@
 //! * [`plan`] is the waist: printable, costable, comparable, serialisable.
 //! * [`ops`] makes plans, [`engine`] carries them out; neither knows the other.
 //! * [`audit`] reads checkpoints to report on them: inspect, verify, diff.
+//! * `hub` reads, fetches and publishes models of the Hugging Face Hub.
 //! * `pipeline` drives the ELO method from one project file; `backend` is the protocol of what trains in it, and
 //!   `trainer` the training backend that is built in.
 
@@ -32,6 +33,8 @@ pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod format;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod lowrank;
 pub mod ops;
 #[cfg(feature = "pipeline")]

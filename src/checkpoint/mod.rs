@@ -25,7 +25,9 @@ use serde_json::{Map, Value};
 
 pub use adapter::{Adapter, AdapterSettings, ModuleFactors};
 pub use architecture::{Anatomy, Role};
-pub use card::{CARD_FILE, ModelCard, code_block, hub_id, inline};
+pub use card::{
+    CARD_FILE, Metric, ModelCard, code_block, hub_id, inline, is_sealed, license_in, license_of,
+};
 pub use config::{
     ConfigProblem, Kept, MoeTwin, densified, is_tied, keep_layers, quantization, set_dtype,
     set_experts, set_tied, set_vocab_size, sparsified, vocab_size,
@@ -34,6 +36,8 @@ pub use experts::{Stretch, locate};
 pub use modules::{Module, Modules};
 pub use moe::{ExpertLayout, ExpertRole, Experts, expert_role};
 pub use open::OpenOptions;
+#[cfg(feature = "hub")]
+pub(crate) use open::check_link;
 pub use recipe::{CodesAt, Place, Product, Recipe};
 pub use selector::{LayerSelector, SelectorProblem};
 pub use vocabulary::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Vocabulary, json_beside};
@@ -126,6 +130,13 @@ impl Checkpoint {
     /// How the user named it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same checkpoint under another name: that of a model whose directory is only where it is cached.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
     }
 
     /// The directory it lies in.

@@ -396,7 +396,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// A file of a checkpoint must be regular and lie in it. Links may lead into the `blobs` folder of a Hugging Face cache.
-pub(super) fn check_link(path: &Path, root: &Path, follow: bool) -> Result<()> {
+pub(crate) fn check_link(path: &Path, root: &Path, follow: bool) -> Result<()> {
     let meta = fs::symlink_metadata(path).at("open", path)?;
     let inside_by_name = path.parent() == Some(root);
     if follow || (!meta.is_symlink() && inside_by_name) {

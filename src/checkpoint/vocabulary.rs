@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Map, Value};
 
 use super::Checkpoint;
-use crate::error::{Error, IoContext, Result, printable};
+use crate::error::{Error, Result, printable};
+use crate::format::SourceFile;
 
 /// File of a fast tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -159,7 +160,7 @@ pub fn json_beside(model: &Checkpoint, file: &str) -> Result<Option<Value>> {
     let Some(sidecar) = model.sidecars().iter().find(|sidecar| sidecar.file == file) else {
         return Ok(None);
     };
-    let bytes = std::fs::read(&sidecar.path).at("read", &sidecar.path)?;
+    let bytes = SourceFile::read_whole(&sidecar.path)?;
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|e| Error::Json { path: sidecar.path.clone(), message: printable(&e.to_string()) })

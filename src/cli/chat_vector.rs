@@ -122,6 +122,15 @@ impl Surgical for ChatVector {
         let models = Models::find(self, project, origins)?;
         let out = match Stage::ChatVector.output(self.how.out.as_ref(), project, origins) {
             Some(out) => out,
+            None if session.hub.is_remote(&models.into) => {
+                return Err(Failure::usage(
+                    format!(
+                        "`{}` is a model of the Hub: there is no place beside it",
+                        models.into.display()
+                    ),
+                    "say where to write with `--out DIR`",
+                ));
+            }
             None => beside(&models.into)?,
         };
         let request = self.request(origins)?;

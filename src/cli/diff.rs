@@ -71,6 +71,7 @@ fn compared(arguments: &Diff, session: &Session) -> Result<audit::Diff, Failure>
     let a = session.open(&arguments.a, &arguments.opening)?;
     let b = session.open(&arguments.b, &arguments.opening)?;
     let options = DiffOptions { threads: arguments.threads, reading: arguments.io.into() };
+    session.hub.fetch_all_of(&[&a, &b], session)?;
     let watcher = Watcher::new(session, process::cancellation());
     let diff = audit::diff(&a, &b, &options, &watcher);
     watcher.finish();

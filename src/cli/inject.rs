@@ -86,6 +86,12 @@ fn undo(root: &Path, session: &Session) -> Result<(), Failure> {
 
 fn in_place(verb: &Inject, root: &Path, session: &Session) -> Result<(), Failure> {
     verb.how.device.check(verb.how.device_memory)?;
+    if session.hub.is_remote(root) {
+        return Err(Failure::usage(
+            format!("`{}` is a model of the Hub, which cannot be changed in place", root.display()),
+            "give `--out DIR` instead of `--in-place`",
+        ));
+    }
     let Planned { plan, origins, .. } = verb.planned(session)?;
     let budget = verb.how.budget(&plan)?;
     if verb.how.dry_run {
@@ -117,7 +123,7 @@ impl Surgical for Inject {
         let out = Stage::Inject.output(self.how.out.as_ref(), project, origins);
         let part = session.open(&part, &self.opening)?;
         let into =
-            Session::open_with(self.opening.options().allow_unfinished(self.in_place), &into)?;
+            session.open_with(self.opening.options().allow_unfinished(self.in_place), &into)?;
         let request = ops::Inject {
             layers: self.layers(&part, project, session, origins)?,
             all: self.all,

@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_stage_can_be_told_without_a_terminal() {
-        let session = Session::new(clap::ColorChoice::Never, false, 0, true);
+        let session = Session::new(clap::ColorChoice::Never, false, 0, true, false);
         let live = Live::new(&session);
         live.event(&Event::Step(step()));
         live.stage("pretrain", 2, 6);

@@ -188,6 +188,7 @@ impl Extract {
         if self.how.dry_run {
             return self.tell(foreseen, request.threads, &out, session);
         }
+        session.hub.fetch_all_of(&[&model, &base], session)?;
         let watcher = Watcher::new(session, process::cancellation());
         let extraction = lowrank::extract(&model, &base, &out, &request, &watcher);
         watcher.finish();

@@ -113,6 +113,7 @@ fn make(plan: &Plan, stage: &Path, how: &How, session: &Session) -> Result<(), F
     let budget = how.budget(plan)?;
     let execution = how.execution(stage.to_owned(), budget);
     let chosen = how.device.open(plan, how.device_memory, budget.threads)?;
+    session.hub.fetch_for(plan, session)?;
     let watcher = Watcher::new(session, process::cancellation());
     let report = execute_on(chosen.device.as_ref(), plan, &execution, &watcher);
     watcher.finish();

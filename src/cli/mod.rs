@@ -6,6 +6,8 @@
 mod apply;
 mod arguments;
 mod backend;
+#[cfg(feature = "hub")]
+mod card_facts;
 mod cast;
 mod chat_vector;
 mod clean;
@@ -16,6 +18,8 @@ mod expand;
 mod experts;
 mod extract;
 mod failure;
+#[cfg_attr(not(feature = "hub"), path = "no_hub.rs")]
+mod hub;
 mod init;
 mod inject;
 mod inspect;
@@ -31,10 +35,15 @@ mod plan;
 mod process;
 mod progress;
 mod project;
+mod pull;
+#[cfg(feature = "hub")]
+mod push;
 mod questions;
 mod reshard;
 mod run;
 mod session;
+#[cfg(feature = "hub")]
+mod streaming;
 mod summary;
 mod surgery;
 mod transplant;
@@ -94,6 +103,9 @@ struct Global {
     )]
     #[arg(help = "Use colour: auto, always or never")]
     color: ColorChoice,
+    /// Use no network: models of the Hub are taken from the cache, or refused
+    #[arg(long, global = true)]
+    offline: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -113,6 +125,9 @@ enum Command {
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Diff(diff::Diff),
+    Pull(pull::Pull),
+    #[cfg(feature = "hub")]
+    Push(Box<push::Push>),
     Plan(plan::Plan),
     Apply(apply::Apply),
     Init(init::Init),
@@ -152,8 +167,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return failure::refuse(&mergekit_flags::explain(refusal, &arguments), json);
         }
     };
-    let Global { json, verbose, quiet, color } = cli.global;
-    let session = Session::new(color, json, verbose, quiet);
+    let Global { json, verbose, quiet, color, offline } = cli.global;
+    let session = Session::new(color, json, verbose, quiet, offline);
     let outcome = process::guarded(|| dispatch(&cli.command, &session));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -178,8 +193,11 @@ fn dispatch(command: &Command, session: &Session) -> Result<(), Failure> {
         Command::Inspect(verb) => inspect::run(verb, session),
         Command::Verify(verb) => verify::run(verb, session),
         Command::Diff(verb) => diff::run(verb, session),
+        Command::Pull(verb) => pull::run(verb, session),
         Command::Plan(verb) => plan::run(verb, session),
         Command::Apply(verb) => verb.run(session),
+        #[cfg(feature = "hub")]
+        Command::Push(verb) => push::run(verb, session),
         Command::Init(verb) => init::run(verb, session),
         Command::Run(verb) => run::run(verb, session),
         Command::Pretrain(verb) => run::one("pretrain", verb, session),

@@ -2,8 +2,8 @@
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::signal::{SIGINT, SIGTERM, SIGXFSZ};
@@ -29,7 +29,14 @@ pub(super) fn prepare(json: bool) {
 }
 
 /// A flag that the first Ctrl-C or SIGTERM raises; a second one ends the process at once.
+///
+/// It is one flag for the whole run: what was asked for between two stages of it is not lost.
 pub(super) fn cancellation() -> Arc<AtomicBool> {
+    static RAISED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    Arc::clone(RAISED.get_or_init(watch_signals))
+}
+
+fn watch_signals() -> Arc<AtomicBool> {
     let raised = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // In this order: the first signal finds the flag down, and only the second ends the process.

@@ -50,6 +50,31 @@ impl<'a> Watcher<'a> {
         }
     }
 
+    /// Shows how far a fetch is.
+    #[cfg(feature = "hub")]
+    pub(super) fn fetching(&self, done: u64, total: u64) {
+        self.show("fetch", &Progress { done, total, shard: "from the Hub" });
+    }
+
+    fn show(&self, event: &str, progress: &Progress<'_>) {
+        let Progress { done, total, shard } = *progress;
+        if let Some(bar) = &self.bar {
+            if self.is_due(BAR_EVERY) {
+                bar.set_length(total);
+                bar.set_message(shard.to_owned());
+                bar.set_position(done);
+            }
+        } else if self.session.json && !self.session.quiet && self.is_due(LINE_EVERY) {
+            Session::event(&json!({
+                "event": event,
+                "done": done,
+                "total": total,
+                "shard": shard,
+                "seconds": self.started.elapsed().as_secs_f64(),
+            }));
+        }
+    }
+
     /// Whether an update is due; of many threads asking at once one is told so.
     fn is_due(&self, every: Duration) -> bool {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -79,22 +104,7 @@ impl ReadObserver for Watcher<'_> {
 
 impl Observer for Watcher<'_> {
     fn progress(&self, progress: Progress<'_>) {
-        let Progress { done, total, shard } = progress;
-        if let Some(bar) = &self.bar {
-            if self.is_due(BAR_EVERY) {
-                bar.set_length(total);
-                bar.set_message(shard.to_owned());
-                bar.set_position(done);
-            }
-        } else if self.session.json && !self.session.quiet && self.is_due(LINE_EVERY) {
-            Session::event(&json!({
-                "event": "progress",
-                "done": done,
-                "total": total,
-                "shard": shard,
-                "seconds": self.started.elapsed().as_secs_f64(),
-            }));
-        }
+        self.show("progress", &progress);
     }
 
     fn note(&self, note: &str) {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::failure::{Failure, Origins};
+use super::hub::Access;
 use crate::error::Result;
 use crate::pipeline::project::{self as pipeline, Loaded, PROJECT_FILE};
 
@@ -104,7 +105,11 @@ pub(super) fn missing(
 
 impl From<Loaded> for Project {
     fn from(loaded: Loaded) -> Self {
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| loaded.path(path));
+        let path = |path: &Option<PathBuf>| {
+            let path = path.as_ref()?;
+            let on_hub = Access::id_in(&loaded, path).is_some();
+            Some(if on_hub { path.clone() } else { loaded.path(path) })
+        };
         let project = &loaded.project;
         // What the file does not say, a verb asks for.
         let layers = loaded.line_of("layers").map(|_| project.layers.to_string());

@@ -115,10 +115,11 @@ fn drive(
     how: &How,
     session: &Session,
 ) -> Result<(), Failure> {
-    let loaded = project(how.backend.as_ref())?;
+    let mut loaded = project(how.backend.as_ref())?;
     for warning in &loaded.warnings {
         session.warn(warning);
     }
+    session.hub.settle(&mut loaded, !how.dry_run, session)?;
     let options = Options {
         from,
         until,
@@ -178,7 +179,8 @@ fn show(intents: &[Intent], session: &Session) -> Result<(), Failure> {
 pub(super) struct Status {}
 
 pub(super) fn status(_arguments: &Status, session: &Session) -> Result<(), Failure> {
-    let loaded = project(None)?;
+    let mut loaded = project(None)?;
+    session.hub.settle(&mut loaded, false, session)?;
     let options = options()?;
     let view = View::new(session);
     let driver = Driver::look(&loaded, &options, &view)?;
@@ -192,7 +194,8 @@ pub(super) fn status(_arguments: &Status, session: &Session) -> Result<(), Failu
 
 /// What the project's training stages will need, before they start.
 pub(super) fn outlook(session: &Session) -> Result<(), Failure> {
-    let loaded = project(None)?;
+    let mut loaded = project(None)?;
+    session.hub.settle(&mut loaded, false, session)?;
     let options = options()?;
     let view = View::new(session);
     let outlook = Driver::look(&loaded, &options, &view)?.outlook()?;
@@ -235,7 +238,8 @@ pub(super) struct Render {
 }
 
 pub(super) fn render(arguments: &Render, session: &Session) -> Result<(), Failure> {
-    let loaded = project(arguments.backend.as_ref())?;
+    let mut loaded = project(arguments.backend.as_ref())?;
+    session.hub.settle(&mut loaded, false, session)?;
     let options = options()?;
     let view = View::new(session);
     let mut driver = Driver::look(&loaded, &options, &view)?;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::arguments::Opening;
 use super::failure::Failure;
+use super::hub::Access;
 use super::project::Project;
 use crate::checkpoint::{Adapter, Checkpoint, OpenOptions};
 use crate::error::{Error, printable};
@@ -22,6 +23,8 @@ pub(super) struct Session {
     pub(super) verbose: bool,
     pub(super) quiet: bool,
     colour: bool,
+    /// Models of the Hub.
+    pub(super) hub: Access,
 }
 
 /// What kind of line it is.
@@ -34,8 +37,15 @@ enum Tone {
 }
 
 impl Session {
-    pub(super) fn new(color: ColorChoice, json: bool, verbose: u8, quiet: bool) -> Self {
-        Self { json, verbose: verbose > 0, quiet, colour: !json && wants_colour(color) }
+    pub(super) fn new(
+        color: ColorChoice,
+        json: bool,
+        verbose: u8,
+        quiet: bool,
+        offline: bool,
+    ) -> Self {
+        let colour = !json && wants_colour(color);
+        Self { json, verbose: verbose > 0, quiet, colour, hub: Access::new(offline) }
     }
 
     /// Whether a progress bar can be drawn.
@@ -136,9 +146,8 @@ impl Session {
     }
 
     /// Opens a checkpoint that the user named.
-    #[expect(clippy::unused_self, reason = "as for printing")]
     pub(super) fn open(&self, path: &Path, opening: &Opening) -> Result<Checkpoint, Failure> {
-        Self::open_with(opening.options(), path)
+        self.open_with(opening.options(), path)
     }
 
     /// Opens a model with the adapter that a reference names.
@@ -158,16 +167,29 @@ impl Session {
     }
 
     /// Opens a LoRA adapter.
-    #[expect(clippy::unused_self, reason = "who has a session may open")]
     pub(super) fn open_adapter(&self, path: &Path, opening: &Opening) -> Result<Adapter, Failure> {
-        let adapter = opening.options().open_adapter(path);
-        adapter.map_err(|error| missing_model(path, error))
+        let placed = self.hub.place(path, self)?;
+        let adapter = opening.options().open_adapter(&placed.path);
+        let adapter = adapter.map_err(|error| missing_model(path, error))?;
+        Ok(match placed.name {
+            Some(name) => adapter.named(name),
+            None => adapter,
+        })
     }
 
-    /// Opens a checkpoint with options of its own.
-    pub(super) fn open_with(options: OpenOptions, path: &Path) -> Result<Checkpoint, Failure> {
-        let checkpoint = options.open(path);
-        checkpoint.map_err(|error| missing_model(path, error))
+    /// Opens a checkpoint with options of its own: an existing path, else a model of the Hub.
+    pub(super) fn open_with(
+        &self,
+        options: OpenOptions,
+        path: &Path,
+    ) -> Result<Checkpoint, Failure> {
+        let placed = self.hub.place(path, self)?;
+        let checkpoint = options.open(&placed.path);
+        let checkpoint = checkpoint.map_err(|error| missing_model(path, error))?;
+        Ok(match placed.name {
+            Some(name) => checkpoint.named(name),
+            None => checkpoint,
+        })
     }
 
     /// The project that the working directory belongs to, if there is one.
@@ -191,10 +213,14 @@ fn missing_model(path: &Path, error: Error) -> Failure {
         && !path.parent().is_some_and(Path::exists);
     let mut failure = Failure::from(error);
     if let (true, Failure::Refused { hint, .. }) = (missing && is_hub_id, &mut failure) {
-        *hint = Some(format!(
-            "models are given as directories; to fetch one from the Hub: `hf download {}`, which prints its directory",
-            printable(&text)
-        ));
+        *hint = Some(if cfg!(feature = "hub") {
+            "it is no path here, and no name that a model of the Hub can have".to_owned()
+        } else {
+            format!(
+                "this build knows no Hub: fetch the model with `hf download {}`, which prints its directory, or build with the feature `hub`",
+                printable(&text)
+            )
+        });
     }
     failure
 }

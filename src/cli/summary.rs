@@ -63,9 +63,10 @@ pub(super) fn dry_run(
     session: &Session,
 ) -> Result<(), Failure> {
     let exists = std::fs::symlink_metadata(out).is_ok();
+    let from_hub = session.hub.outlook(plan)?;
     if session.json {
         let sidecars: Vec<&str> = plan.sidecars.iter().map(|s| s.file.as_str()).collect();
-        return session.print_json(&json!({
+        let mut object = json!({
             "command": plan.operation.verb,
             "dry_run": true,
             "out": out.to_string_lossy(),
@@ -76,11 +77,18 @@ pub(super) fn dry_run(
             "sidecars": sidecars,
             "notes": plan.notes,
             "plan": plan.digest(),
-        }));
+        });
+        if let Some(from_hub) = from_hub {
+            object["hub"] = from_hub.json();
+        }
+        return session.print_json(&object);
     }
     let mut text = format!("{} to `{}`\n", plan.operation.verb, out.display());
     for line in lines(plan) {
         let _ = writeln!(text, "  {line}");
+    }
+    if let Some(from_hub) = from_hub {
+        let _ = writeln!(text, "  {}", from_hub.line());
     }
     let _ = writeln!(
         text,
@@ -150,7 +158,11 @@ pub(super) fn done(
     session: &Session,
 ) -> Result<(), Failure> {
     if session.json {
-        return session.print_json(&result(plan, report, device_reason, time));
+        let mut object = result(plan, report, device_reason, time);
+        if let Some(traffic) = session.hub.traffic() {
+            object["hub"] = traffic.json();
+        }
+        return session.print_json(&object);
     }
     let seconds = time.as_secs_f64();
     let bytes = report.written + report.shared;
@@ -180,6 +192,9 @@ pub(super) fn done(
         );
     }
     session.say(&line);
+    if let Some(traffic) = session.hub.traffic() {
+        session.say(&traffic.line());
+    }
     notes(&plan.notes, session);
     for (tensor, nans, infinities) in &report.non_finite {
         session.warn(&format!(

@@ -1,7 +1,7 @@
 //! What every surgery verb has in common: from a plan to an output, a dry run, or a plan file.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Instant;
 
@@ -12,6 +12,8 @@ use super::device::{Chosen, DeviceChoice};
 use super::failure::{Failure, Origins};
 use super::progress::Watcher;
 use super::session::Session;
+#[cfg(feature = "hub")]
+use super::streaming::{self, Streaming};
 use super::units::{parse_size, size};
 use super::{process, summary};
 use crate::engine::{Execution, Link, Observer, Report, execute_on};
@@ -76,6 +78,9 @@ pub(super) struct How {
         help_heading = "Execution options"
     )]
     pub(super) io: IoChoice,
+    #[cfg(feature = "hub")]
+    #[command(flatten)]
+    pub(super) streaming: Streaming,
     /// Bytes of output worked on at once by a thread
     #[arg(long, value_name = "SIZE", value_parser = parse_tile, hide = true)]
     pub(super) tile: Option<u64>,
@@ -221,6 +226,8 @@ pub(super) fn carry_out(
     session: &Session,
 ) -> Result<(), Failure> {
     let Planned { plan, out, origins } = planned;
+    #[cfg(feature = "hub")]
+    let out = &out.clone().or_else(|| how.streaming.default_out());
     let Some(out) = out else {
         return Err(Failure::usage(
             "no `--out DIR` is given",
@@ -230,13 +237,32 @@ pub(super) fn carry_out(
     let budget = how.budget(plan)?;
     if how.dry_run {
         let device = how.device.foresee(plan)?;
-        return summary::dry_run(plan, out, how.overwrite, budget, &device, session);
+        summary::dry_run(plan, out, how.overwrite, budget, &device, session)?;
+        #[cfg(feature = "hub")]
+        if let Some(line) = how.streaming.foreseen().filter(|_| !session.json) {
+            session.say(&line);
+        }
+        return Ok(());
+    }
+    // What the engine would refuse is refused before anything is fetched for it.
+    if !how.overwrite && is_occupied(out) && session.hub.would_fetch(plan) {
+        return Err(origins.explain(Error::OutputExists { path: out.clone() }.into()));
     }
     let execution = how.execution(out.clone(), budget);
     let chosen = how.device.open(plan, how.device_memory, budget.threads)?;
+    #[cfg(feature = "hub")]
+    if how.streaming.repository().is_some() {
+        let run = streaming::Run { plan, out, origins, chosen: &chosen, execution, session };
+        return how.streaming.carry_out(run);
+    }
     watch(plan, origins, session, &chosen, |watcher| {
         execute_on(chosen.device.as_ref(), plan, &execution, watcher)
     })
+}
+
+fn is_occupied(out: &Path) -> bool {
+    let is_empty = |out: &Path| std::fs::read_dir(out).is_ok_and(|mut list| list.next().is_none());
+    std::fs::symlink_metadata(out).is_ok() && !is_empty(out)
 }
 
 /// Watches the engine at work on a plan and tells what came of it.
@@ -247,6 +273,7 @@ pub(super) fn watch(
     chosen: &Chosen,
     work: impl FnOnce(&dyn Observer) -> Result<Report, Error>,
 ) -> Result<(), Failure> {
+    session.hub.fetch_for(plan, session)?;
     let watcher = Watcher::new(session, process::cancellation());
     let started = Instant::now();
     let report = work(&watcher);

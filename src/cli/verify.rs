@@ -60,6 +60,9 @@ fn examined(arguments: &Verify, session: &Session) -> Result<Verification, Failu
         threads: arguments.threads,
         reading: arguments.io.into(),
     };
+    if !arguments.structure_only {
+        session.hub.fetch_all_of(&[&model], session)?;
+    }
     let watcher = Watcher::new(session, process::cancellation());
     let found = examine(&model, &options, &watcher);
     watcher.finish();

@@ -205,6 +205,10 @@ impl Device for Auto {
         self.current().wants_own_memory()
     }
 
+    fn as_simd(&self) -> Option<Simd> {
+        self.current().as_simd()
+    }
+
     fn as_auto(&self) -> Option<&Auto> {
         Some(self)
     }

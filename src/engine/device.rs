@@ -7,6 +7,7 @@ use std::ops::DerefMut;
 
 use super::auto::Auto;
 use super::float::Float;
+use super::simd::Simd;
 use super::sweep::{Digit, SweepTile};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
@@ -180,6 +181,11 @@ pub trait Device: Send + Sync {
     /// Whether operands should be read into [`Device::memory`] instead of being used where they are mapped.
     fn wants_own_memory(&self) -> bool {
         false
+    }
+
+    /// The CPU's vector instructions, if it is they that compute: then thresholds are found by a sample and a look, without histograms.
+    fn as_simd(&self) -> Option<Simd> {
+        None
     }
 
     /// The device that chooses another for each tile, if it is that.

@@ -15,7 +15,9 @@ use super::output::free_bytes;
 use super::run::Run;
 use super::sidecar::{write_provenance, write_sidecar};
 use super::simd::Simd;
+use super::sink::{Carrier, Sink};
 use super::staging::{Opened, Policy, Staging, resolved};
+use super::whole;
 use crate::error::{Error, IoContext, Result};
 use crate::format::{FileRecord, ShardLayout};
 use crate::plan::Plan;
@@ -41,13 +43,32 @@ pub fn execute_on(
     options: &Execution,
     observer: &dyn Observer,
 ) -> Result<Report> {
+    execute_into(device, plan, options, observer, None)
+}
+
+/// [`execute_on`], with every complete shard given to `sink` while later ones are made. Where the sink does not keep them,
+/// no output directory appears: the sink has everything.
+///
+/// # Errors
+/// As [`execute`], and the sink's.
+pub fn execute_into(
+    device: &dyn Device,
+    plan: &Plan,
+    options: &Execution,
+    observer: &dyn Observer,
+    sink: Option<&dyn Sink>,
+) -> Result<Report> {
     plan.validate()?;
     check_tile(options.tile)?;
     let out = resolved(&options.out)?;
     check_place(plan, &out)?;
     let begun = Begun::new(plan, options.digest);
-    let policy =
-        Policy { overwrite: options.overwrite, restart: options.restart, sync: options.sync };
+    let policy = Policy {
+        overwrite: options.overwrite,
+        restart: options.restart,
+        sync: options.sync,
+        sink: sink.is_some_and(|sink| !sink.keeps()),
+    };
     let layouts = plan.layout();
     let mut report = Report {
         out: options.out.clone(),
@@ -63,11 +84,15 @@ pub fn execute_on(
         }
         Opened::Ready(staging) => Mutex::new(staging),
     };
-    let worked = make(plan, &layouts, options, device, observer, &staging, &mut report);
+    let worked = make(plan, &layouts, options, (device, observer), &staging, sink, &mut report);
     let staging = staging.into_inner().unwrap_or_else(PoisonError::into_inner);
     match worked {
         Ok(()) => {
-            staging.publish()?;
+            if sink.is_none_or(Sink::keeps) {
+                staging.publish()?;
+            } else {
+                staging.dissolve()?;
+            }
             // One that chooses has chosen by now.
             report.device = device.name();
             Ok(report)
@@ -91,13 +116,16 @@ fn make(
     plan: &Plan,
     layouts: &[ShardLayout],
     options: &Execution,
-    device: &dyn Device,
-    observer: &dyn Observer,
+    (device, observer): (&dyn Device, &dyn Observer),
     staging: &Mutex<Staging>,
+    sink: Option<&dyn Sink>,
     report: &mut Report,
 ) -> Result<()> {
     let locked = || staging.lock().unwrap_or_else(PoisonError::into_inner);
     let tree = locked().tree();
+    if let Some(sink) = sink {
+        forget_lost(sink, staging)?;
+    }
     let done: BTreeSet<String> = locked().finished().iter().map(|s| s.file.clone()).collect();
     let pending: Vec<usize> =
         (0..layouts.len()).filter(|&i| !done.contains(&layouts[i].file)).collect();
@@ -110,8 +138,23 @@ fn make(
         ));
     }
     check_space(plan, layouts, &pending, options, &tree)?;
-    let run = Run::new(plan, layouts, &pending, tree.clone(), options, device, observer);
-    run.work(&|shard| locked().finish(shard))?;
+    let whole = whole::resolved(plan, device, options, observer)?;
+    let run = Run::new(&whole, layouts, &pending, tree.clone(), options, device, observer);
+    let finish = |shard| locked().finish(shard);
+    match sink {
+        None => run.work(&finish)?,
+        Some(sink) => {
+            let here = |shard: &&Finished| !locked().taken().contains_key(&shard.file);
+            let before: Vec<Finished> = locked().finished().to_vec();
+            let before: Vec<Finished> = before.iter().filter(here).cloned().collect();
+            Carrier::new(sink, staging, tree.clone()).beside(&before, |hand_on| {
+                run.work(&|shard: Finished| {
+                    finish(shard.clone())?;
+                    hand_on(shard)
+                })
+            })?;
+        }
+    }
     let mut shards = locked().finished().to_vec();
     shards.sort_by(|a, b| a.file.cmp(&b.file));
     for shard in &shards {
@@ -119,16 +162,29 @@ fn make(
         report.written += shard.size - shard.shared;
         report.non_finite.extend(shard.non_finite.clone());
     }
-    let mut files: Vec<FileRecord> = shards.into_iter().map(record).collect();
+    // What was taken away is told as the sink knows it.
+    let taken = locked().taken().clone();
+    let told = |shard: &Finished| taken.get(&shard.file).cloned().unwrap_or_else(|| shard.record());
+    let mut files: Vec<FileRecord> = shards.iter().map(told).collect();
     for sidecar in &plan.sidecars {
         files.push(write_sidecar(sidecar, &tree, options)?);
     }
     files.sort_by(|a, b| a.file.cmp(&b.file));
-    write_provenance(plan, &report.plan, files, &tree, options.sync)
+    write_provenance(plan, &report.plan, files.clone(), &tree, options.sync)?;
+    sink.map_or(Ok(()), |sink| sink.complete(&tree, &files))
 }
 
-fn record(shard: Finished) -> FileRecord {
-    FileRecord { file: shard.file, size: shard.size, digest: shard.digest }
+/// Shards that a sink was given by an earlier run and has no more are to be made again.
+fn forget_lost(sink: &dyn Sink, staging: &Mutex<Staging>) -> Result<()> {
+    let mut staging = staging.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut lost = BTreeSet::new();
+    for shard in staging.taken().values() {
+        if !sink.has(shard)? {
+            lost.insert(shard.file.clone());
+        }
+    }
+    staging.lose(&lost);
+    Ok(())
 }
 
 /// Refuses an output that is, holds or lies in an input, under whatever name.

@@ -23,6 +23,7 @@ use super::sidecar::{provenance, write_whole};
 use super::simd::Simd;
 use super::solve::Sweeps;
 use super::tile::{Filler, Scratch, Sources};
+use super::whole;
 use crate::error::{Error, IoContext, Result};
 use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, ShardLayout, SourceFile, UNDO_FILE};
 use crate::plan::{Plan, SourceId};
@@ -68,11 +69,13 @@ pub fn inject_in_place(
     observer: &dyn Observer,
 ) -> Result<Report> {
     plan.validate()?;
+    let digest = plan.digest();
+    let whole = whole::resolved(plan, device, options, observer)?;
+    let plan = whole.as_ref();
     let _lock = lock(root)?;
     let layouts = plan.layout();
     let changes = changes(plan, &layouts, root)?;
     let total: u64 = changes.iter().flat_map(|c| &c.ranges).map(|r| r.end - r.start).sum();
-    let digest = plan.digest();
     prepare(&changes, root, &digest, total)?;
     let mut done = 0;
     for change in &changes {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Result};
-use crate::format::{Digest, DigestAlgorithm, PROVENANCE_FILE};
+use crate::format::{Digest, DigestAlgorithm, FileRecord, PROVENANCE_FILE};
 use crate::plan::{Plan, Source};
 
 /// First line: what the run is.
@@ -28,6 +28,8 @@ pub(super) enum Entry {
     Begun(Begun),
     /// A shard is complete.
     Shard(Finished),
+    /// A finished shard has been taken away: it is where the run's sink put it, under this digest, and not here.
+    Taken(FileRecord),
     /// Everything is complete; the output is about to appear.
     Publishing(Mark),
 }
@@ -63,6 +65,13 @@ pub(super) struct Finished {
     pub(super) shared: u64,
     /// Tensors with NaNs or infinities: name and counts.
     pub(super) non_finite: Vec<(String, u64, u64)>,
+}
+
+impl Finished {
+    /// What the provenance file says of it.
+    pub(super) fn record(&self) -> FileRecord {
+        FileRecord { file: self.file.clone(), size: self.size, digest: self.digest.clone() }
+    }
 }
 
 impl Begun {

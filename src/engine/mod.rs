@@ -4,6 +4,7 @@
 //! bounded memory, the same bytes for any thread count) is written down in `docs/architecture.md`.
 
 mod auto;
+mod bracket;
 mod chain;
 mod codes;
 #[cfg(feature = "cuda")]
@@ -27,19 +28,22 @@ mod reference;
 mod run;
 mod sidecar;
 mod simd;
+mod sink;
 mod solve;
 mod staging;
 pub mod statistics;
 pub mod sweep;
 mod tile;
+mod whole;
 
 pub use auto::{Auto, Verdict};
 pub use device::{BlendTile, Device, Edge, Health, HostMemory, Mask, Operand, Rules, TermRule};
 pub use digest::{TreeDigest, digest_file};
-pub use execute::{execute, execute_on};
+pub use execute::{execute, execute_into, execute_on};
 pub use in_place::{inject_in_place, undo};
 pub use observer::{NoObserver, Observer, Progress};
 pub use options::{Execution, Link, Report};
 pub use reference::Reference;
 pub use simd::Simd;
+pub use sink::Sink;
 pub use staging::{LeftOver, remove_staging, stagings};

@@ -280,7 +280,10 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         let source = self.source(template)?;
-        if source.identity().size != layout.size || !has_header(&source, &layout.header)? {
+        if !source.is_whole()
+            || source.identity().size != layout.size
+            || !has_header(&source, &layout.header)?
+        {
             return Ok(None);
         }
         let Some(changes) = job.extents.few_changes(template) else {
@@ -379,6 +382,7 @@ fn copy_in_kernel(filler: &Filler<'_>, output: &OutputFile, range: &Range<u64>) 
     let Some((source, from)) = filler.copied_from(range)? else {
         return Ok(false);
     };
+    source.require(&(from..from + (range.end - range.start)))?;
     let copied = output.copy_from(source.file(), from, range.start, range.end - range.start)?;
     if copied {
         source.check_unchanged(None)?;

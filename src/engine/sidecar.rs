@@ -8,7 +8,7 @@ use super::digest::digest_file;
 use super::options::Execution;
 use super::output::out_of_space;
 use crate::error::{Error, IoContext, Result};
-use crate::format::{FileRecord, PROVENANCE_FILE, Provenance};
+use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, SourceFile};
 use crate::plan::{Plan, Sidecar, SidecarContent};
 
 /// Writes one file beside the shards, and digests it: they are small.
@@ -75,8 +75,10 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
 }
 
 fn copy(source: &Path, path: &Path, sync: bool) -> Result<()> {
-    let mut from = File::open(source).at("open", source)?;
-    let size = from.metadata().at("examine", source)?.len();
+    let from = SourceFile::open(source)?;
+    let size = from.identity().size;
+    from.require(&(0..size))?;
+    let mut from = from.file();
     let copied = File::create(path).and_then(|mut to| {
         io::copy(&mut from, &mut to)?;
         if sync { to.sync_all() } else { Ok(()) }

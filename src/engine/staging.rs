@@ -3,6 +3,7 @@
 //! The output appears by one rename, or by one exchange with the old one. Whatever a kill leaves behind is either
 //! continued by the same command or recognised as done and removed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
@@ -17,6 +18,7 @@ use super::journal::{Begun, Entry, Finished, Journal, Mark};
 use super::output::sync_directory;
 use super::sidecar::write_whole;
 use crate::error::{Error, IoContext, Result};
+use crate::format::FileRecord;
 
 const SUFFIX: &str = ".elo-staging";
 
@@ -27,6 +29,8 @@ pub(super) struct Staging {
     out: PathBuf,
     journal: Journal,
     finished: Vec<Finished>,
+    /// Those of the finished shards that are not here, but where an earlier run's sink put them.
+    taken: BTreeMap<String, FileRecord>,
     sync: bool,
     _lock: File,
 }
@@ -45,6 +49,8 @@ pub(super) struct Policy {
     pub(super) overwrite: bool,
     pub(super) restart: bool,
     pub(super) sync: bool,
+    /// Whether shards may be where a sink put them.
+    pub(super) sink: bool,
 }
 
 impl Staging {
@@ -69,11 +75,11 @@ impl Staging {
                 return Ok(Opened::Done);
             }
         }
-        let finished = match resumable(&journal_path, begun, policy.restart, &dir)? {
-            Some(finished) => finished,
+        let (finished, taken) = match resumable(&journal_path, begun, policy, &dir)? {
+            Some(found) => found,
             None => {
                 clear(&dir)?;
-                Vec::new()
+                (Vec::new(), BTreeMap::new())
             }
         };
         if is_occupied(&out) && !policy.overwrite {
@@ -88,7 +94,8 @@ impl Staging {
             journal = Journal::append_to(&journal_path, policy.sync)?;
             journal.add(&Entry::Begun(begun.clone()))?;
         }
-        let staging = Self { dir, out, journal, finished, sync: policy.sync, _lock: lock };
+        let sync = policy.sync;
+        let staging = Self { dir, out, journal, finished, taken, sync, _lock: lock };
         fs::create_dir_all(staging.tree()).at("create", staging.tree())?;
         if policy.sync {
             sync_directory(&staging.dir)?;
@@ -111,6 +118,29 @@ impl Staging {
         self.journal.add(&Entry::Shard(shard.clone()))?;
         self.finished.push(shard);
         Ok(())
+    }
+
+    /// Finished shards that an earlier run's sink has.
+    pub(super) fn taken(&self) -> &BTreeMap<String, FileRecord> {
+        &self.taken
+    }
+
+    /// Records that a finished shard is where the sink put it: the file here may go.
+    pub(super) fn take_away(&mut self, shard: FileRecord) -> Result<()> {
+        self.journal.add(&Entry::Taken(shard.clone()))?;
+        self.taken.insert(shard.file.clone(), shard);
+        Ok(())
+    }
+
+    /// Finished shards are not finished after all: they are to be made again.
+    pub(super) fn lose(&mut self, lost: &BTreeSet<String>) {
+        self.finished.retain(|shard| !lost.contains(&shard.file));
+        self.taken.retain(|file, _| !lost.contains(file));
+    }
+
+    /// Ends a run whose output is elsewhere now: nothing of it stays here.
+    pub(super) fn dissolve(self) -> Result<()> {
+        remove(&self.dir)
     }
 
     /// Makes the tree the output, in one step, and removes everything else.
@@ -271,18 +301,24 @@ fn utc(seconds: u64) -> String {
     format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02} UTC", second % 60)
 }
 
+/// What an earlier run of the same plan finished, and what of it is where its sink put it.
+type Earlier = (Vec<Finished>, BTreeMap<String, FileRecord>);
+
 /// The finished shards of an earlier run of the same plan; `None` to start from nothing.
-fn resumable(
-    path: &Path,
-    begun: &Begun,
-    restart: bool,
-    dir: &Path,
-) -> Result<Option<Vec<Finished>>> {
+fn resumable(path: &Path, begun: &Begun, policy: Policy, dir: &Path) -> Result<Option<Earlier>> {
     let entries = Journal::read(path);
     let Some(Entry::Begun(old)) = entries.first() else {
         return Ok(None);
     };
-    let finished: Vec<Finished> = entries
+    let taken_away = |file: &String| {
+        let mut entries = entries.iter().rev().filter(|_| policy.sink);
+        entries.find_map(|entry| match entry {
+            Entry::Taken(shard) if shard.file == *file => Some(shard.clone()),
+            _ => None,
+        })
+    };
+    let mut taken = BTreeMap::new();
+    let mut finished: Vec<Finished> = entries
         .iter()
         .filter_map(|entry| match entry {
             Entry::Shard(shard) => Some(shard.clone()),
@@ -290,17 +326,24 @@ fn resumable(
         })
         .filter(|shard| {
             let file = dir.join("tree").join(&shard.file);
-            fs::metadata(file).is_ok_and(|m| m.len() == shard.size)
+            let here = fs::metadata(file).is_ok_and(|m| m.len() == shard.size);
+            let there = if here { None } else { taken_away(&shard.file) };
+            let there = there.map(|record| taken.insert(shard.file.clone(), record));
+            here || there.is_some()
         })
         .collect();
-    if restart || finished.is_empty() {
+    // One that was lost, and made again, is told of twice.
+    finished.reverse();
+    let mut seen = BTreeSet::new();
+    finished.retain(|shard| seen.insert(shard.file.clone()));
+    if policy.restart || finished.is_empty() {
         return Ok(None);
     }
     match old.difference(begun) {
         Some(difference) => Err(Error::CannotResume { path: dir.to_owned(), difference }),
         None => {
             drop_torn_line(path)?;
-            Ok(Some(finished))
+            Ok(Some((finished, taken)))
         }
     }
 }

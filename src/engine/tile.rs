@@ -14,9 +14,13 @@ use super::noise;
 use super::observer::Observer;
 use super::simd::Simd;
 use super::solve::{Bits, Ready, Sweeps};
+use super::sweep::LEAF;
 use crate::error::{Error, Result};
 use crate::format::{SourceFile, Tile};
 use crate::plan::{Blend, Output, Part, Slice, SourceId};
+
+/// Bytes of operands that fit the cache of a core, beside what is made of them.
+const CACHED: u64 = 384 << 10;
 
 /// The sources that are open for a shard.
 pub(super) type Sources = HashMap<SourceId, Arc<SourceFile>>;
@@ -299,6 +303,30 @@ impl Filler<'_> {
         if let Some(spanned) = ready.and_then(|ready| ready.spanned.as_ref()) {
             return self.compute_spanned(output, blend, spanned, elements, out, buffers);
         }
+        // Whole rows that masks are made of would be read for every piece.
+        if device.as_simd().is_none() || ready.is_some_and(Ready::has_bits) {
+            return self.compute_piece(output, (blend, ready), elements, out, device, buffers);
+        }
+        let width = output.dtype.bytes().unwrap_or(1);
+        let mut health = Health::default();
+        for piece in self.in_cache(blend, elements)? {
+            let bytes = [piece.start, piece.end].map(|end| index((end - elements.start) * width));
+            let out = &mut out[bytes[0]..bytes[1]];
+            let found = self.compute_piece(output, (blend, ready), &piece, out, device, buffers)?;
+            health = health.merge(found);
+        }
+        Ok(health)
+    }
+
+    fn compute_piece(
+        &self,
+        output: &Output,
+        (blend, ready): (&Blend, Option<&Ready>),
+        elements: &Range<u64>,
+        out: &mut [u8],
+        device: &dyn Device,
+        buffers: &mut Vec<Operands>,
+    ) -> Result<Health> {
         let bits = ready.map_or(Ok(Bits::new()), |ready| self.bits(ready, elements, buffers))?;
         let terms = ready.and_then(|ready| ready.rules(&bits));
         let rules = terms.as_ref().map(|terms| Rules {
@@ -325,6 +353,21 @@ impl Filler<'_> {
             rules: rules.as_ref(),
         };
         device.blend(&tile, out)
+    }
+
+    /// Pieces of a run whose operands stay in the cache from being read to being used. What is made or mapped is had in one piece: that
+    /// takes time for each.
+    pub(super) fn in_cache(&self, blend: &Blend, run: &Range<u64>) -> Result<Vec<Range<u64>>> {
+        let mut whole = blend.operands().any(|operand| !operand.is_plain());
+        for slice in blend.slices() {
+            whole |= self.source(slice.source)?.is_mapped();
+        }
+        let width = blend.operands().filter_map(|o| o.dtype().bytes()).max().unwrap_or(1);
+        let count = blend.operands().count().max(1) as u64;
+        let len = if whole { run.end - run.start } else { CACHED / width / count };
+        let len = len.max(1).next_multiple_of(LEAF as u64);
+        let starts = (run.start..run.end).step_by(index(len));
+        Ok(starts.map(|start| start..run.end.min(start + len)).collect())
     }
 
     /// Elements of base and terms, where the device wants them.

@@ -71,6 +71,13 @@ fn one_of_each() -> Vec<Error> {
             hint: hint(),
         },
         Error::Usage { problem: "no model was given".into(), hint: hint() },
+        Error::NotFetched { path: "blobs/0f".into(), hole: 8..4096 },
+        Error::Hub {
+            what: "org/name: model.safetensors".into(),
+            kind: HubFailure::Corrupt,
+            problem: "its SHA-256 is not the one that the Hub lists".into(),
+            hint: hint(),
+        },
         Error::Importance {
             tensor: "t".into(),
             file: "fisher.safetensors".into(),
@@ -111,7 +118,9 @@ fn position(error: &Error) -> usize {
         Error::Data { .. } => 25,
         Error::Backend { .. } => 26,
         Error::Usage { .. } => 27,
-        Error::Importance { .. } => 28,
+        Error::NotFetched { .. } => 28,
+        Error::Hub { .. } => 29,
+        Error::Importance { .. } => 30,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod coding;
 mod dtype;
+mod fetched;
 mod guard;
 mod header;
 mod index;
@@ -14,6 +15,7 @@ mod source;
 
 pub use coding::{Coding, MX_BLOCK};
 pub use dtype::{Dtype, Shape};
+pub use fetched::{Fetch, Fetched, Ranges, record_of, serve};
 pub use header::{Header, HeaderProblem, MAX_HEADER_BYTES, TensorEntry, UnknownDtypes};
 pub use index::{Index, IndexProblem};
 pub use layout::{ALIGNMENT, Placement, ShardLayout, ShardSpec, shard_file_name, split_by_size};

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use serde::{Deserialize, Serialize};
 
+use super::fetched::Fetched;
 use super::guard::Guard;
 use super::{Header, HeaderProblem, UnknownDtypes};
 use crate::error::{Error, IoContext, Result};
@@ -33,14 +34,19 @@ pub struct Identity {
     pub ino: u64,
     /// Size in bytes.
     pub size: u64,
-    /// Modification time, nanoseconds since 1970.
+    /// Modification time, nanoseconds since 1970; [`Identity::FETCHED`] of a partly fetched file, whose bytes never change.
     pub mtime_ns: i64,
 }
 
 impl Identity {
-    fn of(file: &File, path: &Path) -> Result<Self> {
+    /// Stands for the modification time of a partly fetched file: it is written to, but never changed.
+    pub const FETCHED: i64 = i64::MIN;
+
+    fn of(file: &File, path: &Path, partly_fetched: bool) -> Result<Self> {
         let meta = file.metadata().at("examine", path)?;
-        let mtime_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+        let written = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+        // What arrives later does not change what the file is.
+        let mtime_ns = if partly_fetched { Self::FETCHED } else { written };
         Ok(Self { dev: meta.dev(), ino: meta.ino(), size: meta.size(), mtime_ns })
     }
 
@@ -51,7 +57,9 @@ impl Identity {
         } else if (self.dev, self.ino) != (now.dev, now.ino) {
             Some("another file stands under its name".to_owned())
         } else {
-            (self.mtime_ns != now.mtime_ns).then(|| "it was written to".to_owned())
+            // A file that was partly fetched and is whole now is what it was.
+            let known = self.mtime_ns != Self::FETCHED && now.mtime_ns != Self::FETCHED;
+            (known && self.mtime_ns != now.mtime_ns).then(|| "it was written to".to_owned())
         }
     }
 }
@@ -65,6 +73,8 @@ pub struct SourceFile {
     // Dropped in this order: the guard must be gone before the mapping.
     guard: Option<Guard>,
     map: Option<MmapRaw>,
+    /// Which bytes are here, unless all are.
+    fetched: Option<Fetched>,
 }
 
 impl SourceFile {
@@ -78,8 +88,19 @@ impl SourceFile {
             let kind = if kind.is_dir() { "a directory" } else { "a FIFO, socket or device" };
             return Err(Error::NotRegular { path: path.to_owned(), kind: kind.to_owned() });
         }
-        let identity = Identity::of(&file, path)?;
-        Ok(Self { path: path.to_owned(), file, identity, guard: None, map: None })
+        let fetched = Fetched::of(path)?;
+        let identity = Identity::of(&file, path, fetched.is_some())?;
+        Ok(Self { path: path.to_owned(), file, identity, guard: None, map: None, fetched })
+    }
+
+    /// Whether every byte of it is here.
+    pub fn is_whole(&self) -> bool {
+        self.fetched.as_ref().is_none_or(|f| f.missing(&(0..self.identity.size)).is_empty())
+    }
+
+    /// Makes sure that the bytes of `range` are here, before they are read by other means than this type's.
+    pub fn require(&self, range: &Range<u64>) -> Result<()> {
+        self.fetched.as_ref().map_or(Ok(()), |fetched| fetched.require(range))
     }
 
     /// Prepares tile reading. Mapping is an optimisation: where it fails, tiles are read by calls.
@@ -93,6 +114,11 @@ impl SourceFile {
             }
         }
         self
+    }
+
+    /// Whether tiles are mapped.
+    pub fn is_mapped(&self) -> bool {
+        self.map.is_some()
     }
 
     /// Where it was opened.
@@ -116,6 +142,7 @@ impl SourceFile {
     pub fn tile<'a>(&'a self, range: Range<u64>, scratch: &'a mut Vec<u8>) -> Result<Tile<'a>> {
         let (start, len) = self.within(&range)?;
         if let Some(map) = self.map.as_ref().filter(|_| len > 0) {
+            self.require(&range)?;
             return self.mapped(map, start, len);
         }
         self.tile_in(range, |len| {
@@ -161,8 +188,17 @@ impl SourceFile {
         Ok(Tile { bytes, mapping: Some((map, start)) })
     }
 
+    /// The whole content of a file that fits into memory.
+    pub fn read_whole(path: &Path) -> Result<Vec<u8>> {
+        let source = Self::open(path)?;
+        let mut bytes = vec![0; to_usize(source.identity.size)];
+        source.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
     /// Reads exactly `buffer` at `offset`. A file that ends early has been truncated: an error.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.require(&(offset..offset.saturating_add(buffer.len() as u64)))?;
         self.file.read_exact_at(buffer, offset).map_err(|e| match e.kind() {
             std::io::ErrorKind::UnexpectedEof => self.changed(None, "it was truncated".to_owned()),
             _ => Error::Io { action: "read", path: self.path.clone(), source: e },
@@ -171,7 +207,7 @@ impl SourceFile {
 
     /// Fails if the file changed since it was opened, or if a mapped page of it went missing.
     pub fn check_unchanged(&self, tensor: Option<&str>) -> Result<()> {
-        let now = Identity::of(&self.file, &self.path)?;
+        let now = Identity::of(&self.file, &self.path, self.fetched.is_some())?;
         if let Some(what) = self.identity.difference(&now) {
             return Err(self.changed(tensor, what));
         }
@@ -194,7 +230,9 @@ impl SourceFile {
         const PROBE: u64 = 64 << 10;
         let refuse = |problem: HeaderProblem| Error::Header { path: self.path.clone(), problem };
         let size = self.identity.size;
-        let mut raw = vec![0; to_usize(size.min(PROBE))];
+        // Of a partly fetched file no more than is here, which is the header if its length is.
+        let here = self.fetched.as_ref().map_or(size, Fetched::head);
+        let mut raw = vec![0; to_usize(size.min(PROBE).min(here.max(8)))];
         self.read_exact_at(&mut raw, 0)?;
         let json_len = Header::length(&raw, size).map_err(refuse)?;
         let header_len = 8 + json_len;

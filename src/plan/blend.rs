@@ -118,6 +118,15 @@ pub enum Keep {
         /// How many do.
         count: u64,
     },
+    /// Where its magnitude is not smaller than that of the element which has `floor(share * n)` larger ones among the `n` values of all
+    /// terms of its group, in all tensors of the plan; everywhere if there is no such element (the trim of TIES as its authors' code has it,
+    /// arXiv 2306.01708). Of operands that are slices only.
+    LargestOfAll {
+        /// Terms of the same number are one group.
+        group: u32,
+        /// From 0 to 1, the same in a group.
+        share: f64,
+    },
     /// Where its magnitude is greater.
     Above {
         /// Rounded once to f32.
@@ -214,13 +223,18 @@ impl Blend {
         match &self.chain {
             _ if self.terms.is_empty() => 0,
             Some(chain) => 1 + u32::from(chain.looks(self)),
-            None => 1 + self.looks().count(),
+            None => 1 + self.looks().count() + 2 * u32::from(self.is_trimmed_as_whole()),
         }
     }
 
     /// Elements of each operand and of what it makes; they agree in a valid plan.
     pub fn elements(&self) -> u64 {
         self.terms.first().and_then(|term| term.operand.elements()).unwrap_or(0)
+    }
+
+    /// Whether some term counts where its values are among the largest of the whole plan.
+    pub(crate) fn is_trimmed_as_whole(&self) -> bool {
+        self.terms.iter().any(|term| matches!(term.keep, Keep::LargestOfAll { .. }))
     }
 
     /// Base and operands.

@@ -1,6 +1,8 @@
 //! What a blend that is not plain must satisfy, and what it takes to know before its first element is computed.
 
-use super::{Blend, Divide, Keep, Solve, Span, Term};
+use std::collections::BTreeMap;
+
+use super::{Blend, Divide, Keep, Operand, Part, Plan, Solve, Span, Term};
 
 /// Most elements of a row of which a rank or a softmax is taken, or of rows and columns that have weights of their own: each worker
 /// holds such rows whole.
@@ -59,6 +61,10 @@ fn check_term(blend: &Blend, term: &Term, elements: u64) -> Result<(), String> {
         Keep::Largest { skip, count } => {
             skip.checked_add(count).is_some_and(|taken| taken <= elements)
         }
+        Keep::LargestOfAll { share, .. } => {
+            let plain = blend.base.iter().chain([&term.operand]).all(Operand::is_plain);
+            plain && (0.0..=1.0).contains(&share)
+        }
         Keep::Above { magnitude } => magnitude.is_finite() && magnitude >= 0.0,
         Keep::Random { probability, .. } => (0.0..=1.0).contains(&probability),
         Keep::Ranked { low, high, columns, .. } => {
@@ -77,6 +83,22 @@ fn check_term(blend: &Blend, term: &Term, elements: u64) -> Result<(), String> {
     } else {
         Err(format!("of {elements} elements it cannot keep {:?}", term.keep))
     }
+}
+
+/// Terms of one group must ask for the same share.
+pub(super) fn check_groups(plan: &Plan) -> Result<(), String> {
+    let mut shares: BTreeMap<u32, f64> = BTreeMap::new();
+    for part in plan.tensors.iter().flat_map(|tensor| &tensor.parts) {
+        let Part::Blend(blend) = part else { continue };
+        for term in &blend.terms {
+            let Keep::LargestOfAll { group, share } = term.keep else { continue };
+            let first = *shares.entry(group).or_insert(share);
+            if first.to_bits() != share.to_bits() {
+                return Err(format!("group {group} is to keep {first} and {share} of its values"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What is found once for all terms must be asked for alike.

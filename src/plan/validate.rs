@@ -34,6 +34,7 @@ fn check(plan: &Plan) -> Result<(), String> {
             return Err(format!("more than {MAX_BYTES} bytes to write or to read"));
         }
     }
+    keep::check_groups(plan)?;
     let mut placed = vec![false; plan.tensors.len()];
     let mut files = HashSet::new();
     for shard in &plan.shards {

@@ -16,7 +16,7 @@ use crate::support::fixture;
 use crate::support::process::{Elo, Outcome, PROGRAM, elo};
 
 /// Every command, in the order of the help.
-const COMMANDS: [&str; 31] = [
+const COMMANDS: [&str; 33] = [
     "",
     "extract",
     "inject",
@@ -33,6 +33,8 @@ const COMMANDS: [&str; 31] = [
     "inspect",
     "verify",
     "diff",
+    "pull",
+    "push",
     "plan",
     "apply",
     "init",

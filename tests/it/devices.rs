@@ -76,9 +76,10 @@ fn sparse(blend: &Blend, turn: u64) -> Blend {
     let above = Keep::Above { magnitude: 1e-3 };
     let (varied, important) = (Keep::Varied { share: 0.4 }, Keep::Important { columns });
     let (near, all) = (Keep::Near { t: 1e-3 }, Keep::All);
+    let of_all = Keep::LargestOfAll { group: 0, share: 0.3 };
     let (rows, by_columns) = (Span::Rows { columns }, Span::Columns { columns });
     // Keep, rescaled, vote, divide, weights and how they are found, for what.
-    let (keep, rescale, vote, divide, weights, solve, span) = match turn % 11 {
+    let (keep, rescale, vote, divide, weights, solve, span) = match turn % 12 {
         0 => (few, false, weighted, mean, given, None, Span::Part),
         1 => (random, true, None, None, given, None, Span::Part),
         2 => (random, true, weighted, mean, given, None, Span::Part),
@@ -89,7 +90,8 @@ fn sparse(blend: &Blend, turn: u64) -> Blend {
         7 => (near, false, None, None, given, None, Span::Part),
         8 => (important, false, None, None, given, None, Span::Part),
         9 => (all, false, None, None, one, Some(Solve::Nuslerp), rows),
-        _ => (all, false, None, None, one, Some(Solve::ModelStock), by_columns),
+        10 => (all, false, None, None, one, Some(Solve::ModelStock), by_columns),
+        _ => (of_all, false, weighted, mean, given, None, Span::Part),
     };
     let mut made = Blend { deltas: true, vote, divide, solve, span, ..blend.clone() };
     for (term, weight) in made.terms.iter_mut().zip(weights) {

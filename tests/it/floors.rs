@@ -15,12 +15,14 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
         ("audit", vec!["engine", "plan", "checkpoint", "format"]),
         ("lowrank", vec!["engine", "plan", "checkpoint", "format"]),
         ("trainer", vec!["checkpoint", "format"]),
+        ("hub", vec!["checkpoint", "format"]),
         ("backend", vec!["trainer", "checkpoint", "format"]),
         ("pipeline", vec!["backend", "audit", "ops", "engine", "plan", "checkpoint", "format"]),
         (
             "cli",
             vec![
                 "pipeline",
+                "hub",
                 "backend",
                 "trainer",
                 "audit",

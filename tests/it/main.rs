@@ -25,6 +25,8 @@ mod golden;
 mod growth;
 #[cfg(feature = "cli")]
 mod hostile;
+#[cfg(all(feature = "cli", feature = "hub"))]
+mod hub;
 #[cfg(feature = "cli")]
 mod importance;
 mod kernels;
@@ -42,10 +44,12 @@ mod quantised;
 mod randoms;
 mod solved;
 mod sparse;
+mod streaming;
 mod support;
 #[cfg(feature = "trainer")]
 mod trainer;
 #[cfg(feature = "cli")]
+mod trim;
 mod vectors;
 #[cfg(feature = "cli")]
 mod vocabulary;

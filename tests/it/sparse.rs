@@ -16,7 +16,9 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use elo_surgery::Error;
-use elo_surgery::engine::{Execution, NoObserver, Observer, Progress, execute};
+use elo_surgery::engine::{
+    Execution, NoObserver, Observer, Progress, Reference, execute, execute_on,
+};
 use elo_surgery::format::{Dtype, Operation, Shape, SourceFile};
 use elo_surgery::plan::{
     Blend, Divide, Keep, Numerics, Output, PLAN_VERSION, Part, Plan, Shard, Slice, Solve, Source,
@@ -235,6 +237,49 @@ fn many_that_are_near_each_other() {
     }
 }
 
+/// Parts that are larger than a sample: a look with brackets, and histograms where those are too wide. The reference has histograms alone.
+#[test]
+fn a_sample_changes_nothing() {
+    let (rows, columns) = (173, 401);
+    let n = rows * columns;
+    let largest = |skip, count| Keep::Largest { skip, count };
+    for keep in [
+        largest(0, n / 2),
+        largest(0, n / 5 + 1),
+        largest(n / 100 + 1, n / 3),
+        largest(0, 3),
+        largest(1, n - 3),
+        Keep::Varied { share: 0.37 },
+        Keep::Important { columns },
+    ] {
+        for fine in [false, true] {
+            let terms = vec![term(0.7, keep), term(0.4, keep)];
+            let divide = Some(Divide { least: 1e-8, instead: 1.0 });
+            let blend = Blend { vote: Some(Vote::Weighted), divide, ..of_deltas(terms, 1.0) };
+            let mut case = Case::new(rows, columns, blend);
+            if fine {
+                // Nearly all different.
+                let mut random = Random::new(n);
+                for x in case.terms.iter_mut().flatten() {
+                    *x += random.below(1 << 20) as f32 / 1e9;
+                }
+            }
+            if !matches!(keep, Keep::Important { .. }) {
+                check(&case, true);
+            }
+            for dtype in [Dtype::F32, Dtype::BF16, Dtype::F64] {
+                let temp = TempDir::new().unwrap();
+                let plan = case.plan(&temp, &dtype);
+                let found = made(&plan, &temp, |_| {});
+                let mut options = Execution::to(temp.path().join("reference"));
+                options.sync = false;
+                execute_on(&Reference, &plan, &options, &NoObserver).unwrap();
+                assert!(found == read_raw(&options.out)["x"].2, "{dtype} {fine} {keep:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn values_without_a_base() {
     let (rows, columns) = (61, 401);
@@ -397,10 +442,11 @@ impl Observer for Stop {
 
 #[test]
 fn an_interruption_changes_nothing() {
+    // More than a sample holds, so that every look is taken.
     let keep = Keep::Largest { skip: 0, count: 12_000 };
     let terms =
         vec![Term { rescale: true, ..term(0.7, keep) }, Term { rescale: true, ..term(0.4, keep) }];
-    let case = Case::new(61, 401, Blend { vote: Some(Vote::Weighted), ..of_deltas(terms, 1.0) });
+    let case = Case::new(181, 401, Blend { vote: Some(Vote::Weighted), ..of_deltas(terms, 1.0) });
     let temp = TempDir::new().unwrap();
     let plan = case.plan(&temp, &Dtype::F32);
     let expected = made(&plan, &temp, |_| {});

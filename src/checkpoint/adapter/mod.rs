@@ -83,6 +83,13 @@ impl Adapter {
         &self.name
     }
 
+    /// The same adapter under another name, as [`Checkpoint::named`](super::Checkpoint::named).
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
     /// Its settings.
     pub fn settings(&self) -> &AdapterSettings {
         &self.settings

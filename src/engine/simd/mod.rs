@@ -8,9 +8,11 @@
     reason = "the loops are compiled for an instruction set by being inlined where it is enabled"
 )]
 
+mod bracket;
 #[cfg(target_arch = "x86_64")]
 mod f16c;
 mod format;
+mod fused;
 mod level;
 mod product;
 mod rules;
@@ -102,6 +104,10 @@ impl Device for Simd {
             self.level.run(sweep::Sums { tile: &tile, sums });
         }
         Ok(())
+    }
+
+    fn as_simd(&self) -> Option<Self> {
+        Some(*self)
     }
 
     fn histogram(&self, tile: &SweepTile<'_>, digit: Digit, counts: &mut [u64]) -> Result<()> {

@@ -9,6 +9,7 @@
 )]
 
 use super::format::{BF16, E4M3, E4M3Fnuz, E5M2, E5M2Fnuz, F32, Format, with_format};
+use super::fused::fused;
 use super::level::Job;
 use super::{count_special, each, round, widen};
 use crate::engine::device::{Checked, Edge, Health, Mask, Rules, Values};
@@ -43,6 +44,9 @@ impl Job for Ruled<'_> {
     #[inline(always)]
     fn run<H: Format<Bits = [u8; 2]>>(self, half: H) -> Health {
         let (tile, rules) = (self.tile, self.rules);
+        if let Some(health) = fused(tile, rules, self.out) {
+            return health;
+        }
         let mut health = Health::default();
         let mut blocks = vec![Block { values: [0.0; SMALL], kept: [0; SMALL] }; tile.terms.len()];
         let mut base = [0.0; SMALL];

@@ -4,21 +4,28 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::near::Gauge;
 use super::order::{Quest, Seen, Slot, Tie, lost};
 use super::ready::{self, Ready, Recipe, masks};
+use super::sample;
 use super::span::{ColumnSums, Spanned, failed};
 use super::weights::{energies, overlaps, weights};
 use crate::engine::auto::Pick;
+use crate::engine::bracket::Tally;
 use crate::engine::device::{Device, Edge, Mask, Operand};
 use crate::engine::sweep::{Gram, LEAF, SweepTile, TreeSum, Want, leaves_of, sums_of};
 use crate::engine::tile::{Filler, Scratch, index};
 use crate::error::Result;
 use crate::plan::{Blend, Keep, Output, Solve, Span, Term};
 
-/// A look at every element of a part.
+/// A look at the elements of a part.
 pub(super) enum Look {
     /// The divergence of every row.
     Rows,
+    /// Scores of some elements.
+    Sample(Vec<Quest>),
+    /// Numbers of elements by how they lie to brackets; the quests that these are for.
+    Near(Vec<Gauge>, Vec<Quest>),
     /// Numbers of elements by the upper half of their score.
     High(Vec<Quest>),
     /// Numbers of elements by the lower half, where the upper one is that of a threshold.
@@ -51,9 +58,15 @@ pub(super) struct Known {
 /// What was found in a look.
 #[derive(Default)]
 pub(super) struct Found {
+    /// Scores by quest, from the first element of a run that has a piece of the sample.
+    pub(super) samples: BTreeMap<u64, Vec<Vec<u32>>>,
+    /// What was counted to brackets, by gauge.
+    pub(super) tallies: Vec<Tally>,
+    /// By the first element of a run: for each gauge, how many there are of what it notes.
+    pub(super) notes: BTreeMap<u64, Vec<Vec<u32>>>,
     /// Histograms: one after the other for each quest.
     pub(super) counts: Vec<Vec<u64>>,
-    /// Scores of exactly zero, by quest.
+    /// Scores of exactly zero, by quest or gauge.
     pub(super) zeros: Vec<u64>,
     /// By the first element of a run: what is in each of its histograms.
     pub(super) runs: BTreeMap<u64, Vec<Seen>>,
@@ -69,6 +82,7 @@ pub(super) struct Found {
 /// What one worker counts before he hands it in.
 #[derive(Default)]
 pub(super) struct Local {
+    pub(super) tallies: Vec<Tally>,
     pub(super) counts: Vec<Vec<u64>>,
     /// Those of one run.
     pub(super) run: Vec<Vec<u64>>,
@@ -78,6 +92,8 @@ pub(super) struct Local {
 /// What was seen of one run.
 #[derive(Default)]
 pub(super) struct Share {
+    sample: Vec<Vec<u32>>,
+    notes: Vec<Vec<u32>>,
     run: Vec<Seen>,
     sums: [Option<TreeShare>; 3],
     kept: Vec<[u64; 2]>,
@@ -95,6 +111,12 @@ struct TreeShare {
 impl Found {
     /// Takes what was seen of the run that starts here.
     pub(super) fn add(&mut self, start: u64, share: Share) {
+        if !share.sample.is_empty() {
+            self.samples.insert(start, share.sample);
+        }
+        if !share.notes.is_empty() {
+            self.notes.insert(start, share.notes);
+        }
         if !share.run.is_empty() {
             self.runs.insert(start, share.run);
         }
@@ -118,6 +140,13 @@ impl Found {
 
     /// Takes what a worker has counted.
     pub(super) fn merge(&mut self, local: Local) {
+        if self.tallies.is_empty() {
+            self.tallies = local.tallies;
+        } else {
+            for (tally, found) in self.tallies.iter_mut().zip(&local.tallies) {
+                tally.merge(found);
+            }
+        }
         self.counts.resize_with(self.counts.len().max(local.counts.len()), Vec::new);
         for (counts, found) in self.counts.iter_mut().zip(local.counts) {
             if counts.is_empty() {
@@ -180,19 +209,25 @@ pub(super) fn first(blend: &Blend) -> Option<Look> {
     if looks.rows {
         Some(Look::Rows)
     } else if looks.order {
-        Some(Look::High(Quest::all(blend)))
+        Some(Look::Sample(Quest::all(blend)))
     } else {
         looks.sums.then_some(Look::Sums)
     }
 }
 
 impl Look {
+    /// Whether it looks at every element.
+    pub(super) const fn is_whole(&self) -> bool {
+        !matches!(self, Self::Sample(_))
+    }
+
     /// Elements of a run, if a worker is to take about so many bytes of an operand at once.
     pub(super) fn run(&self, blend: &Blend, tile: u64) -> u64 {
         let width = blend.operands().filter_map(|o| o.dtype().bytes()).max().unwrap_or(1);
         let about = tile / width;
         let whole = |unit: u64| (about / unit).max(1) * unit;
         match self {
+            Self::Sample(_) => sample::run_of(blend.elements()),
             Self::Rows => whole(important_columns(blend)),
             Self::Sums => match blend.span {
                 Span::Columns { columns } => ColumnSums::run(columns),
@@ -233,6 +268,14 @@ impl Filler<'_> {
                 rows: self.divergences(blend, run, &mut scratch.operands)?,
                 ..Share::default()
             },
+            Look::Sample(quests) => Share {
+                sample: self.sample(quests, known, blend, run, scratch)?,
+                ..Share::default()
+            },
+            Look::Near(gauges, _) => Share {
+                notes: self.count_near(gauges, known, blend, run, local, scratch)?,
+                ..Share::default()
+            },
             Look::High(quests) => {
                 self.count_high(quests, known, blend, run, local, scratch)?;
                 Share::default()
@@ -266,7 +309,11 @@ impl Filler<'_> {
                     let rows: Vec<f64> = rows.flatten().copied().collect();
                     *term = (!rows.is_empty()).then(|| Arc::new(rows));
                 }
-                Some(Look::High(Quest::all(blend)))
+                Some(Look::Sample(Quest::all(blend)))
+            }
+            Look::Sample(quests) => self.after_sample(quests, &found, &mut known, blend)?,
+            Look::Near(gauges, quests) => {
+                self.after_near((gauges, quests), &found, &mut known, blend, scratch)?
             }
             Look::High(quests) => {
                 let narrowed = Quest::narrowed(quests, &found)?;
@@ -275,7 +322,7 @@ impl Filler<'_> {
             Look::Low(quests) => {
                 let mut ties = Vec::new();
                 for (tie, slot) in Quest::decided(quests, &found, &mut known)? {
-                    match tie.place_in(&found.runs, slot, blend.elements()) {
+                    match tie.place_of(&found.runs, slot, blend.elements()) {
                         Some(place) => self.found_tie(&tie, place, &mut known, blend, scratch)?,
                         None => ties.push(tie),
                     }
@@ -284,7 +331,7 @@ impl Filler<'_> {
             }
             Look::Ties(ties) => {
                 for (slot, tie) in ties.iter().enumerate() {
-                    let place = tie.place_in(&found.runs, slot, blend.elements());
+                    let place = tie.place_of(&found.runs, slot, blend.elements());
                     let place = place.ok_or_else(lost)?;
                     self.found_tie(tie, place, &mut known, blend, scratch)?;
                 }

@@ -6,9 +6,11 @@
 //! conclusions and opens the next look. What is found depends on the elements alone, not on runs or their order.
 
 mod look;
+mod near;
 mod order;
 mod ready;
 mod rows;
+mod sample;
 mod scores;
 mod span;
 mod weights;
@@ -130,6 +132,16 @@ impl Sweep {
     fn share(&self, bytes: u64) -> u64 {
         let share = u128::from(bytes) * u128::from(self.times - 1) / u128::from(self.times);
         u64::try_from(share).unwrap_or(bytes)
+    }
+
+    /// Bytes that count as done by looking at a run. A look more than was reckoned with adds nothing.
+    fn tell(&self, look: &Look, run: &Range<u64>) -> u64 {
+        let share = (run.end - run.start) * (self.bytes / self.elements) / self.times;
+        let bytes = if look.is_whole() { share } else { 0 };
+        let most = self.share(self.bytes);
+        let add = |told: u64| Some(told.saturating_add(bytes).min(most));
+        let told = self.told.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        bytes.min(most - told.unwrap_or(most))
     }
 
     /// A look that has elements left; none if all is known. Waits for what others are still at.
@@ -264,9 +276,7 @@ impl Filler<'_> {
                 if let State::Open(open) = &mut *sweep.state() {
                     open.found.add(run.start, share);
                 }
-                let bytes = (run.end - run.start) * (sweep.bytes / sweep.elements) / sweep.times;
-                sweep.told.fetch_add(bytes, Ordering::Relaxed);
-                (self.progress)(bytes);
+                (self.progress)(sweep.tell(&stint.look, &run));
             }
             let conclude = |look: &Look, known: Known, found: Found| {
                 let step = self.conclude(look, known, found, blend, output, scratch)?;

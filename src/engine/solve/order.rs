@@ -17,25 +17,26 @@ use crate::error::{Error, Result};
 use crate::plan::{Blend, Keep};
 
 /// Thresholds of one score.
+#[derive(Clone)]
 pub(super) struct Quest {
-    score: Score,
-    wanted: Vec<Wanted>,
+    pub(super) score: Score,
+    pub(super) wanted: Vec<Wanted>,
     /// The bins of the upper half in which they are.
-    bins: Vec<u16>,
+    pub(super) bins: Vec<u16>,
 }
 
 /// One threshold.
 #[derive(Clone, Copy)]
-struct Wanted {
-    slot: Slot,
+pub(super) struct Wanted {
+    pub(super) slot: Slot,
     /// It is so far from the largest, which is 1.
-    rank: Rank,
+    pub(super) rank: Rank,
     /// Where the upper half says it is.
     place: Option<Place>,
 }
 
 #[derive(Clone, Copy)]
-enum Rank {
+pub(super) enum Rank {
     Known(u64),
     /// This share of the scores that are not zero.
     OfNonZero(f64),
@@ -50,6 +51,13 @@ pub(super) enum Slot {
     Varied,
     /// A quartile of a term's importance: 0, 1 or 2.
     Quartile { term: usize, which: usize },
+}
+
+impl Slot {
+    /// Whether all that are equal to the threshold are inside.
+    pub(super) const fn takes_equal(self) -> bool {
+        matches!(self, Self::Quartile { .. })
+    }
 }
 
 /// What a look saw in a run of one histogram's scores.
@@ -188,10 +196,10 @@ impl Quest {
                 let low = locate(counts, place.rank).ok_or_else(lost)?;
                 let key = u32::from(place.bin) << quest.score.low_bits() | u32::from(low.bin);
                 let equal = counts[usize::from(low.bin)];
-                if low.rank == equal || matches!(want.slot, Slot::Quartile { .. }) {
+                if low.rank == equal || want.slot.takes_equal() {
                     want.slot.set(known, Edge { magnitude: key, end: u64::MAX });
                 } else {
-                    let tie = Tie { slot: want.slot, score: quest.score, key, inside: low.rank };
+                    let tie = Tie::new(want.slot, quest.score, key, low.rank);
                     ties.push((tie, first + bin));
                 }
             }
@@ -202,7 +210,7 @@ impl Quest {
 }
 
 impl Wanted {
-    const fn new(slot: Slot, rank: Rank) -> Self {
+    pub(super) const fn new(slot: Slot, rank: Rank) -> Self {
         Self { slot, rank, place: None }
     }
 }
@@ -214,7 +222,7 @@ impl Rank {
         clippy::cast_precision_loss,
         reason = "a share of a number, rounded down"
     )]
-    fn of(self, non_zero: u64) -> u64 {
+    pub(super) fn of(self, non_zero: u64) -> u64 {
         match self {
             Self::Known(rank) => rank,
             Self::OfNonZero(share) => ((non_zero as f64 * share) as u64).min(non_zero),
@@ -223,18 +231,43 @@ impl Rank {
 }
 
 impl Tie {
+    pub(super) const fn new(slot: Slot, score: Score, key: u32, inside: u64) -> Self {
+        Self { slot, score, key, inside }
+    }
+
+    /// The score that is equal.
+    pub(super) const fn key(&self) -> u32 {
+        self.key
+    }
+
+    /// How many of the equal ones are inside.
+    #[cfg(test)]
+    pub(super) const fn inside(&self) -> u64 {
+        self.inside
+    }
+
     /// The run in which the last one inside lies, and which of the run's equal ones it is; `None` if some run has too many to tell.
-    pub(super) fn place_in(
+    pub(super) fn place_of(
         &self,
         runs: &BTreeMap<u64, Vec<Seen>>,
         histogram: usize,
         elements: u64,
     ) -> Option<(Range<u64>, u64)> {
         let low = u16::try_from(self.key & ((1 << self.score.low_bits()) - 1)).ok()?;
+        self.place_in(runs, |seen| seen.get(histogram)?.of(low), elements)
+    }
+
+    /// The same, if `equal` says how many equal ones a run has, as far as that is known.
+    pub(super) fn place_in<T>(
+        &self,
+        runs: &BTreeMap<u64, T>,
+        equal: impl Fn(&T) -> Option<u64>,
+        elements: u64,
+    ) -> Option<(Range<u64>, u64)> {
         let mut inside = self.inside;
         let mut runs = runs.iter().peekable();
         while let Some((start, seen)) = runs.next() {
-            let count = seen.get(histogram)?.of(low)?;
+            let count = equal(seen)?;
             if inside <= count {
                 return Some((*start..runs.peek().map_or(elements, |(next, _)| **next), inside));
             }

@@ -55,6 +55,8 @@ impl Recipe {
             Keep::Ranked { low, high, seed, columns } => {
                 return Some(Self::Ranked { low, high, seed, columns });
             }
+            // Never here: the threshold stands in the plan before it is carried out.
+            Keep::LargestOfAll { .. } => Mask::Band { low: Edge::NONE, high: Edge::NONE },
             Keep::Largest { .. } | Keep::Varied { .. } | Keep::Important { .. } => return None,
         }))
     }
@@ -74,6 +76,12 @@ pub(super) fn masks<'a>(recipes: &[Recipe], bits: &'a Bits) -> Vec<Mask<'a>> {
 }
 
 impl Ready {
+    /// Whether masks are made for every tile.
+    pub(in crate::engine) fn has_bits(&self) -> bool {
+        let counting = self.terms.iter().flatten();
+        counting.into_iter().any(|counting| !matches!(counting.recipe, Recipe::Mask(_)))
+    }
+
     /// The rules of a tile's terms.
     pub(in crate::engine) fn rules<'a>(&self, bits: &'a Bits) -> Option<Vec<TermRule<'a>>> {
         let rule = |(counting, bits): (&Counting, &'a Option<Arc<Vec<u8>>>)| {

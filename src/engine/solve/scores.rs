@@ -42,14 +42,14 @@ impl Score {
 pub(super) type Take<'a> = &'a mut dyn FnMut(u64, &[u32]);
 
 /// The values of a blend on the host.
-struct HostValues<'t> {
-    base: Option<Values<'t>>,
-    terms: Vec<Values<'t>>,
-    double: bool,
+pub(super) struct HostValues<'t> {
+    pub(super) base: Option<Values<'t>>,
+    pub(super) terms: Vec<Values<'t>>,
+    pub(super) double: bool,
 }
 
 impl<'t> HostValues<'t> {
-    fn new(blend: &'t Blend, tiles: &'t [crate::format::Tile<'_>]) -> Result<Self> {
+    pub(super) fn new(blend: &'t Blend, tiles: &'t [crate::format::Tile<'_>]) -> Result<Self> {
         let (base, terms) = values_of(blend, tiles);
         let base = base.as_ref().map(Values::new).transpose()?;
         let terms: Vec<_> = terms.iter().map(Values::new).collect::<Result<_>>()?;
@@ -162,6 +162,21 @@ impl Filler<'_> {
             }
         })?;
         Ok(equal)
+    }
+
+    /// Hands the magnitudes of a term's values to `take`, some thousand at a time.
+    pub(super) fn magnitudes(&self, values: &HostValues<'_>, term: usize, take: Take<'_>) {
+        let x = values.terms[term];
+        let elements = x.bytes.len() / x.float.size();
+        let (mut wide, mut keys) = (vec![0.0; LEAF], vec![0; LEAF]);
+        for start in (0..elements).step_by(LEAF) {
+            let count = LEAF.min(elements - start);
+            self.read(values, term, start, &mut wide[..count]);
+            for (key, value) in keys.iter_mut().zip(&wide[..count]) {
+                *key = magnitude(single(*value));
+            }
+            take(start as u64, &keys[..count]);
+        }
     }
 
     /// Values of a term, widened.

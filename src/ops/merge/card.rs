@@ -3,13 +3,11 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::Intermediate;
 use super::config::Config;
 use super::reference::Reference;
 use super::tensors::role;
-use crate::checkpoint::{CARD_FILE, Checkpoint, ModelCard, code_block, hub_id, inline};
+use crate::checkpoint::{Checkpoint, ModelCard, code_block, hub_id, inline, license_of};
 
 /// The card of what `config` makes of the models, each with the path that names it there. Those that earlier documents made are not
 /// there any more: what these were `made` of is.
@@ -34,7 +32,13 @@ pub(super) fn card(
     for (reference, root, part) in parents(config, models, made) {
         let license = license_of(&root);
         let id = hub_id(&reference.path.to_string_lossy(), &root);
+        let commit = root.file_name().and_then(|name| name.to_str());
+        let commit =
+            commit.filter(|name| name.len() == 40 && name.bytes().all(|b| b.is_ascii_hexdigit()));
         let shown = match &id {
+            Some(id) if let Some(commit) = commit => {
+                format!("[{}@{commit}](https://huggingface.co/{id}/tree/{commit})", inline(id))
+            }
             Some(id) => format!("[{}](https://huggingface.co/{id})", inline(id)),
             None => inline(&model_name(&reference.path)),
         };
@@ -60,6 +64,7 @@ pub(super) fn card(
         license: agreed.filter(|first| licenses.iter().all(|other| other.as_ref() == Some(first))),
         tags: ["merge", "elo-surgery"].map(str::to_owned).to_vec(),
         text,
+        ..ModelCard::default()
     };
     card.to_text()
 }
@@ -100,16 +105,6 @@ fn parents(
 /// Local models are called by the name of their directory: where it lay says nothing to others.
 fn model_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-/// The licence that a model's own card states.
-fn license_of(root: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(root.join(CARD_FILE)).ok()?;
-    let (metadata, _) = text.strip_prefix("---")?.split_once("\n---")?;
-    let metadata: Value = serde_saphyr::from_str(metadata).ok()?;
-    let license = metadata.get("license")?.as_str()?;
-    // `other` is explained by a name that only that card has.
-    (license != "other" && license.len() <= 64).then(|| license.to_owned())
 }
 
 /// Where a method was described.

@@ -206,6 +206,10 @@ pub(super) fn read(problems: &mut Problems, document: &Value, text: &str) -> Opt
         text,
     };
     check_rules(problems, &config);
+    let whole = matches!(config.slices.as_slice(), [all] if all.whole && all.module.is_none());
+    if config.extension.variant.trim && !whole {
+        problems.add("elo_surgery.trim", "`model` is for merges of whole models (`models`)");
+    }
     check_importance(problems, &config);
     for slice in config.slices.iter().filter(|slice| !slice.broken && !slice.sources.is_empty()) {
         check_inputs(problems, &config, slice);

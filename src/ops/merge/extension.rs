@@ -3,6 +3,7 @@
 //! ```yaml
 //! elo_surgery:
 //!   consensus: paper            # elect signs without weights
+//!   trim: model                 # TIES keeps the largest of the whole model
 //!   rescale: paper              # DARE divides by the probability
 //!   missing_tensors: present    # what some models lack
 //!   extra_tensors: drop         # what the result has no place for
@@ -73,7 +74,7 @@ pub(super) enum Origin {
 }
 
 const KEYS: &[&str] =
-    &["consensus", "rescale", "missing_tensors", "extra_tensors", "tensors", "importance"];
+    &["consensus", "trim", "rescale", "missing_tensors", "extra_tensors", "tensors", "importance"];
 const RULE: &[&str] = &["match", "regex", "layers", "model", "parameters", "expressions", "copy"];
 
 impl Extension {
@@ -94,10 +95,20 @@ impl Extension {
         };
         let consensus = paper(problems, "consensus").unwrap_or(false);
         let rescale = paper(problems, "rescale").unwrap_or(false);
-        read.variant = Variant { consensus, rescale };
+        let trim = given(map, "trim").and_then(|value| {
+            Some(word(problems, &below(at, "trim"), value, &["tensor", "model"])? == "model")
+        });
+        let trim = trim.unwrap_or(false);
+        read.variant = Variant { consensus, trim, rescale };
         if let Some(method) = method {
             if consensus && !method.kind.votes() {
                 problems.add(&below(at, "consensus"), format!("{} takes no vote", method.name));
+            }
+            if trim && method.kind != Kind::Ties {
+                problems.add(
+                    &below(at, "trim"),
+                    format!("{} trims nothing: it is for ties", method.name),
+                );
             }
             if rescale && !matches!(method.kind, Kind::DareLinear | Kind::DareTies) {
                 let why = format!("{} has no other rescaling: it is for DARE", method.name);

@@ -28,7 +28,7 @@ mod vectors;
 mod vocabulary;
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -44,7 +44,7 @@ use super::draft::{Derived, Draft};
 use super::extract::check_layer_count;
 use crate::checkpoint::{CARD_FILE, Checkpoint, Modules, keep_layers, set_dtype, set_vocab_size};
 use crate::error::{Error, Result};
-use crate::plan::{Numerics, Plan, Sidecar, SidecarContent};
+use crate::plan::{Keep, Numerics, Operand, Part, Plan, Sidecar, SidecarContent};
 
 /// The configuration as it was given, beside the result.
 const CONFIG_FILE: &str = "mergekit_config.yml";
@@ -164,8 +164,11 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
     tensors.importances = &importances;
     tensors.alignment = alignment.as_ref();
     tensors.add_all(&described)?;
-    let problems = tensors.take_problems();
+    let mut problems = tensors.take_problems();
     let Tensors { mut draft, dtypes, differs, rows, drawn, precise, .. } = tensors;
+    if config.extension.variant.trim {
+        check_trim(&mut problems, draft.plan());
+    }
     if !problems.0.is_empty() {
         return Err(refuse(problems));
     }
@@ -214,4 +217,32 @@ pub fn merge(config: &Config, models: &[Checkpoint], request: &Merge) -> Result<
         draft.plan().sidecars.push(Sidecar { file: CARD_FILE.to_owned(), content });
     }
     draft.finish(&Derived { sidecars: &sidecars, ..derived })
+}
+
+/// What is trimmed as a whole has one density, and values that are in files.
+fn check_trim(problems: &mut Problems, plan: &Plan) {
+    let mut shares: BTreeMap<u32, f64> = BTreeMap::new();
+    for tensor in &plan.tensors {
+        for part in &tensor.parts {
+            let Part::Blend(blend) = part else { continue };
+            for term in &blend.terms {
+                let Keep::LargestOfAll { group, share } = term.keep else { continue };
+                let first = *shares.entry(group).or_insert(share);
+                if first.to_bits() != share.to_bits() {
+                    let why = format!(
+                        "`trim: model` takes one `density` a model: `{}` has {share}, others {first}",
+                        tensor.name
+                    );
+                    return problems.add("elo_surgery.trim", why);
+                }
+                if !blend.operands().all(Operand::is_plain) {
+                    let why = format!(
+                        "`{}` is quantised, has an adapter or rows that are put together: write that model out first (`cast`, `lora apply`, `transplant`), or leave `trim: model` out",
+                        tensor.name
+                    );
+                    return problems.add("elo_surgery.trim", why);
+                }
+            }
+        }
+    }
 }

@@ -1,4 +1,6 @@
 //! How a configuration names a model: `PATH`, `PATH+ADAPTER`, or `{model: {path: PATH}, lora: {path: ADAPTER}}`.
+//!
+//! A path may be a model's name on the Hub, `org/name` or `org/name@revision`; `{path: org/name, revision: ..}` is the same.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -52,14 +54,28 @@ fn place(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
         return path_of(problems, at, path);
     }
     let inner = problems.map(at, value, &["path", "revision"])?;
-    if given(inner, "revision").is_some() {
-        problems.unsupported(&below(at, "revision"), "fetching models from the Hub is");
-    }
+    let revision = match given(inner, "revision") {
+        Some(revision) => {
+            let at = below(at, "revision");
+            Some(problems.text(&at, revision)?.to_owned()).filter(|text| !text.is_empty())
+        }
+        None => None,
+    };
     match given(inner, "path") {
         Some(path) => {
             let at = below(at, "path");
             let path = problems.text(&at, path)?;
-            path_of(problems, &at, path)
+            match revision {
+                Some(_) if !is_name(path) => {
+                    problems.add(
+                        &at,
+                        format!("`{path}` is no name on the Hub, which alone has revisions"),
+                    );
+                    None
+                }
+                Some(revision) => path_of(problems, &at, &format!("{path}@{revision}")),
+                None => path_of(problems, &at, path),
+            }
         }
         None => {
             problems.add(at, "has no `path`");
@@ -70,9 +86,14 @@ fn place(problems: &mut Problems, at: &str, value: &Value) -> Option<PathBuf> {
 
 fn plain(problems: &mut Problems, at: &str, text: &str) -> Option<Reference> {
     let mapping = "for a path with such a character, write `{model: {path: ...}}`";
-    if text.contains('@') {
-        let what = format!("`{text}` names a revision behind `@` ({mapping}), which is");
-        problems.unsupported(at, what);
+    let unnamed = |part: &&str| part.split_once('@').is_some_and(|(name, _)| !is_name(name));
+    if let Some(part) = text.split('+').find(unnamed) {
+        problems.add(
+            at,
+            format!(
+                "`{part}` names a revision behind `@` of what is no name on the Hub ({mapping})"
+            ),
+        );
         return None;
     }
     let (path, lora) = match text.split_once('+') {
@@ -84,6 +105,12 @@ fn plain(problems: &mut Problems, at: &str, text: &str) -> Option<Reference> {
         None => (text, None),
     };
     Some(Reference { path: path_of(problems, at, path)?, lora })
+}
+
+/// Whether a text has the form of a model's name on the Hub.
+fn is_name(text: &str) -> bool {
+    let part = |part: &str| !part.is_empty() && !part.starts_with('.');
+    text.split_once('/').is_some_and(|(org, name)| part(org) && part(name) && !name.contains('/'))
 }
 
 /// One spelling of a path: `./a/` is `a`, `~` the home directory.
@@ -127,6 +154,9 @@ mod tests {
         let both = json!({"model": {"path": "a"}, "lora": {"path": "b/c"}});
         assert_eq!(read(&both), Ok("a+b/c".into()));
         assert_eq!(read(&json!({"model": "a", "lora": "b"})), read(&json!("a+b")));
+        assert_eq!(read(&json!("o/a@main+o/b@v1")), Ok("o/a@main+o/b@v1".into()));
+        let revision = json!({"model": {"path": "o/a", "revision": "refs/pr/1"}});
+        assert_eq!(read(&revision), Ok("o/a@refs/pr/1".into()));
         let home = std::env::home_dir().unwrap();
         assert_eq!(read(&json!("~/a/b")), Ok(home.join("a/b").display().to_string()));
         assert_eq!(read(&json!("a~/b")), Ok("a~/b".into()));
@@ -139,7 +169,7 @@ mod tests {
             (json!("a+b+c"), "several adapters"),
             (json!("a+"), "is empty"),
             (json!({"lora": "b"}), "has no `model`"),
-            (json!({"model": "a", "lora": {"revision": "x", "path": "b"}}), ""),
+            (json!({"model": "a", "lora": {"revision": "x", "path": "b"}}), "no name on the Hub"),
             (json!({"model": "a", "lora": {}}), "has no `path`"),
             (json!({"model": "a", "lorra": "b"}), ""),
         ] {

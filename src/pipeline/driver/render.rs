@@ -112,7 +112,7 @@ impl Driver<'_> {
         Ok(spec)
     }
 
-    /// A script that uploads the finished model, where the project says where to.
+    /// A script that publishes the finished model, where the project says where to.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -123,15 +123,14 @@ impl Driver<'_> {
         let model = std::path::absolute(self.model(node)).at("find", self.store.out())?;
         let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
         let private = if publish.private { " --private" } else { "" };
+        let message =
+            format!("{} of an ELO run, elo-surgery {}", node.name, env!("CARGO_PKG_VERSION"));
         let script = format!(
-            "#!/bin/sh\n# Uploads the finished model with the Hugging Face command line. Log in first: hf auth login\nset -eu\nexec hf upload {} {} . --repo-type model{private} --commit-message {}\n",
-            quoted(&publish.repo),
+            "#!/bin/sh\n# Publishes the finished model; arguments are handed on: `--dry-run` shows what would be sent. Sign in first: hf auth login\n\
+             set -eu\nexec \"${{ELO_SURGERY:-elo-surgery}}\" push {} {}{private} --message {} \"$@\"\n",
             quoted(&model.to_string_lossy()),
-            quoted(&format!(
-                "{} of an ELO run, elo-surgery {}",
-                node.name,
-                env!("CARGO_PKG_VERSION")
-            )),
+            quoted(&publish.repo),
+            quoted(&message),
         );
         let path = self.store.out().join("publish.sh");
         std::fs::write(&path, script).at("write", &path)?;

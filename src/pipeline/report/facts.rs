@@ -120,6 +120,16 @@ pub(super) fn target(record: &Record) -> Option<String> {
     largest.map(|(name, _)| name.clone())
 }
 
+/// Languages of the data, the target first.
+pub(super) fn languages(record: &Record) -> Vec<String> {
+    let target = target(record);
+    let all = record.data.iter().flat_map(|facts| facts.languages.keys());
+    let mut names: Vec<String> = all.cloned().collect();
+    names.sort_by_key(|name| (Some(name) != target.as_ref(), name.clone()));
+    names.dedup();
+    names
+}
+
 /// Tasks with their metrics, as they first appear.
 pub(super) fn tasks(record: &Record) -> Vec<(String, String)> {
     let mut tasks: Vec<(String, String)> = Vec::new();

@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::facts::{
-    Kind, Model, base, change, control_of, control_title, is_control, main_stages, models,
-    perplexity, signed, slices, state_name, target, tasks,
+    Kind, Model, base, change, control_of, control_title, is_control, languages, main_stages,
+    models, perplexity, signed, slices, state_name, tasks,
 };
 use super::page::Extra;
 use super::verdict::{Outcome, time_ratio, verdict};
@@ -272,16 +272,6 @@ fn subtitle(record: &Record) -> Vec<String> {
         parts.push(languages.join(", "));
     }
     parts
-}
-
-/// Languages of the data, the target first.
-fn languages(record: &Record) -> Vec<String> {
-    let target = target(record);
-    let all = record.data.iter().flat_map(|facts| facts.languages.keys());
-    let mut names: Vec<String> = all.cloned().collect();
-    names.sort_by_key(|name| (Some(name) != target.as_ref(), name.clone()));
-    names.dedup();
-    names
 }
 
 fn tiles(record: &Record, slices: &[String], extra: &Extra) -> Vec<Tile> {

@@ -21,6 +21,8 @@ pub(in super::super) struct Site<'a> {
 pub(in super::super) struct Variant {
     /// Signs are elected by the values alone, without weights.
     pub(in super::super) consensus: bool,
+    /// What is largest is largest of the whole model, not of a tensor.
+    pub(in super::super) trim: bool,
     /// What random keeps leave is divided by the probability, not scaled to the norm before.
     pub(in super::super) rescale: bool,
 }

@@ -59,6 +59,10 @@ fn kept(
     let density = values.of(input, "density");
     let n = site.elements();
     let keep = match kind {
+        Kind::Ties if site.variant.trim => {
+            let group = u32::try_from(input).unwrap_or(u32::MAX);
+            Keep::LargestOfAll { group, share: density.clamp(0.0, 1.0) }
+        }
         _ if kind == Kind::TaskArithmetic || density >= 1.0 => Keep::All,
         _ if density <= 0.0 => Keep::Largest { skip: 0, count: 0 },
         Kind::Ties => largest(0, share(density, n).max(1), n),

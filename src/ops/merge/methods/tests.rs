@@ -140,7 +140,7 @@ fn papers_are_followed_where_asked() {
         own: vec![BTreeMap::new(), [parameter("weight", 2.0), parameter("density", 0.25)].into()],
     };
     let shape = Shape(MATRIX.to_vec());
-    let variant = Variant { consensus: true, rescale: true };
+    let variant = Variant { consensus: true, trim: false, rescale: true };
     let site = Site { name: "w", shape: &shape, part: 0, seed: 0, variant };
     let found = method.formula(&values, Some(0), &site).unwrap();
     assert_eq!(found.vote, Some(Vote::Plain));

@@ -6,6 +6,7 @@ use crate::checkpoint::{
     Checkpoint, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Vocabulary, json_beside,
 };
 use crate::error::{IoContext as _, Result};
+use crate::format::SourceFile;
 use crate::ops::tokenizer_files::{Beside, CHAT_FILE, CHAT_JSON_FILE, text};
 use crate::plan::{Sidecar, SidecarContent};
 
@@ -99,7 +100,8 @@ impl Beside {
 /// The chat template of a checkpoint, as transformers finds it.
 pub(super) fn chat_template(model: &Checkpoint) -> Result<Option<String>> {
     if let Some(file) = model.sidecars().iter().find(|sidecar| sidecar.file == CHAT_FILE) {
-        return std::fs::read_to_string(&file.path).at("read", &file.path).map(Some);
+        let text = String::from_utf8(SourceFile::read_whole(&file.path)?);
+        return text.map(Some).map_err(std::io::Error::other).at("read", &file.path);
     }
     let settings = json_beside(model, TOKENIZER_CONFIG_FILE)?;
     let template = settings.as_ref().and_then(|settings| settings.get("chat_template"));

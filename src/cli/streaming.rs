@@ -1,0 +1,218 @@
+//! `--push`: the result of a surgery is published while it is made.
+//!
+//! Each shard is uploaded as soon as it is complete, beside the work on the next ones; with `--no-keep` it is removed here once the
+//! Hub has it. Nothing is committed before everything is uploaded: the branch never shows half a model.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::Args;
+
+use super::device::Chosen;
+use super::failure::{Failure, Origins};
+use super::process;
+use super::push::{Push, Watched};
+use super::session::Session;
+use super::surgery::watch;
+use crate::engine::{Execution, Observer, Report, Sink, execute_into};
+use crate::error::{Error, HubFailure, Result};
+use crate::format::{Digest, DigestAlgorithm, FileRecord};
+use crate::hub::Http;
+use crate::hub::push::{Folder, FolderOptions, Publication, Target, Watch};
+use crate::plan::Plan;
+
+/// Where a result is published.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Publishing options")]
+pub(super) struct Streaming {
+    /// Publish the result on the Hub: each shard is uploaded while later ones are made, and one commit names all
+    #[arg(long, value_name = "ORG/NAME")]
+    push: Option<String>,
+    /// Remove each shard here once the Hub has it: the disk needs room for a few shards, and no directory appears
+    #[arg(long, requires = "push")]
+    no_keep: bool,
+    /// Only members may see the repository
+    #[arg(long, requires = "push")]
+    private: bool,
+    /// Open a pull request
+    #[arg(long, requires = "push")]
+    pr: bool,
+}
+
+/// What a run that publishes needs besides its plan.
+pub(super) struct Run<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) out: &'a Path,
+    pub(super) origins: &'a Origins,
+    pub(super) chosen: &'a Chosen,
+    pub(super) execution: Execution,
+    pub(super) session: &'a Session,
+}
+
+impl Streaming {
+    /// The repository, if there is one.
+    pub(super) fn repository(&self) -> Option<&str> {
+        self.push.as_deref()
+    }
+
+    /// Where the work is done if no `--out` says so: a directory that is called like the repository.
+    pub(super) fn default_out(&self) -> Option<PathBuf> {
+        let name = self.push.as_deref()?.split('@').next()?.rsplit('/').next()?;
+        Some(PathBuf::from(name))
+    }
+
+    /// What a dry run says of it.
+    pub(super) fn foreseen(&self) -> Option<String> {
+        let to = self.push.as_deref()?;
+        let kept = if self.no_keep { ", no shard is kept here" } else { "" };
+        let way = if self.pr { " as a pull request" } else { "" };
+        Some(format!("would be published as `{to}`{way}, in one commit{kept}"))
+    }
+
+    /// The command that publishes a directory likewise.
+    fn as_push(&self, dir: &Path) -> Push {
+        Push {
+            dir: dir.to_owned(),
+            repo: self.push.clone().unwrap_or_default(),
+            private: self.private,
+            branch: None,
+            pr: self.pr,
+            message: None,
+            description: None,
+            exclude: Vec::new(),
+            delete: false,
+            base_model: Vec::new(),
+            card: false,
+            no_model_card: false,
+            allow_changed: false,
+            follow_symlinks: false,
+            dry_run: false,
+        }
+    }
+
+    /// Carries a plan out and publishes what comes of it.
+    pub(super) fn carry_out(&self, run: Run<'_>) -> Result<(), Failure> {
+        let Run { plan, out, origins, chosen, execution, session } = run;
+        let push = self.as_push(out);
+        let target = push.target()?;
+        let http = session.hub.hub()?.http();
+        // Before any work: a repository that cannot be written to is told of at once.
+        let publication = Publication::begin(http, target.clone())?;
+        let cancelled = process::cancellation();
+        let streamed = Streamed {
+            http,
+            target: &target,
+            publication: &publication,
+            push: &push,
+            keeps: !self.no_keep,
+            session,
+            cancelled: &cancelled,
+            failed: Mutex::new(None),
+        };
+        // The Hub's own names of files.
+        let execution = Execution { digest: Some(DigestAlgorithm::Sha256), ..execution };
+        let made = watch(plan, origins, session, chosen, |watcher| {
+            streamed.made(plan, chosen, &execution, watcher)
+        });
+        // The reason why a commit failed has its own hints.
+        if let Some(failure) = streamed.failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+        {
+            return Err(failure);
+        }
+        made?;
+        if self.no_keep {
+            return Ok(());
+        }
+        let stop = || stop(&cancelled);
+        let watcher = super::progress::Watcher::new(session, Arc::clone(&cancelled));
+        let folder = Folder::read(out, &FolderOptions::default(), &Watched(&watcher), &stop);
+        watcher.finish();
+        push.publish(http, &target, &publication, &folder?, session, &cancelled)
+    }
+}
+
+/// The way of shards to the Hub.
+struct Streamed<'a> {
+    http: &'a Http,
+    target: &'a Target,
+    publication: &'a Publication<'a>,
+    push: &'a Push,
+    keeps: bool,
+    session: &'a Session,
+    cancelled: &'a Arc<AtomicBool>,
+    /// Why the publication failed, in the words of the command.
+    failed: Mutex<Option<Failure>>,
+}
+
+impl Streamed<'_> {
+    fn made(
+        &self,
+        plan: &Plan,
+        chosen: &Chosen,
+        execution: &Execution,
+        watcher: &dyn Observer,
+    ) -> Result<Report> {
+        let report = execute_into(chosen.device.as_ref(), plan, execution, watcher, Some(self))?;
+        let out = if self.keeps { report.out } else { self.push.repo.clone().into() };
+        Ok(Report { out, ..report })
+    }
+}
+
+impl Sink for Streamed<'_> {
+    fn take(&self, shard: &FileRecord, path: &Path) -> Result<FileRecord> {
+        let known = shard.digest.as_ref().filter(|d| d.algorithm == DigestAlgorithm::Sha256);
+        let known = known.map(|digest| digest.hex.as_str());
+        let stored = self.publication.upload(&shard.file, path, known, &Silent)?;
+        let digest = Digest { algorithm: DigestAlgorithm::Sha256, hex: stored.sha256 };
+        Ok(FileRecord { digest: Some(digest), ..shard.clone() })
+    }
+
+    fn has(&self, shard: &FileRecord) -> Result<bool> {
+        let Some(digest) = &shard.digest else { return Ok(false) };
+        match self.publication.adopt(&shard.file, shard.size, &digest.hex) {
+            Ok(_) => Ok(true),
+            Err(Error::Hub { kind: HubFailure::Missing, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn keeps(&self) -> bool {
+        self.keeps
+    }
+
+    fn complete(&self, tree: &Path, files: &[FileRecord]) -> Result<()> {
+        if self.keeps {
+            return Ok(());
+        }
+        let gone = |file: &&FileRecord| !tree.join(&file.file).exists();
+        let elsewhere: BTreeSet<String> =
+            files.iter().filter(gone).map(|file| file.file.clone()).collect();
+        let options = FolderOptions { elsewhere, ..FolderOptions::default() };
+        let folder = Folder::read(tree, &options, &Silent, &|| stop(self.cancelled))?;
+        let (http, target, publication) = (self.http, self.target, self.publication);
+        let published =
+            self.push.publish(http, target, publication, &folder, self.session, self.cancelled);
+        published.map_err(|failure| match failure {
+            Failure::Refused { error, .. } => *error,
+            other => {
+                *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(other);
+                Error::Interrupted { resumable: true }
+            }
+        })
+    }
+}
+
+/// Uploads beside the work are not shown: the bar is the work's.
+struct Silent;
+
+impl Watch for Silent {}
+
+fn stop(cancelled: &Arc<AtomicBool>) -> Result<()> {
+    if process::is_cancelled(cancelled) {
+        Err(Error::Interrupted { resumable: true })
+    } else {
+        Ok(())
+    }
+}
