@@ -22,27 +22,21 @@ use super::session::Session;
 pub(super) struct Pull {
     /// The model, with a branch, tag or commit behind `@` if it is not `main`
     #[arg(value_name = "ORG/NAME[@REVISION]")]
-    #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "named in the refusal's stead"))]
     model: String,
     /// Only files that match one of these; `*` also matches `/`
     #[arg(value_name = "PATTERN")]
-    #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "as above"))]
     patterns: Vec<String>,
     /// Not the files that match (repeatable)
     #[arg(long, value_name = "PATTERN")]
-    #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "as above"))]
     exclude: Vec<String>,
     /// Write the files to this directory instead of the cache
     #[arg(short, long, value_name = "DIR")]
-    #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "as above"))]
     out: Option<PathBuf>,
     /// With `--out`: replace files that differ
     #[arg(long, requires = "out")]
-    #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "as above"))]
     overwrite: bool,
     /// Show what would be fetched and fetch nothing
     #[arg(short = 'n', long)]
-    #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "as above"))]
     dry_run: bool,
 }
 

@@ -190,7 +190,12 @@ impl Push {
         Ok(Target::new(id, self.private, self.pr)?)
     }
 
-    fn read(&self, session: &Session, cancelled: &Arc<AtomicBool>) -> Result<Folder, Failure> {
+    /// Reads the directory, watched.
+    pub(super) fn read(
+        &self,
+        session: &Session,
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<Folder, Failure> {
         let options = FolderOptions {
             exclude: self.exclude.clone(),
             allow_changed: self.allow_changed,
@@ -198,11 +203,7 @@ impl Push {
             elsewhere: BTreeSet::new(),
         };
         let watcher = Watcher::new(session, Arc::clone(cancelled));
-        let stop = || {
-            let stopped = process::is_cancelled(cancelled);
-            if stopped { Err(Error::Interrupted { resumable: true }) } else { Ok(()) }
-        };
-        let read = Folder::read(&self.dir, &options, &Watched(&watcher), &stop);
+        let read = Folder::read(&self.dir, &options, &Watched(&watcher), &|| stop(cancelled));
         watcher.finish();
         Ok(read?)
     }
@@ -322,8 +323,14 @@ fn send(
     }
 }
 
+/// Fails if the run is to end.
+pub(super) fn stop(cancelled: &AtomicBool) -> Result<()> {
+    let stopped = process::is_cancelled(cancelled);
+    if stopped { Err(Error::Interrupted { resumable: true }) } else { Ok(()) }
+}
+
 /// The watcher of the terminal, as publications know it.
-pub(super) struct Watched<'a>(pub(super) &'a Watcher<'a>);
+struct Watched<'a>(&'a Watcher<'a>);
 
 impl Watch for Watched<'_> {
     fn begin(&self, bytes: u64) {

@@ -13,7 +13,7 @@ use clap::Args;
 use super::device::Chosen;
 use super::failure::{Failure, Origins};
 use super::process;
-use super::push::{Push, Watched};
+use super::push::{Push, stop};
 use super::session::Session;
 use super::surgery::watch;
 use crate::engine::{Execution, Observer, Report, Sink, execute_into};
@@ -125,11 +125,8 @@ impl Streaming {
         if self.no_keep {
             return Ok(());
         }
-        let stop = || stop(&cancelled);
-        let watcher = super::progress::Watcher::new(session, Arc::clone(&cancelled));
-        let folder = Folder::read(out, &FolderOptions::default(), &Watched(&watcher), &stop);
-        watcher.finish();
-        push.publish(http, &target, &publication, &folder?, session, &cancelled)
+        let folder = push.read(session, &cancelled)?;
+        push.publish(http, &target, &publication, &folder, session, &cancelled)
     }
 }
 
@@ -208,11 +205,3 @@ impl Sink for Streamed<'_> {
 struct Silent;
 
 impl Watch for Silent {}
-
-fn stop(cancelled: &Arc<AtomicBool>) -> Result<()> {
-    if process::is_cancelled(cancelled) {
-        Err(Error::Interrupted { resumable: true })
-    } else {
-        Ok(())
-    }
-}

@@ -46,4 +46,4 @@ pub use options::{Execution, Link, Report};
 pub use reference::Reference;
 pub use simd::Simd;
 pub use sink::Sink;
-pub use staging::{LeftOver, remove_staging, stagings};
+pub use staging::{LeftOver, left_overs, remove_staging, stagings};

@@ -434,17 +434,22 @@ pub struct LeftOver {
 
 /// Lists the staging directories in `dir`.
 pub fn stagings(dir: &Path) -> Result<Vec<LeftOver>> {
+    left_overs(dir, SUFFIX, "tree")
+}
+
+/// Lists the folders `.NAME` + `suffix` in `dir`, which hold work on the output `NAME`: a `lock`, and their files in `inside`.
+pub fn left_overs(dir: &Path, suffix: &str, inside: &str) -> Result<Vec<LeftOver>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).at("list", dir)? {
         let path = entry.at("list", dir)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(out) = name.strip_prefix('.').and_then(|n| n.strip_suffix(SUFFIX)) else {
+        let Some(out) = name.strip_prefix('.').and_then(|n| n.strip_suffix(suffix)) else {
             continue;
         };
         let lock = path.join("lock");
         let locked = File::open(&lock)
             .is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
-        let files = fs::read_dir(path.join("tree")).into_iter().flatten().flatten();
+        let files = fs::read_dir(path.join(inside)).into_iter().flatten().flatten();
         let bytes = files.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
         found.push(LeftOver { out: dir.join(out), path, locked, bytes });
     }

@@ -402,12 +402,12 @@ enum Tried {
     Later { problem: String, wait: Option<Duration> },
 }
 
-fn is_later(status: StatusCode) -> bool {
+pub(super) fn is_later(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
 }
 
 /// `Retry-After` in seconds. A date is left to the usual waits.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     text.trim().parse().ok().map(Duration::from_secs)
 }
@@ -442,8 +442,8 @@ fn unreached(error: &reqwest::Error, url: &Url) -> String {
 }
 
 /// An error's causes without the address, which may be signed.
-fn causes(error: &reqwest::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
+pub(super) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
     }

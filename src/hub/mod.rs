@@ -5,6 +5,7 @@
 //! the SHA-256 (or git's SHA-1, for small files) that the Hub lists, or they get no name. The token goes to the Hub's own origin only.
 
 mod cache;
+mod hash;
 mod http;
 mod id;
 mod listing;

@@ -9,11 +9,11 @@ use std::sync::{Mutex, PoisonError};
 
 use reqwest::Url;
 use rustix::io::Errno;
-use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::Watch;
 use super::cache::{clear_remains, remove};
+use super::hash::{blob, hex};
 use super::http::{Http, corrupt};
 use super::listing::Hash;
 use super::lock::Lock;
@@ -194,23 +194,11 @@ pub(super) fn digest(path: &Path, size: u64, like: &Hash, http: &Http) -> Result
             hex(&hasher.finalize())
         }
         Hash::Git(_) => {
-            let mut hasher = Sha1::new();
-            hasher.update(format!("blob {size}\0"));
+            let mut hasher = blob(size);
             feed(&mut |bytes| hasher.update(bytes))?;
             hex(&hasher.finalize())
         }
     })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-
-    let mut text = String::new();
-    for byte in bytes {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 /// Fails if there is no room for `needed` more bytes.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::engine::LeftOver;
+use crate::engine::{LeftOver, left_overs};
 use crate::error::{Error, IoContext, Result};
 use crate::format::{
     Dtype, Header, Operation, Parent, Shape, SourceFile, TensorEntry, UnknownDtypes,
@@ -74,22 +74,7 @@ fn lock_work(work: &Path, out: &Path) -> Result<File> {
 /// # Errors
 /// What the file system says.
 pub fn works(dir: &Path) -> Result<Vec<LeftOver>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).at("list", dir)? {
-        let path = entry.at("list", dir)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(out) = name.strip_prefix('.').and_then(|n| n.strip_suffix(SUFFIX)) else {
-            continue;
-        };
-        let lock = File::open(path.join("lock"));
-        let locked =
-            lock.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
-        let files = fs::read_dir(&path).into_iter().flatten().flatten();
-        let bytes = files.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
-        found.push(LeftOver { out: dir.join(out), path, locked, bytes });
-    }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(found)
+    left_overs(dir, SUFFIX, "")
 }
 
 /// Removes such a folder, which no running process holds.

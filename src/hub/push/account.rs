@@ -6,7 +6,7 @@
 use hf_hub::{HFClient, HFClientSync, HFError, RepoTypeModel};
 use reqwest::redirect::Policy;
 
-use super::super::http::{Http, broken, offline};
+use super::super::http::{Http, broken, causes, offline};
 use super::super::id::ModelId;
 use crate::error::{Error, HubFailure, Result, printable};
 
@@ -135,12 +135,7 @@ fn failure(what: &str, error: &HFError) -> Error {
             (HubFailure::Network, "the Hub did not answer in time".to_owned(), again.to_owned())
         }
         HFError::Request { source, .. } => {
-            let mut innermost: &dyn std::error::Error = source;
-            while let Some(cause) = innermost.source() {
-                innermost = cause;
-            }
-            let problem =
-                format!("the Hub could not be reached: {}", printable(&innermost.to_string()));
+            let problem = format!("the Hub could not be reached: {}", causes(source));
             (HubFailure::Network, problem, again.to_owned())
         }
         _ => (HubFailure::Corrupt, "the Hub's answer makes no sense".to_owned(), again.to_owned()),

@@ -1,11 +1,10 @@
 //! The names that a file's bytes have on the Hub, computed in one reading.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
-use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
+use super::super::hash::{blob, hex};
 use crate::error::Result;
 use crate::format::{Digest, DigestAlgorithm, Identity, SourceFile};
 
@@ -80,21 +79,6 @@ pub(super) fn read(
     };
     let hashes = Hashes { size: identity.size, sha256, git: hex(&git.finalize()) };
     Ok(Read { hashes, identity, digest })
-}
-
-/// SHA-1 as git begins it for a file.
-fn blob(size: u64) -> Sha1 {
-    let mut git = Sha1::new();
-    git.update(format!("blob {size}\0"));
-    git
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Base64 with padding (RFC 4648), as commits carry small files.

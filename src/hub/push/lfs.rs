@@ -12,8 +12,8 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::super::hash::hex;
 use super::super::http::{Call, Http, Payload, corrupt};
-use super::hash::hex;
 use super::storage::{self, Piece, Stored};
 use super::{How, Target};
 use crate::error::{Error, HubFailure, IoContext as _, Result, printable};

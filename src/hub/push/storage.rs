@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use reqwest::blocking::{Body, Client, Response};
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::HeaderMap;
 use sha2::{Digest as _, Sha256};
 
-use super::super::http::{Http, broken, corrupt};
-use crate::error::{Error, HubFailure, Result, printable};
+use super::super::http::{Http, broken, causes, corrupt, is_later, retry_after};
+use crate::error::{Error, HubFailure, Result};
 
 /// A request may take this long if it keeps moving.
 const LONGEST: Duration = Duration::from_hours(24);
@@ -71,10 +71,9 @@ pub(super) fn put(
                     let hasher = outgoing.hasher();
                     return Ok(Stored::Done { etag, hasher });
                 }
-                let wait = answer.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
-                let wait = wait.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+                let wait = retry_after(answer.headers());
                 let problem = format!("the storage answered {status}");
-                if !matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504) {
+                if !is_later(status) {
                     let size = piece.range.end - piece.range.start;
                     let whole = outgoing.read.load(Ordering::Relaxed) == size;
                     return Ok(Stored::Refused {
@@ -134,7 +133,7 @@ fn once(
                     return Err(broken(piece.what, &problem));
                 }
                 let host = piece.url.host_str().unwrap_or("the storage").to_owned();
-                return Ok(Err(format!("the connection to `{host}` broke: {}", innermost(&error))));
+                return Ok(Err(format!("the connection to `{host}` broke: {}", causes(&error))));
             }
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(corrupt(piece.what, "the upload ended without an answer".into()));
@@ -158,14 +157,6 @@ fn once(
             return Ok(Err(format!("`{host}` took nothing for {seconds:.0} seconds")));
         }
     }
-}
-
-fn innermost(error: &reqwest::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    printable(&innermost.to_string())
 }
 
 fn refused(what: &str, problem: String) -> Error {
