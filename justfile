@@ -30,7 +30,7 @@ bench-kernels:
 
 # End to end against `cp` and `cat`, on generated 2.2 GB checkpoints; peers too where PEERS names their Python.
 bench dir peers="":
-    cargo build --release --bin elo-surgery --example make_checkpoint
+    cargo build --release --bin elo-surgery --example make_checkpoint --example fake_hub
     PEERS={{peers}} bash benches/end_to_end.sh {{dir}} target/release/elo-surgery
 
 # Everything that needs a GPU: conformance, GB/s of each kernel against a copy, end to end against cp and torch.

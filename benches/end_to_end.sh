@@ -5,9 +5,12 @@
 #   PARTS="pairs large"  pairs: three related 2.2 GB models in the page cache (10 GB of disk)
 #                        merges: the pairs merged by every method (METHODS), beside mergekit with PEERS
 #                        gpu: the pairs' chat vector on the CPU, on GPUs and with --device auto (needs a GPU)
+#                        hub: a model on a Hub of this machine, pulled, cut and pushed, beside huggingface_hub with PEERS,
+#                             and the bytes that a remote extract takes of 2.2 GB and of 141 GB (20 GB of disk)
 #                        large: sparse checkpoints, 141 GB of 30 shards and one tensor of more than 2^32 elements (22 GB of disk)
 #   PEERS=python         a Python with torch, safetensors and mergekit: measures those on the same inputs too
 #   GENERATOR=...        make_checkpoint [default: examples/make_checkpoint beside BIN]
+#   FAKE_HUB=...         fake_hub, for hub [default: examples/fake_hub beside BIN]
 #
 # Prints Markdown. Needs GNU time. What it generates stays in DIR for the next time.
 set -euo pipefail
@@ -24,8 +27,11 @@ generator=${GENERATOR:-$(dirname "$bin")/examples/make_checkpoint}
 gnu_time=$(type -P time) || { echo "GNU time is not installed" >&2; exit 1; }
 
 out=$dir/out
+# 141 GB in 30 shards, as Llama 3.1 70B.
+shape70=(--sparse --hidden 8192 --layers 80 --inter 28672 --vocab 128256 --heads 64 --kv-heads 8 --shard-mb 5000)
 scratch=$(mktemp -d "$dir/bench.XXXXXX")
-trap 'rm -rf "$scratch" "$out"' EXIT
+hub_process=''
+trap 'kill $hub_process 2>/dev/null || true; rm -rf "$scratch" "$out"' EXIT
 mkfifo "$scratch/never"
 exec {never}<>"$scratch/never"
 
@@ -237,13 +243,117 @@ gpu() {
     table
 }
 
+# start_hub TRANSFER ARGUMENTS: a Hub with the models of $scratch/root, a line of $scratch/requests for each request.
+start_hub() {
+    local transfer=$1; shift
+    rm -f "$scratch/address"
+    "$fake_hub" --root "$scratch/root" --address "$scratch/address" --log "$scratch/requests" --transfer "$transfer" "$@" \
+        <"$scratch/never" >/dev/null &
+    hub_process=$!
+    until [[ -s $scratch/address ]]; do
+        kill -0 "$hub_process" || exit 1
+        read -rt 0.1 -u "$never" || true
+    done
+    HF_ENDPOINT=$(<"$scratch/address")
+    export HF_ENDPOINT
+}
+
+stop_hub() {
+    kill "$hub_process"
+    wait "$hub_process" || true
+    hub_process=''
+}
+
+# traffic NAME [DIRECTORY]: what went over the network since the last time, beside the bytes of the tensors in DIRECTORY.
+traffic() {
+    local needed=0 shard
+    for shard in ${2:+"$2"/*.safetensors}; do
+        needed=$((needed + $(stat -c %s "$shard") - 8 - $(od -An -t u8 -N 8 "$shard")))
+    done
+    awk -v name="$1" -v needed="$needed" -v skip="$seen" '
+        function number(key) { return match($0, "\"" key "\":[0-9]+") ? substr($0, RSTART + length(key) + 3, RLENGTH - length(key) - 3) : 0 }
+        FNR > skip { requests++; down += number("bytes"); up += number("received") }
+        END {
+            over = needed > 0 ? sprintf("%.4f", down / needed) : ""
+            printf "| %s | %d | %d | %d | %s | %s |\n", name, requests, down, up, needed > 0 ? needed : "", over
+        }' "$scratch/requests" >>"$scratch/traffic"
+    seen=$(wc -l <"$scratch/requests")
+}
+
+hub() {
+    results=$scratch/hub.tsv
+    local fake_hub=${FAKE_HUB:-$(dirname "$bin")/examples/fake_hub} seen=0 run
+    [[ -x $fake_hub ]] || { echo "no $fake_hub: cargo build --release --example fake_hub" >&2; exit 1; }
+    generate B
+    generate B70 "${shape70[@]}"
+    # Each run starts with an empty cache: `measure` removes $out.
+    export HF_HOME=$out/home HF_HUB_OFFLINE=0 HF_HUB_DISABLE_TELEMETRY=1
+    export HF_TOKEN=hf_CanaryThatMustNeverBeSeenAnywhere1
+    mkdir -p "$scratch/root/bench"
+    ln -s "$dir/B" "$scratch/root/bench/model"
+    conditions "$runs"
+    for run in $(seq "$runs"); do
+        cat "$dir"/B/*.safetensors >/dev/null
+        : >"$scratch/traffic"
+        start_hub basic
+        seen=0
+        measure 'cp' '' cp -r --reflink=never "$dir/B" "$out"
+        measure 'pull --out' 'cp' "$bin" pull bench/model --out "$out/model" --quiet
+        traffic 'pull --out' "$out/model"
+        measure 'pull' 'cp' "$bin" pull bench/model --quiet
+        if [[ -n $peers ]]; then
+            measure 'snapshot_download' 'cp' "$peers" -c \
+                'from huggingface_hub import snapshot_download; snapshot_download("bench/model")'
+        fi
+        measure 'extract --layers first,last' '' "$bin" extract "$dir/B" --layers first,last --out "$out/part" --quiet
+        seen=$(wc -l <"$scratch/requests")
+        measure 'remote extract --layers first,last' 'extract --layers first,last' \
+            "$bin" extract bench/model --layers first,last --out "$out/part" --quiet
+        traffic '2.2 GB, remote extract --layers first,last' "$out/part"
+        for way in basic multipart xet; do
+            stop_hub
+            start_hub "$way"
+            seen=0
+            measure "push, $way" 'cp' "$bin" push "$dir/B" "bench/pushed-$way" --quiet
+            traffic "push, $way"
+            if [[ -n $peers ]]; then
+                stop_hub
+                start_hub "$way"
+                measure "upload_folder, $way" 'cp' "$peers" -c 'import sys
+from huggingface_hub import HfApi
+HfApi().create_repo(sys.argv[2])
+HfApi().upload_folder(folder_path=sys.argv[1], repo_id=sys.argv[2])' "$dir/B" "bench/peer-$way"
+            fi
+        done
+        stop_hub
+    done
+    run=1
+    rm "$scratch/root/bench/model"
+    ln -s "$dir/B70" "$scratch/root/bench/large"
+    start_hub basic --quick
+    seen=0
+    measure '141 GB, remote inspect' '' "$bin" inspect bench/large
+    traffic '141 GB, remote inspect'
+    if (($(df --output=avail "$dir" | tail -n 1) > 20000000)); then
+        measure '141 GB, remote extract --layers 1,80' '' \
+            "$bin" extract bench/large --layers 1,80 --out "$out/part" --quiet
+        traffic '141 GB, remote extract --layers 1,80' "$out/part"
+    else
+        echo 'the remote extract of 141 GB is left out: too little space'
+    fi
+    stop_hub
+    table
+    printf '\n| what | requests | bytes received | bytes sent | bytes of tensors needed | received / needed |\n'
+    printf '%s\n' '|---|---:|---:|---:|---:|---:|'
+    cat "$scratch/traffic"
+}
+
 large() {
     results=$scratch/large.tsv
     local run=1
-    local shape=(--sparse --hidden 8192 --layers 80 --inter 28672 --vocab 128256 --heads 64 --kv-heads 8 --shard-mb 5000)
-    generate B70 "${shape[@]}"
-    generate A70 "${shape[@]}" --noise-seed 1 --delta 0.002
-    generate C70 "${shape[@]}" --noise-seed 2 --delta 0.004
+    generate B70 "${shape70[@]}"
+    generate A70 "${shape70[@]}" --noise-seed 1 --delta 0.002
+    generate C70 "${shape70[@]}" --noise-seed 2 --delta 0.004
     # One tensor of 4,311,744,512 elements.
     generate fused --sparse --hidden 4096 --layers 1 --inter 2048 --vocab 1024 --heads 32 --experts 257 --shard-mb 5000
     conditions 1

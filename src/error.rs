@@ -327,6 +327,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 3,
+            Self::Io { source, .. } if is_full(source) => 4,
             Self::Io { .. } | Self::NonFinite { .. } | Self::Device { .. } => 1,
             Self::Backend { .. } => 1,
             Self::CannotResume { .. } | Self::UnfinishedInPlace { .. } => 1,
@@ -349,6 +350,9 @@ impl Error {
         let text: String = match self {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "check the permissions of the path".into()
+            }
+            Self::Io { source, .. } if is_full(source) => {
+                "free some space, or raise the limit, then run the same command again".into()
             }
             Self::NoSpace { .. } => {
                 "free some space, then run the same command again: finished shards are kept".into()
@@ -432,6 +436,13 @@ impl Error {
                 | Self::Hub { .. }
         )
     }
+}
+
+/// Whether a disk, a quota or a limit on files is full.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 /// Attaches the action and the path to an [`io::Error`]. The only way in for such errors.

@@ -482,6 +482,7 @@ fn told(
             "changed": published.changed,
             "url": published.url,
             "pull_request": published.pull_request,
+            "shown": published.shown,
             "files": files,
             "sent_bytes": bytes,
         }));
@@ -495,6 +496,9 @@ fn told(
         session.say(&format!("{} sent{there}", size(bytes)));
     } else {
         session.say(&format!("nothing to do: {target} has everything"));
+    }
+    if !published.shown {
+        session.note("the Hub took the commit but does not show its files yet: look again later");
     }
     let url = published.pull_request.as_ref().unwrap_or(&published.url);
     session.print(&format!("{url}\n"))

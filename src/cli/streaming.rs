@@ -192,12 +192,23 @@ impl Sink for Streamed<'_> {
         let published =
             self.push.publish(http, target, publication, &folder, self.session, self.cancelled);
         published.map_err(|failure| match failure {
-            Failure::Refused { error, .. } => *error,
+            Failure::Refused { error, .. } => lost(*error, &options.elsewhere),
             other => {
                 *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(other);
                 Error::Interrupted { resumable: true }
             }
         })
+    }
+}
+
+/// A commit may be refused because the Hub lost what is not here any more either.
+fn lost(error: Error, elsewhere: &BTreeSet<String>) -> Error {
+    match error {
+        Error::Hub { what, kind: HubFailure::Refused, problem, .. } if !elsewhere.is_empty() => {
+            let hint = "if it misses files that were sent before, make them again: run the command with `--restart`";
+            Error::Hub { what, kind: HubFailure::Refused, problem, hint: hint.into() }
+        }
+        error => error,
     }
 }
 

@@ -11,7 +11,6 @@ use super::extents::Extents;
 use super::journal::{Begun, Finished};
 use super::observer::Observer;
 use super::options::{Execution, Link, Report};
-use super::output::free_bytes;
 use super::run::Run;
 use super::sidecar::{write_provenance, write_sidecar};
 use super::simd::Simd;
@@ -19,7 +18,7 @@ use super::sink::{Carrier, Sink};
 use super::staging::{Opened, Policy, Staging, resolved};
 use super::whole;
 use crate::error::{Error, IoContext, Result};
-use crate::format::{FileRecord, ShardLayout};
+use crate::format::{FileRecord, ShardLayout, free_bytes};
 use crate::plan::Plan;
 
 /// Carries a plan out on the CPU. The output directory appears whole, or not at all.

@@ -18,14 +18,17 @@ use super::chain::Chains;
 use super::extents::Extents;
 use super::observer::{Observer, Progress};
 use super::options::{Execution, Report};
-use super::output::{free_bytes, out_of_space, remove_if_there, sync_directory};
+use super::output::{remove_if_there, sync_directory};
 use super::sidecar::{provenance, write_whole};
 use super::simd::Simd;
 use super::solve::Sweeps;
 use super::tile::{Filler, Scratch, Sources};
 use super::whole;
 use crate::error::{Error, IoContext, Result};
-use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, ShardLayout, SourceFile, UNDO_FILE};
+use crate::format::{
+    FileRecord, PROVENANCE_FILE, Provenance, ShardLayout, SourceFile, UNDO_FILE, free_bytes,
+    unwritten,
+};
 use crate::plan::{Plan, SourceId};
 
 const RECORD_VERSION: u32 = 1;
@@ -235,13 +238,7 @@ fn prepare(changes: &[Change<'_>], root: &Path, plan: &str, total: u64) -> Resul
 }
 
 fn write_record(record: &Record, changes: &[Change<'_>], path: &Path) -> Result<()> {
-    let failed = |e: std::io::Error| {
-        out_of_space(&e, path, 0).unwrap_or(Error::Io {
-            action: "write",
-            path: path.to_owned(),
-            source: e,
-        })
-    };
+    let failed = |e: std::io::Error| unwritten(e, "write", path, 0);
     let mut file = BufWriter::new(File::create(path).at("create", path)?);
     serde_json::to_writer(&mut file, record).map_err(|e| failed(e.into()))?;
     file.write_all(b"\n").map_err(failed)?;

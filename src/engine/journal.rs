@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext, Result};
-use crate::format::{Digest, DigestAlgorithm, FileRecord, PROVENANCE_FILE};
+use crate::format::{Digest, DigestAlgorithm, FileRecord, PROVENANCE_FILE, unwritten};
 use crate::plan::{Plan, Source};
 
 /// First line: what the run is.
@@ -132,13 +132,8 @@ impl Journal {
     pub(super) fn add(&mut self, entry: &Entry) -> Result<()> {
         let mut line = serde_json::to_vec(entry).unwrap_or_default();
         line.push(b'\n');
-        self.file.write_all(&line).map_err(|e| {
-            super::output::out_of_space(&e, &self.path, line.len() as u64).unwrap_or(Error::Io {
-                action: "write",
-                path: self.path.clone(),
-                source: e,
-            })
-        })?;
+        let written = self.file.write_all(&line);
+        written.map_err(|e| unwritten(e, "write", &self.path, line.len() as u64))?;
         if self.sync {
             self.file.sync_data().at("flush", &self.path)?;
         }

@@ -9,6 +9,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::error::{Error, IoContext, Result};
+use crate::format::unwritten;
 
 /// A file being written. Its blocks are allocated first, so that a full disk shows before any work is done.
 #[derive(Debug)]
@@ -112,30 +113,8 @@ impl OutputFile {
     }
 
     fn failed(&self, action: &'static str, error: io::Error) -> Error {
-        out_of_space(&error, &self.path, self.size).unwrap_or(Error::Io {
-            action,
-            path: self.path.clone(),
-            source: error,
-        })
+        unwritten(error, action, &self.path, self.size)
     }
-}
-
-/// Full disk, quota and file size limit, as one error with the numbers.
-pub(super) fn out_of_space(error: &io::Error, path: &Path, needed: u64) -> Option<Error> {
-    let free = match Errno::from_io_error(error)? {
-        Errno::NOSPC | Errno::DQUOT => free_bytes(path),
-        Errno::FBIG => {
-            rustix::process::getrlimit(rustix::process::Resource::Fsize).current.unwrap_or(0)
-        }
-        _ => return None,
-    };
-    Some(Error::NoSpace { path: path.to_owned(), needed, free })
-}
-
-/// Bytes that can still be written to the filesystem of `path` without privileges.
-pub(super) fn free_bytes(path: &Path) -> u64 {
-    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
-    rustix::fs::statvfs(existing).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
 }
 
 /// Flushes a directory: its entries survive a power cut.

@@ -6,9 +6,8 @@ use std::path::Path;
 
 use super::digest::digest_file;
 use super::options::Execution;
-use super::output::out_of_space;
 use crate::error::{Error, IoContext, Result};
-use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, SourceFile};
+use crate::format::{FileRecord, PROVENANCE_FILE, Provenance, SourceFile, unwritten};
 use crate::plan::{Plan, Sidecar, SidecarContent};
 
 /// Writes one file beside the shards, and digests it: they are small.
@@ -83,10 +82,5 @@ fn copy(source: &Path, path: &Path, sync: bool) -> Result<()> {
         io::copy(&mut from, &mut to)?;
         if sync { to.sync_all() } else { Ok(()) }
     });
-    copied.map_err(|e| failed(e, path, size))
-}
-
-fn failed(error: io::Error, path: &Path, size: u64) -> Error {
-    let space = out_of_space(&error, path, size);
-    space.unwrap_or(Error::Io { action: "write", path: path.to_owned(), source: error })
+    copied.map_err(|e| unwritten(e, "write", path, size))
 }

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::space::unwritten;
 use crate::error::{Error, IoContext, Result};
 
 /// What the record's name adds to the file's.
@@ -60,7 +61,8 @@ impl Fetched {
         let record = record_of(file);
         File::options().create(true).append(true).open(&record).at("create", &record)?;
         let data = File::options().create(true).truncate(false).write(true).open(file);
-        data.and_then(|data| data.set_len(size)).at("create", file)?;
+        data.and_then(|data| data.set_len(size))
+            .map_err(|error| unwritten(error, "create", file, size))?;
         Self::of(file)?.ok_or_else(|| Error::Io {
             action: "create",
             path: record,
@@ -95,7 +97,8 @@ impl Fetched {
         // One write of one line: what is torn by a crash has no end of line, and is not counted.
         let line = format!("{} {}\n", range.start, range.end);
         let appended = File::options().append(true).open(&record);
-        appended.and_then(|mut file| file.write_all(line.as_bytes())).at("write", &record)?;
+        let written = appended.and_then(|mut file| file.write_all(line.as_bytes()));
+        written.map_err(|error| unwritten(error, "write", &record, line.len() as u64))?;
         self.here.write().unwrap_or_else(PoisonError::into_inner).insert(range);
         Ok(())
     }

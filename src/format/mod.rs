@@ -12,6 +12,7 @@ mod index;
 mod layout;
 mod provenance;
 mod source;
+mod space;
 
 pub use coding::{Coding, MX_BLOCK};
 pub use dtype::{Dtype, Shape};
@@ -24,3 +25,4 @@ pub use provenance::{
     UNDO_FILE,
 };
 pub use source::{Identity, Reading, SourceFile, Tile};
+pub(crate) use space::{free_bytes, unwritten};

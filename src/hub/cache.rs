@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use super::id::{ModelId, is_commit};
 use super::listing::{self, Hash, Listing, RemoteFile};
 use crate::error::{IoContext, Result};
-use crate::format::record_of;
+use crate::format::{record_of, unwritten};
 
 /// Name of our folder in a model's.
 const PARTIAL: &str = "partial";
@@ -227,7 +227,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::create_dir_all(folder).at("create", folder)?;
     }
     let new = beside(path);
-    fs::write(&new, bytes).at("write", &new)?;
+    let written = fs::write(&new, bytes);
+    written.map_err(|error| unwritten(error, "write", &new, bytes.len() as u64))?;
     fs::rename(&new, path).at("rename", path)
 }
 

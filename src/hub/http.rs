@@ -4,7 +4,8 @@
 //! * Redirects are followed by hand, at most ten, never from https to http.
 //! * What the Hub did not answer, or answered with "later" (408, 429, 5xx), is asked again a few times, after the wait that
 //!   the Hub asks for if it is bearable; a request that must not be carried out twice says so and is not.
-//! * Every wait has an end: for the connection, for the answer, for each piece of a body. Waiting ends when the run is cancelled.
+//! * Every wait has an end: for the connection, for the answer, for each piece of a body, and for all tries of a request that
+//!   nobody answers. Waiting ends when the run is cancelled.
 //! * Bodies come as they are: no content coding is asked for, and none is accepted.
 
 use std::io::Read;
@@ -26,7 +27,7 @@ use crate::error::{Error, HubFailure, Result, printable};
 const MOST_REDIRECTS: usize = 10;
 /// The largest answer that is taken into memory.
 const LARGEST_ANSWER: u64 = 64 << 20;
-/// A wait longer than this is told instead of waited for.
+/// A wait longer than this is told instead of waited for, and a Hub that is silent for so long is given up.
 const MOST_PATIENCE: Duration = Duration::from_mins(2);
 
 /// What a request carries.
@@ -195,10 +196,13 @@ impl Http {
         if self.settings.offline {
             return Err(offline(call.what));
         }
-        let mut failures = 0;
+        let (mut failures, mut silence) = (0, Duration::ZERO);
         loop {
             self.check_cancelled()?;
-            let (problem, asked) = match self.follow(call)? {
+            let began = Instant::now();
+            let tried = self.follow(call)?;
+            silence += began.elapsed();
+            let (problem, asked) = match tried {
                 Tried::Answered(answer) => return Ok(answer),
                 Tried::Later { problem, wait } => (problem, wait),
             };
@@ -213,7 +217,8 @@ impl Http {
                 }
                 return Err(told);
             }
-            if failures >= self.settings.retries || !call.repeatable {
+            let given_up = silence + self.settings.silence >= MOST_PATIENCE;
+            if failures >= self.settings.retries || given_up || !call.repeatable {
                 return Err(broken(call.what, &problem));
             }
             failures += 1;
@@ -386,6 +391,11 @@ impl Http {
                 format!("the repository changed meanwhile{message}"),
                 "run the same command again to see what is left to do".to_owned(),
             ),
+            (status, _) if status.is_client_error() && status != StatusCode::CONFLICT => (
+                HubFailure::Refused,
+                format!("the Hub refuses the request with {}{message}", told(status)),
+                "it would refuse it again: what it says names the reason".to_owned(),
+            ),
             _ => (
                 HubFailure::Network,
                 format!("the Hub answered {}{message}", told(status)),
@@ -406,10 +416,17 @@ pub(super) fn is_later(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// `Retry-After` in seconds. A date is left to the usual waits.
+/// The wait that is asked for: `Retry-After` in seconds, or the rest of a window in which nothing is left, as the Hub's rate
+/// limits say it (`RateLimit: "api";r=0;t=55`). A date is left to the usual waits.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok();
+    let window = || {
+        let limit = text(HeaderName::from_static("ratelimit"))?;
+        let item = |key| limit.split(';').find_map(|item| number(item.trim().strip_prefix(key)?));
+        item("t=").filter(|_| item("r=") == Some(0))
+    };
+    text(header::RETRY_AFTER).and_then(number).or_else(window).map(Duration::from_secs)
 }
 
 fn told(status: StatusCode) -> String {
@@ -478,5 +495,26 @@ pub(super) fn corrupt(what: &str, problem: String) -> Error {
         hint:
             "nothing of it was kept; if it happens again, the Hub, a mirror or a proxy is at fault"
                 .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_as_long_as_the_hub_asks() {
+        let waits = |pairs: &[(&'static str, &'static str)]| {
+            let pairs = pairs.iter().map(|(name, value)| {
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            });
+            retry_after(&pairs.collect()).map(|wait| wait.as_secs())
+        };
+        assert_eq!(waits(&[]), None);
+        assert_eq!(waits(&[("retry-after", " 7 ")]), Some(7));
+        assert_eq!(waits(&[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")]), None);
+        assert_eq!(waits(&[("ratelimit", "\"api\";r=0;t=55")]), Some(55));
+        assert_eq!(waits(&[("ratelimit", "\"api\";r=12;t=55")]), None);
+        assert_eq!(waits(&[("retry-after", "3"), ("ratelimit", "\"api\";r=0;t=55")]), Some(3));
     }
 }

@@ -25,7 +25,7 @@ const LARGEST_FILE: u64 = 1 << 44;
 pub enum Hash {
     /// Of large files (LFS, xet): SHA-256 of the bytes.
     Sha256(String),
-    /// Of small files: SHA-1 of git's header and the bytes.
+    /// Of small files: SHA-1 of git's header and the bytes, or, on mirrors that know no git, of the bytes.
     Git(String),
 }
 

@@ -14,9 +14,10 @@ use super::listing::{self, Listing, RemoteFile};
 use super::lock::Lock;
 use super::range::is_no_ranges;
 use super::remote::Hub;
-use super::target::{Target, digest, unwritten};
+use super::target::{Target, digest};
 use super::transfer::{Manner, Wanted, fetch};
 use crate::error::{Error, IoContext, Result};
+use crate::format::unwritten;
 
 /// Folder of unfinished files in a directory that is pulled into.
 const STAGING: &str = ".elo-pull";
@@ -291,7 +292,7 @@ impl Pull<'_> {
                 std::io::copy(&mut from, &mut to)?;
                 Ok(to)
             });
-            let data = copied.map_err(|error| unwritten(error, root, file.size))?;
+            let data = copied.map_err(|error| unwritten(error, "write", root, file.size))?;
             fetched.record(&data, 0..file.size)?;
         }
         Ok(())

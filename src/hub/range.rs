@@ -12,9 +12,9 @@ use reqwest::header;
 
 use super::http::{Answer, Call, Http, broken, corrupt};
 use super::listing::Hash;
-use super::target::{Source, Target, unwritten};
+use super::target::{Source, Target};
 use crate::error::{Error, HubFailure, Result};
-use crate::format::Fetched;
+use crate::format::{Fetched, unwritten};
 
 /// A try that brought as much is no failure.
 const PROGRESS: u64 = 64 << 10;
@@ -232,7 +232,7 @@ impl Bringer<'_> {
             }
             let bytes = buffer.get(..n).unwrap_or_default();
             let written = self.data.write_all_at(bytes, *at);
-            written.map_err(|error| unwritten(error, &self.target.partial, end - *at))?;
+            written.map_err(|error| unwritten(error, "write", &self.target.partial, end - *at))?;
             *at += n as u64;
             self.http.count_received(n as u64);
             self.arrived.fetch_add(n as u64, Ordering::Relaxed);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use reqwest::Url;
-use rustix::io::Errno;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::Watch;
@@ -18,7 +18,7 @@ use super::http::{Http, corrupt};
 use super::listing::Hash;
 use super::lock::Lock;
 use crate::error::{Error, IoContext, Result, printable};
-use crate::format::{Fetched, record_of};
+use crate::format::{Fetched, free_bytes, record_of};
 
 /// A file of the Hub that is partly here, or will be.
 #[derive(Debug)]
@@ -174,7 +174,7 @@ impl Target {
     }
 }
 
-/// The hash of a file, of the kind that `like` is.
+/// The hash of a file, of the kind that `like` is. Mirrors that keep files by their plain SHA-1 list that instead of git's.
 pub(super) fn digest(path: &Path, size: u64, like: &Hash, http: &Http) -> Result<String> {
     let mut file = File::open(path).at("open", path)?;
     let mut buffer = vec![0; 1 << 20];
@@ -193,10 +193,14 @@ pub(super) fn digest(path: &Path, size: u64, like: &Hash, http: &Http) -> Result
             feed(&mut |bytes| hasher.update(bytes))?;
             hex(&hasher.finalize())
         }
-        Hash::Git(_) => {
-            let mut hasher = blob(size);
-            feed(&mut |bytes| hasher.update(bytes))?;
-            hex(&hasher.finalize())
+        Hash::Git(listed) => {
+            let (mut git, mut plain) = (blob(size), Sha1::new());
+            feed(&mut |bytes| {
+                git.update(bytes);
+                plain.update(bytes);
+            })?;
+            let plain = hex(&plain.finalize());
+            if plain == *listed { plain } else { hex(&git.finalize()) }
         }
     })
 }
@@ -208,23 +212,4 @@ pub(super) fn check_space(path: &Path, needed: u64) -> Result<()> {
         return Err(Error::NoSpace { path: path.to_owned(), needed, free });
     }
     Ok(())
-}
-
-/// A full disk, quota or file size limit as such, everything else as the system says it.
-pub(super) fn unwritten(error: std::io::Error, path: &Path, needed: u64) -> Error {
-    match Errno::from_io_error(&error) {
-        Some(Errno::NOSPC | Errno::DQUOT) => {
-            Error::NoSpace { path: path.to_owned(), needed, free: free_bytes(path) }
-        }
-        Some(Errno::FBIG) => {
-            let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
-            Error::NoSpace { path: path.to_owned(), needed, free: limit.unwrap_or(0) }
-        }
-        _ => Error::Io { action: "write", path: path.to_owned(), source: error },
-    }
-}
-
-fn free_bytes(path: &Path) -> u64 {
-    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
-    rustix::fs::statvfs(existing).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::Watch;
 use super::http::Http;
 use super::range::Bringer;
-use super::target::{Target, check_space, unwritten};
+use super::target::{Target, check_space};
 use crate::error::{Error, HubFailure, IoContext, Result};
 use crate::format::{Fetched, Ranges};
 
@@ -25,6 +25,9 @@ const SMALLEST_PIECE: u64 = 8 << 20;
 const LARGEST_PIECE: u64 = 32 << 20;
 /// Requests in flight.
 const MOST_WORKERS: usize = 16;
+/// Requests in flight for small pieces, such as headers, which wait for answers rather than for bytes: one round for most models.
+const MOST_SMALL_WORKERS: usize = 64;
+const SMALL_PIECE: u64 = 256 << 10;
 /// Larger gaps are never fetched.
 const LARGEST_GAP: u64 = 1 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -134,7 +137,7 @@ fn attempt(
             continue;
         }
         locks.push(lock);
-        let fetched = target.open().map_err(|error| full(error, &target))?;
+        let fetched = target.open()?;
         let missing: Ranges = ranges.iter().flat_map(|range| fetched.missing(range)).collect();
         open.push((target, fetched, missing));
     }
@@ -208,10 +211,12 @@ fn divide(
 /// Lets threads work and watches them. The first failure ends all.
 fn run(work: &Arc<Work>, watch: &dyn Watch) -> Result<()> {
     let pieces = work.pieces.lock().unwrap_or_else(PoisonError::into_inner);
-    let (count, total) = (pieces.len(), pieces.iter().map(|p| p.range.end - p.range.start).sum());
+    let (count, total): (usize, u64) =
+        (pieces.len(), pieces.iter().map(|p| p.range.end - p.range.start).sum());
     drop(pieces);
     let (ends, ended) = channel();
-    let workers = count.min(MOST_WORKERS);
+    let small = total <= SMALL_PIECE * count as u64;
+    let workers = count.min(if small { MOST_SMALL_WORKERS } else { MOST_WORKERS });
     for _ in 0..workers {
         let (work, ends) = (Arc::clone(work), ends.clone());
         // Detached: a thread that waits for the network must not keep an interrupted run from ending.
@@ -295,18 +300,5 @@ impl Work {
             target.finish(&self.http)?;
         }
         Ok(())
-    }
-}
-
-/// A full disk as such.
-fn full(error: Error, target: &Target) -> Error {
-    match error {
-        Error::Io { action: "create", source, path } if source.raw_os_error().is_some() => {
-            match unwritten(source, &path, target.size) {
-                Error::Io { source, path, .. } => Error::Io { action: "create", path, source },
-                other => other,
-            }
-        }
-        other => other,
     }
 }

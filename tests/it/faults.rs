@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::support::checkpoint::{Model, read};
+use crate::support::disk::SmallDisk;
 use crate::support::process::{Elo, PROGRAM, elo};
 use crate::support::random::Random;
 use crate::support::skipped;
@@ -31,35 +32,6 @@ fn chat_vector(root: &Path) -> Elo {
 fn family(root: &Path, model: &Model) {
     for (seed, role) in (1..).zip(["inst", "base", "into"]) {
         Model { seed, ..*model }.at(root, role);
-    }
-}
-
-/// A filesystem of its own with this much room; `None` where one cannot be mounted.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path, bytes: u64) -> Option<Self> {
-        fs::create_dir_all(at).unwrap();
-        let done = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "elo-surgery-test"])
-            .arg(at)
-            .stderr(Stdio::null())
-            .status();
-        done.is_ok_and(|s| s.success()).then(|| Self(at.to_owned()))
-    }
-
-    fn grow(&self, bytes: u64) {
-        let done = Command::new("mount")
-            .args(["-o", &format!("remount,size={bytes}")])
-            .arg(&self.0)
-            .status();
-        assert!(done.unwrap().success(), "could not grow {}", self.0.display());
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _gone = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 

@@ -118,8 +118,8 @@ impl Commit<'_> {
             let parent = moved.as_ref().or(self.parent);
             let error = match self.post(parent.map(|listing| listing.commit.as_str()), &what) {
                 Ok((commit, pull_request)) => {
-                    self.check(&commit)?;
-                    return Ok(self.published(commit, parent, pull_request));
+                    let shown = self.check(&commit, parent)?;
+                    return Ok(Published { shown, ..self.published(commit, parent, pull_request) });
                 }
                 Err(error) => error,
             };
@@ -265,26 +265,30 @@ impl Commit<'_> {
         }
     }
 
-    /// Whether the commit that the Hub says it made has what it should.
-    fn check(&self, commit: &str) -> Result<()> {
+    /// Fails if the commit that the Hub says it made has other files than it should. Says whether the Hub shows them at all:
+    /// one that is slow to, or still shows what was there before, undoes nothing.
+    fn check(&self, commit: &str, parent: Option<&Listing>) -> Result<bool> {
         let listing = match list(self.http, &self.target.id, commit) {
             Ok(listing) => listing,
-            // It was made; that the Hub is slow to show it undoes nothing.
             Err(Error::Hub { kind: HubFailure::Network | HubFailure::Missing, .. }) => {
-                return Ok(());
+                return Ok(false);
             }
             Err(error) => return Err(error),
         };
         match self.operations.iter().find(|operation| !operation.is_done(&listing)) {
-            None => Ok(()),
-            Some(operation) => Err(corrupt(
-                &self.target.to_string(),
-                format!(
+            None => Ok(true),
+            Some(_) if differences(parent, &listing).is_empty() => Ok(false),
+            Some(operation) => Err(Error::Hub {
+                what: self.target.to_string(),
+                kind: HubFailure::Corrupt,
+                problem: format!(
                     "the commit {} was made, but its `{}` is not what was sent",
                     short(commit),
                     operation.path()
                 ),
-            )),
+                hint: "look at the commit on the Hub; the same command again sends what differs"
+                    .into(),
+            }),
         }
     }
 
@@ -297,7 +301,7 @@ impl Commit<'_> {
         let repo = self.target.id.repo().split('/');
         let url = self.http.url(repo.chain(["commit", &commit])).to_string();
         let parent = parent.map(|listing| listing.commit.clone());
-        Published { commit, parent, changed: true, url, pull_request }
+        Published { commit, parent, changed: true, url, pull_request, shown: true }
     }
 }
 

@@ -151,4 +151,6 @@ pub struct Published {
     pub url: String,
     /// The address of the pull request.
     pub pull_request: Option<String>,
+    /// Whether the Hub shows the files as they were sent: it may be slow to.
+    pub shown: bool,
 }

@@ -278,6 +278,7 @@ impl<'h> Publication<'h> {
                 changed: false,
                 url,
                 pull_request: None,
+                shown: true,
             });
         }
         let commit = Commit {

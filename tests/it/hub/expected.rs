@@ -75,6 +75,7 @@ fn expected(fault: Fault) -> Option<Expected> {
         // Nobody needs to ask for that file.
         F::TreeFileAndFolder => of(&[0, 3, 7], &[0, 3, 7], MODEL),
         F::TreeOid => of(&[7], &[7], MODEL),
+        F::TreePlain => of(&[0], &[0], &[]),
         F::TreeShaLie | F::SizeLie | F::SizeSmall => of(&[7], &[6, 7], MODEL),
         F::SizeHuge => of(&[4, 6, 7], &[4, 6, 7], &[]),
         F::SizeNegative => of(&[7], &[7], MODEL),

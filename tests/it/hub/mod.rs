@@ -6,6 +6,8 @@ mod fake;
 mod many;
 mod offline;
 mod own;
+#[cfg(feature = "trainer")]
+mod project;
 mod publication;
 mod publish;
 mod pull;
@@ -14,4 +16,5 @@ mod scene;
 mod scripts;
 mod secrets;
 mod streaming;
+mod tls;
 mod view;

@@ -325,7 +325,8 @@ fn every_fault_shows() {
         let wrong = seen(&hub);
         let shown = hub.requests().iter().any(|entry| entry.fault == Some(*name));
         assert!(shown, "{name} did not show");
-        let moved = matches!(fault, Fault::RevisionMoves | Fault::CommitMoves);
+        let moved =
+            matches!(fault, Fault::RevisionMoves | Fault::CommitMoves | Fault::CommitUnseen);
         if moved {
             assert!(hub.repos()["acme/m"].commits.len() > before, "{name}: nothing moved");
         } else if !matches!(fault, Fault::Verify404 | Fault::Cas401 | Fault::ShaTraversal) {

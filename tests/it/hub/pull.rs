@@ -10,7 +10,9 @@ use super::fake::faults::{Fault, Place, Rule};
 use super::many::each;
 use super::scene::{REPO, SHARDS, Scene};
 use crate::support::checkpoint::Model;
+use crate::support::disk::SmallDisk;
 use crate::support::process::Outcome;
+use crate::support::skipped;
 
 /// For ever, or once.
 fn rule(expected: &Expected, once: bool) -> Rule {
@@ -266,6 +268,43 @@ fn a_broken_pull_goes_on_where_it_stopped() {
     // Of what was on its way at the break, a piece of each connection may be lost.
     let (most, lost) = (total + total / 50, first.min(total) / 2);
     assert!(second < most - lost, "{first} bytes came before, {second} after, {total} in all");
+}
+
+/// A cache without room is told in bytes, a limit on files is no signal, and the same command goes on when there is room.
+#[test]
+fn a_full_disk_is_told_and_gone_on_from() {
+    let scene = Scene::of(&Model::medium(6));
+    let commit = scene.head();
+    let total: u64 = scene.files(&commit).values().map(|bytes| bytes.len() as u64).sum();
+    let runs = [
+        scene.elo(&format!("pull {REPO}")),
+        scene.elo(&format!("extract {REPO} --layers 1-12")).with("--out", scene.out()),
+    ];
+    for blocks in [0, 1, 64, 2000] {
+        for run in &runs {
+            let outcome = run.clone().after(&format!("ulimit -f {blocks}")).run();
+            scene.check(&outcome, &format!("ulimit -f {blocks}"));
+            assert_eq!(outcome.code(), Some(4), "ulimit -f {blocks}: {outcome}");
+        }
+    }
+    fs::remove_dir_all(scene.home()).unwrap();
+    let Some(disk) = SmallDisk::mount(&scene.home(), 1 << 20) else {
+        return skipped("a full cache", "tmpfs cannot be mounted here (needs root)");
+    };
+    for percent in [10, 50, 90] {
+        disk.grow(total * percent / 100);
+        for run in &runs {
+            let outcome = run.run();
+            scene.check(&outcome, &format!("{percent} % of the room"));
+            outcome.expect(4, &["not enough space", "bytes needed", "bytes free", "hint"]);
+        }
+        assert!(!scene.out().exists());
+    }
+    disk.grow(total * 2);
+    let [pull, extract] = &runs;
+    extract.ok();
+    pull.ok();
+    scene.assert_pulled(&scene.snapshot(&commit), &commit, "with room again");
 }
 
 /// Ctrl-C is an end in good order, at once.

@@ -163,7 +163,8 @@ fn branches_and_pull_requests() {
 /// Each fault of writing, once and for ever, by each way of uploading; then again without it: one commit, right.
 #[test]
 fn every_fault_of_writing_leaves_one_whole_commit_or_none() {
-    let faults = ALL.iter().filter(|entry| is_writing(entry.2));
+    // What a Hub says that lies about a commit has a test of its own.
+    let faults = ALL.iter().filter(|entry| is_writing(entry.2) && entry.0 != Fault::CommitUnseen);
     let cases = faults.flat_map(|(fault, _, place, _)| {
         let transfers: &[Transfer] = match place {
             Place::Put => &[Transfer::Basic, Transfer::Multipart],
@@ -230,6 +231,32 @@ fn a_branch_that_moves_is_told() {
     outcome.expect(6, &[TO, "hint"]);
 }
 
+/// A Hub that takes a commit and shows none of it: it may be slow to, so that is a note. The same again sends everything.
+#[test]
+fn a_commit_that_is_not_shown_is_noted() {
+    let bench = Bench::new(Transfer::Basic);
+    bench.scene.hub.fault(Rule::once(Fault::CommitUnseen));
+    let outcome = bench.push("").ok();
+    bench.scene.check(&outcome, "an unseen commit");
+    assert!(outcome.stderr.contains("does not show its files yet"), "{outcome}");
+    let again = bench.push("").ok();
+    bench.scene.check(&again, "an unseen commit, again");
+    assert!(!again.stderr.contains("does not show"), "{again}");
+    bench.assert_published("main", "an unseen commit, again");
+}
+
+/// What the Hub refuses to commit is told in its words, and not asked for again.
+#[test]
+fn a_commit_that_is_refused_is_not_repeated() {
+    let bench = Bench::new(Transfer::Basic);
+    bench.scene.hub.fault(Rule::always(Fault::Commit400));
+    let outcome = bench.push("").run();
+    bench.scene.check(&outcome, "a refused commit");
+    outcome.expect(6, &["400", "Invalid metadata in README.md"]);
+    let asked = bench.scene.hub.requests();
+    assert_eq!(asked.iter().filter(|entry| entry.target.contains("/commit/")).count(), 1);
+}
+
 /// Killed at any moment, run again: one commit, and what is there is not sent again.
 #[test]
 fn killed_at_any_moment_it_commits_once() {
@@ -257,7 +284,8 @@ fn killed_at_any_moment_it_commits_once() {
 /// Killed while something goes wrong, run again: one commit.
 #[test]
 fn killed_in_every_fault_it_commits_once() {
-    let written = ALL.iter().filter(|entry| is_writing(entry.2) && entry.0 != Fault::CommitMoves);
+    let others = [Fault::CommitMoves, Fault::CommitUnseen];
+    let written = ALL.iter().filter(|entry| is_writing(entry.2) && !others.contains(&entry.0));
     each(written.enumerate(), |(number, (fault, name, place, _))| {
         let moment = 60 + 83 * number as u64 % 400;
         let transfer = match place {

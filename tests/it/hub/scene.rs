@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::fake::hashes::{contains, git_sha1, sha256};
+use super::fake::hashes::{contains, git_sha1, plain_sha1, sha256};
 use super::fake::log::{Logged, Origin, Sent};
-use super::fake::store::Content;
+use super::fake::store::{Blob, Content};
 use super::fake::{FakeHub, TOKEN};
 use crate::support::checkpoint::Model;
 use crate::support::process::{Elo, Outcome, elo};
@@ -261,7 +261,10 @@ impl Scene {
             .values()
             .flat_map(|repo| repo.commits.values())
             .flat_map(|commit| commit.files.values());
-        blobs.filter(|blob| blob.etag() == tag).find_map(|blob| blob.content.bytes().ok())
+        let called = |blob: &&Blob| {
+            blob.etag() == tag || plain_sha1(&blob.content).is_ok_and(|plain| plain == tag)
+        };
+        blobs.filter(called).find_map(|blob| blob.content.bytes().ok())
     }
 
     /// Names and bytes of a commit's files.
@@ -318,8 +321,13 @@ fn is_hash(name: &str) -> bool {
     matches!(name.len(), 40 | 64) && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
+/// The hash that a name of this length is of.
 fn hash_like(name: &str, content: &Content) -> String {
-    if name.len() == 64 { sha256(content).unwrap() } else { git_sha1(content).unwrap() }
+    if name.len() == 64 {
+        return sha256(content).unwrap();
+    }
+    let plain = plain_sha1(content).unwrap();
+    if plain == name { plain } else { git_sha1(content).unwrap() }
 }
 
 /// Files and links below a directory; links are not followed.

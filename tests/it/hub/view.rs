@@ -169,6 +169,21 @@ fn a_remote_extract_fetches_what_it_needs() {
     assert!(again < 200_000, "{again} bytes came again");
 }
 
+/// The headers of all shards are asked for at once: a Hub that is far away is waited for once, or twice.
+#[test]
+fn headers_come_in_one_round() {
+    let model =
+        Model { layers: 28, hidden: 64, intermediate: 128, vocabulary: 256, shards: 30, seed: 5 };
+    let scene = Scene::of(&model);
+    // Requests that wait for none of the others meet while they are not answered.
+    scene.hub.habits().latency = Duration::from_millis(600);
+    scene.elo(&format!("inspect {REPO}")).env("HF_HUB_DOWNLOAD_TIMEOUT", "30").ok();
+    let asked = scene.hub.requests();
+    let shards = asked.iter().filter(|entry| entry.target.contains(".safetensors"));
+    let most = shards.map(|entry| entry.at_once).max();
+    assert!(most > Some(20), "at most {most:?} of 30 headers were asked for at once");
+}
+
 /// Killed while bytes come, run again: right, and not from the start.
 #[test]
 fn a_killed_remote_extract_goes_on() {

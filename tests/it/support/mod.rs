@@ -1,6 +1,7 @@
 //! What the tests share: running the binary, models made from a seed, independent readers.
 
 pub(crate) mod checkpoint;
+pub(crate) mod disk;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod tree;

@@ -132,6 +132,7 @@ fn instead(fault: Fault) -> Option<Answer> {
         F::Verify404 => broken(404),
         F::Cas401 => broken(401),
         F::Create409 | F::Branch409 => Answer::error(409, "", "it exists already"),
+        F::Commit400 => Answer::error(400, "", "Invalid metadata in README.md"),
         F::Commit412 => {
             Answer::error(412, "", "A commit has happened since. Please refresh and try again.")
         }

@@ -106,6 +106,7 @@ faults! {
     TreeFileAndFolder "tree-file-and-folder" Tree "a file that is also a folder";
     TreeOid "tree-oid" Tree "hashes that lead out of the cache";
     TreeShaLie "tree-sha-lie" Tree "the hash of another file";
+    TreePlain "tree-plain" Tree "no LFS, and the SHA-1 of the bytes in place of git's, as mirrors without git list it";
     SizeLie "size-lie" Tree "sizes one byte too large";
     SizeSmall "size-small" Tree "sizes one byte too small";
     SizeHuge "size-huge" Tree "sizes of 2^62 bytes";
@@ -135,6 +136,8 @@ faults! {
     CommitHangDone "commit-hang-done" Commit "carried out, no answer comes";
     CommitGarbageDone "commit-garbage-done" Commit "carried out, answered with what is no JSON";
     Commit500 "commit500" Commit "not carried out, answered with 500";
+    Commit400 "commit400" Commit "not carried out, refused with 400";
+    CommitUnseen "commit-unseen" Commit "answered as if it were carried out, and never seen again";
     Commit412 "commit412" Commit "not carried out: somebody else committed before";
     CommitMoves "commit-moves" Commit "somebody else commits right before";
     Token500 "xet-token500" XetToken "500";

@@ -30,6 +30,13 @@ pub(crate) fn git_sha1(content: &Content) -> io::Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
+/// SHA-1 of a file's bytes alone.
+pub(crate) fn plain_sha1(content: &Content) -> io::Result<String> {
+    let mut hash = Sha1::new();
+    content.pieces(|piece| hash.update(piece))?;
+    Ok(hex(&hash.finalize()))
+}
+
 /// Forty hex digits made of any text.
 pub(crate) fn sha1_of(text: &str) -> String {
     hex(&Sha1::digest(text.as_bytes()))

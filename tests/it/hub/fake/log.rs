@@ -37,6 +37,8 @@ pub(crate) struct Logged {
     pub(crate) range: Option<String>,
     /// Bytes of the request's body.
     pub(crate) received: u64,
+    /// How many requests were being answered when it came, itself among them.
+    pub(crate) at_once: usize,
     /// Bytes of the answer's body that were sent.
     pub(crate) bytes: u64,
     pub(crate) status: u16,
@@ -63,6 +65,7 @@ impl Logged {
             "leaked": self.leaked,
             "range": self.range,
             "received": self.received,
+            "at_once": self.at_once,
             "bytes": self.bytes,
             "status": self.status,
             "fault": self.fault,

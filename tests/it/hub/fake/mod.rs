@@ -26,6 +26,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
+use std::time::Duration;
 
 use faults::{Fault, Faults, Place, Rule};
 use log::{Log, Logged, Origin, Sent};
@@ -54,12 +55,15 @@ pub(crate) struct Habits {
     pub(crate) page: usize,
     /// Bytes of a part of an upload in parts.
     pub(crate) part: u64,
+    /// What every answer waits, as if the Hub were far away.
+    pub(crate) latency: Duration,
 }
 
 impl Default for Habits {
     fn default() -> Self {
         let (transfer, page, part) = (Transfer::Basic, 50, 1 << 20);
-        Self { token: TOKEN.to_owned(), transfer, elsewhere: true, page, part }
+        let latency = Duration::ZERO;
+        Self { token: TOKEN.to_owned(), transfer, elsewhere: true, page, part, latency }
     }
 }
 
@@ -77,6 +81,8 @@ struct Shared {
     /// Signed addresses with a lower number have expired.
     signature: AtomicU64,
     connections: AtomicUsize,
+    /// Requests being answered.
+    busy: AtomicUsize,
     stopping: AtomicBool,
 }
 
@@ -108,6 +114,7 @@ impl FakeHub {
             log: Log::default(),
             signature: AtomicU64::new(1),
             connections: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
         });
         for (listener, origin) in [(hub, Origin::Hub), (other, Origin::Other)] {
@@ -217,11 +224,14 @@ impl Shared {
             let fault = place.and_then(|place| self.faults.take(place, &request.target));
             let broken = fault == Some(Fault::PutBreak);
             let complete = wire::read_body(&mut reading, &mut request, broken).is_some();
-            let number = self.log.add(self.logged(origin, &request, fault));
+            let busy = Busy::begin(&self.busy);
+            let number = self.log.add(self.logged(origin, &request, fault, busy.at_once));
             if broken || !complete {
                 self.log.finish(number);
                 return;
             }
+            let latency = self.habits.lock().unwrap().latency;
+            thread::sleep(latency);
             let mut shown = fault;
             let answer = self.answer(origin, &request, fault, &mut shown);
             self.log.update(number, |entry| {
@@ -246,7 +256,13 @@ impl Shared {
         }
     }
 
-    fn logged(&self, origin: Origin, request: &Request, fault: Option<Fault>) -> Logged {
+    fn logged(
+        &self,
+        origin: Origin,
+        request: &Request,
+        fault: Option<Fault>,
+        at_once: usize,
+    ) -> Logged {
         let token = self.habits.lock().unwrap().token.clone();
         let sent = match request.header("authorization") {
             None => Sent::Nothing,
@@ -266,6 +282,7 @@ impl Shared {
             leaked: in_body || in_headers || request.target.contains(&token),
             range: request.header("range").map(str::to_owned),
             received: request.body.len() as u64,
+            at_once,
             bytes: 0,
             status: 0,
             fault: fault.map(Fault::name),
@@ -281,6 +298,25 @@ impl Shared {
             Some(value) if value == token => Rights::Owner,
             Some(_) => Rights::Stranger,
         }
+    }
+}
+
+/// A request being answered.
+struct Busy<'a> {
+    all: &'a AtomicUsize,
+    /// How many were being answered when it began, itself among them.
+    at_once: usize,
+}
+
+impl<'a> Busy<'a> {
+    fn begin(all: &'a AtomicUsize) -> Self {
+        Self { all, at_once: all.fetch_add(1, Ordering::SeqCst) + 1 }
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

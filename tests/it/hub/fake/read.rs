@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::faults::Fault;
-use super::hashes::sha1_of;
+use super::hashes::{plain_sha1, sha1_of};
 use super::store::{Blob, Content, Files, Repo};
 use super::wire::{Answer, Request};
 use super::{Rights, Shared};
@@ -132,8 +132,10 @@ impl Shared {
             let start: usize = request.query("cursor").and_then(|c| c.parse().ok()).unwrap_or(0);
             let total = entries.len();
             entries = entries.into_iter().skip(start).take(page).collect();
-            if let Some(fault) = fault {
-                spoil(&mut entries, fault);
+            match fault {
+                Some(Fault::TreePlain) => entries.iter_mut().for_each(|entry| make_plain(entry, files)),
+                Some(fault) => spoil(&mut entries, fault),
+                None => {}
             }
             let path = request.target.split('?').next().unwrap_or_default();
             let next = |origin: &str, cursor: usize| {
@@ -224,6 +226,13 @@ fn entries(files: &Files, under: &str, recursive: bool) -> Vec<Value> {
         }
     }
     found
+}
+
+/// A file as mirrors without git and LFS list it.
+fn make_plain(entry: &mut Value, files: &Files) {
+    let Some(blob) = entry["path"].as_str().and_then(|path| files.get(path)) else { return };
+    let plain = plain_sha1(&blob.content).unwrap();
+    *entry = json!({"type": "file", "oid": plain, "size": entry["size"], "path": entry["path"]});
 }
 
 /// Makes a listing hostile.

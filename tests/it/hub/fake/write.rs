@@ -162,7 +162,13 @@ impl Shared {
                 let files = repo.files(revision).cloned().unwrap_or_default();
                 move_on(repo, revision, &files);
             }
-            match carry_out(repo, revision, &lines, pull) {
+            let carried_out = if fault == Some(Fault::CommitUnseen) {
+                let files = repo.files(revision).cloned().unwrap_or_default();
+                Ok((repo.commit(revision, "unseen", "", files), None))
+            } else {
+                carry_out(repo, revision, &lines, pull)
+            };
+            match carried_out {
                 Ok((commit, pull)) => {
                     let url = format!("http://{}/{name}", self.hub);
                     let pull = pull.map(|number| format!("{url}/discussions/{number}"));
