@@ -133,13 +133,18 @@ pub fn license_in(card: &str) -> Option<String> {
         .then(|| value.to_owned())
 }
 
-/// The Hub id of a checkpoint that lies in a Hugging Face cache (`models--org--name/snapshots/REVISION`), or was named by one.
+/// The Hub id of a checkpoint that lies in a Hugging Face cache (`models--org--name/snapshots/REVISION`), or that a record names as
+/// `org/name@COMMIT`. A name without a commit may be a path of wherever the record was made.
 pub fn hub_id(name: &str, root: &Path) -> Option<String> {
     let cached = root.ancestors().filter_map(|dir| dir.file_name()?.to_str()).find_map(|dir| {
         let (org, name) = dir.strip_prefix("models--")?.split_once("--")?;
         Some(format!("{org}/{}", name.replace("--", "/")))
     });
-    let named = || (!root.exists()).then(|| name.split('@').next().map(str::to_owned)).flatten();
+    let named = || {
+        let (id, commit) = name.split_once('@')?;
+        let is_commit = commit.len() == 40 && commit.bytes().all(|b| b.is_ascii_hexdigit());
+        is_commit.then(|| id.to_owned())
+    };
     cached.or_else(named).filter(|id| is_hub_id(id))
 }
 
@@ -261,10 +266,11 @@ mod tests {
         assert_eq!(of(snapshot).as_deref(), Some("meta-llama/Llama-3.1-8B"));
         assert_eq!(of("/models/llama"), None);
         assert_eq!(of("/c/models--gpt2/snapshots/1"), None);
-        assert_eq!(
-            hub_id("org/name@main", Path::new("org/name@main")).as_deref(),
-            Some("org/name")
-        );
+        let named = |name: &str| hub_id(name, Path::new(name));
+        let commit = "0e9e39f249a16976918f6564b8830bc894c89659";
+        assert_eq!(named(&format!("org/name@{commit}")).as_deref(), Some("org/name"));
+        // It may be a folder `name` in a folder `org` of another machine.
+        assert_eq!((named("org/name"), named("models/a@main")), (None, None));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::options::{Execution, Link, Report};
 use super::run::Run;
 use super::sidecar::{write_provenance, write_sidecar};
 use super::simd::Simd;
-use super::sink::{Carrier, Sink};
+use super::sink::{CARRIED, Carrier, Sink};
 use super::staging::{Opened, Policy, Staging, resolved};
 use super::whole;
 use crate::error::{Error, IoContext, Result};
@@ -136,9 +136,10 @@ fn make(
             layouts.len()
         ));
     }
-    check_space(plan, layouts, &pending, options, &tree)?;
     let whole = whole::resolved(plan, device, options, observer)?;
     let run = Run::new(&whole, layouts, &pending, tree.clone(), options, device, observer);
+    let at_once = sink.filter(|sink| !sink.keeps()).map(|_| run.threads() + CARRIED);
+    check_space(plan, layouts, &pending, options, &tree, at_once)?;
     let finish = |shard| locked().finish(shard);
     match sink {
         None => run.work(&finish)?,
@@ -227,13 +228,14 @@ fn check_place(plan: &Plan, out: &Path) -> Result<()> {
 }
 
 /// Fails early where the output cannot fit. Shards that may share blocks with their template are not counted: those on
-/// its filesystem of which at most half changes.
+/// its filesystem of which at most half changes. If shards go, the largest that may be here `at_once` must fit.
 fn check_space(
     plan: &Plan,
     layouts: &[ShardLayout],
     pending: &[usize],
     options: &Execution,
     tree: &Path,
+    at_once: Option<usize>,
 ) -> Result<()> {
     let device = fs::metadata(tree).at("examine", tree)?.dev();
     let may_share = |i: usize| {
@@ -243,7 +245,10 @@ fn check_space(
             options.link != Link::Never && near && few()
         })
     };
-    let needed: u64 = pending.iter().filter(|&&i| !may_share(i)).map(|&i| layouts[i].size).sum();
+    let owned = pending.iter().filter(|&&i| !may_share(i)).map(|&i| layouts[i].size);
+    let mut sizes: Vec<u64> = owned.collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    let needed: u64 = sizes.iter().take(at_once.unwrap_or(usize::MAX)).sum();
     let free = free_bytes(tree);
     if needed > free {
         return Err(Error::NoSpace { path: options.out.clone(), needed, free });

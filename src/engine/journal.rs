@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, IoContext, Result};
+use crate::error::{IoContext, Result};
 use crate::format::{Digest, DigestAlgorithm, FileRecord, PROVENANCE_FILE, unwritten};
 use crate::plan::{Plan, Source};
 

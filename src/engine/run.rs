@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
         locked(&failure).take().map_or(Ok(()), Err)
     }
 
-    fn threads(&self) -> usize {
+    pub(super) fn threads(&self) -> usize {
         match self.options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,

@@ -70,7 +70,7 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
         file.write_all(bytes)?;
         if sync { file.sync_all() } else { Ok(()) }
     });
-    written.map_err(|e| failed(e, path, bytes.len() as u64))
+    written.map_err(|e| unwritten(e, "write", path, bytes.len() as u64))
 }
 
 fn copy(source: &Path, path: &Path, sync: bool) -> Result<()> {

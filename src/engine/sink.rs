@@ -30,6 +30,9 @@ pub trait Sink: Sync {
     fn complete(&self, tree: &Path, files: &[FileRecord]) -> Result<()>;
 }
 
+/// Shards that are complete and on their way: the one being carried, the one that waits, and one that wants to.
+pub(super) const CARRIED: usize = 3;
+
 /// The way from the workers to the sink.
 pub(super) struct Carrier<'a> {
     sink: &'a dyn Sink,

@@ -327,6 +327,8 @@ impl Http {
         }
         let made = Client::builder()
             .redirect(Policy::none())
+            // One connection for all would share one window: ranges come over connections of their own.
+            .http1_only()
             .connect_timeout(self.settings.connect)
             .timeout(self.settings.silence)
             .user_agent(concat!("elo-surgery/", env!("CARGO_PKG_VERSION")))

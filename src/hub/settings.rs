@@ -3,11 +3,11 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::token::Token;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 
 /// The Hub itself.
 const HUGGING_FACE: &str = "https://huggingface.co";
@@ -48,14 +48,25 @@ impl Settings {
                 .is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         };
         let home = || get("HOME").map(PathBuf::from).unwrap_or_default();
-        let caches = || get("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
-        let hf_home = get("HF_HOME").map_or_else(|| caches().join("huggingface"), PathBuf::from);
-        let cache = get("HF_HUB_CACHE").or_else(|| get("HUGGINGFACE_HUB_CACHE"));
-        let cache = cache.map_or_else(|| hf_home.join("hub"), PathBuf::from);
-        let token_file = get("HF_TOKEN_PATH").map_or_else(|| hf_home.join("token"), PathBuf::from);
-        let given = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
+        let place = |name: &str| get(name).map(|path| at_home(path.into(), &home()));
+        let caches = || place("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache"));
+        let hf_home = place("HF_HOME").unwrap_or_else(|| caches().join("huggingface"));
+        let cache = place("HF_HUB_CACHE").or_else(|| place("HUGGINGFACE_HUB_CACHE"));
+        let cache = cache.unwrap_or_else(|| hf_home.join("hub"));
+        // Saved plans name files of the cache, and are carried out from anywhere.
+        let cache = std::path::absolute(&cache).at("find", &cache)?;
+        let token_file = place("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
+        let names = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
+        let given = names.iter().find_map(|name| Some((name, text(name)?)));
         let token = match given {
-            Some(given) => Token::new(&given),
+            // Like Python's: nothing but white space is nobody.
+            Some((_, given)) if given.trim().is_empty() => None,
+            Some((name, given)) => Some(Token::new(&given).ok_or_else(|| Error::Usage {
+                problem: format!(
+                    "what `{name}` holds is no token: it has characters that none has"
+                ),
+                hint: "set it anew, or unset it to use what `hf auth login` saved".into(),
+            })?),
             None if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") => None,
             None => fs::read_to_string(token_file).ok().and_then(|text| Token::new(&text)),
         };
@@ -90,6 +101,11 @@ impl Settings {
     }
 }
 
+/// A path with `~` at its start, as Python expands it.
+fn at_home(path: PathBuf, home: &Path) -> PathBuf {
+    path.strip_prefix("~").map_or_else(|_| path.clone(), |rest| home.join(rest))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +134,12 @@ mod tests {
         assert!(set.offline && set.token == Token::new("hf_x"));
         assert_eq!(set.silence, Duration::from_millis(2500));
         assert!(read(&[("HF_ENDPOINT", "ftp://x")]).is_err());
+        let at_home = read(&[("HF_HOME", "~/hf"), ("HOME", "/nobody")]).unwrap();
+        assert_eq!(at_home.cache, PathBuf::from("/nobody/hf/hub"));
+        assert!(read(&[("HF_HUB_CACHE", "here")]).unwrap().cache.is_absolute());
+        let wrong = read(&[("HF_TOKEN", "hf_two words")]).unwrap_err().to_string();
+        assert!(wrong.contains("HF_TOKEN") && !wrong.contains("words"), "{wrong}");
+        assert!(read(&[("HF_TOKEN", " ")]).unwrap().token.is_none());
         assert!(read(&[("HF_HUB_DOWNLOAD_TIMEOUT", "soon")]).is_err());
     }
 
