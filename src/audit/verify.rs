@@ -13,14 +13,14 @@ use super::units::Grouped;
 use super::verdict::{FileCheck, FileState, NonFiniteTensor, Verification};
 use crate::checkpoint::{Checkpoint, ShardFile};
 use crate::error::{IoContext, Result, printable};
-use crate::format::{Digest, FileRecord, Reading, SourceFile};
+use crate::format::{Digest, DigestAlgorithm, FileRecord, Reading, SourceFile};
 
 /// How thoroughly to look.
 #[derive(Clone, Copy, Debug)]
 pub struct VerifyOptions {
     /// Look at every value for NaN and infinities.
     pub read_data: bool,
-    /// Compare files with the digests recorded in `elo-surgery.json`.
+    /// Compare files with the digests recorded in `elo-surgery.json`, or else with those that a Hugging Face cache calls them by.
     pub digests: bool,
     /// How many threads; `None` is one for each core.
     pub threads: Option<NonZeroUsize>,
@@ -194,7 +194,8 @@ fn jobs<'a>(
             path: shard.path.clone(),
             size: shard.identity.size,
             shard: options.read_data.then_some((checkpoint, shard)),
-            digest: wanted(&shard.file),
+            digest: wanted(&shard.file)
+                .or_else(|| options.digests.then(|| name_in_cache(&shard.path)).flatten()),
         })
         .collect();
     let known: BTreeSet<&str> = shards.iter().map(|s| s.file.as_str()).collect();
@@ -208,6 +209,15 @@ fn jobs<'a>(
     }));
     jobs.retain(|job| job.shard.is_some() || job.digest.is_some());
     jobs
+}
+
+/// The digest that a file of a Hugging Face cache is called by: `blobs/SHA-256`.
+fn name_in_cache(path: &Path) -> Option<Digest> {
+    let real = fs::canonicalize(path).ok()?;
+    let hex = real.file_name()?.to_str()?;
+    let is_hash = hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let named = is_hash && real.parent()?.file_name()? == "blobs";
+    named.then(|| Digest { algorithm: DigestAlgorithm::Sha256, hex: hex.to_owned() })
 }
 
 impl Job<'_> {
@@ -320,6 +330,29 @@ mod tests {
         assert!(text.contains("no damage found · 2 of 3 files verified by digest"), "{text}");
         assert!(text.contains("config.json"), "{text}");
         assert!(text.contains("not hashed"), "{text}");
+    }
+
+    #[test]
+    fn a_file_of_a_cache_is_what_its_name_says() {
+        let fixture = Fixture::llama(2, |_, _| 0.5);
+        fixture.write(3);
+        let shard = fixture.path("model.safetensors");
+        let mut bytes = fs::read(&shard).unwrap();
+        let name: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let blob = fixture.path("blobs").join(name);
+        fs::create_dir(fixture.path("blobs")).unwrap();
+        fs::rename(&shard, &blob).unwrap();
+        std::os::unix::fs::symlink(&blob, &shard).unwrap();
+        let opened = || {
+            let options = crate::checkpoint::OpenOptions::default().follow_symlinks(true);
+            options.open(fixture.dir.path()).unwrap()
+        };
+        let found = examine(&opened(), &options(), &|_: u64| {}).unwrap();
+        assert!(matches!(found.files[0].state, FileState::Verified { .. }), "{:?}", found.files);
+        bytes[900] ^= 1;
+        fs::write(&blob, bytes).unwrap();
+        let found = examine(&opened(), &options(), &|_: u64| {}).unwrap();
+        assert!(matches!(found.files[0].state, FileState::Changed { .. }), "{:?}", found.files);
     }
 
     #[test]

@@ -120,7 +120,8 @@ impl Surgical for ChatVector {
             return self.saved(out, project, session, origins);
         }
         let models = Models::find(self, project, origins)?;
-        let out = match Stage::ChatVector.output(self.how.out.as_ref(), project, origins) {
+        let named = Stage::ChatVector.output(self.how.out.as_ref(), project, origins);
+        let out = match named.or_else(|| self.how.pushed_name()) {
             Some(out) => out,
             None if session.hub.is_remote(&models.into) => {
                 return Err(Failure::usage(

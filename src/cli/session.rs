@@ -170,7 +170,7 @@ impl Session {
     pub(super) fn open_adapter(&self, path: &Path, opening: &Opening) -> Result<Adapter, Failure> {
         let placed = self.hub.place(path, self)?;
         let adapter = opening.options().open_adapter(&placed.path);
-        let adapter = adapter.map_err(|error| missing_model(path, error))?;
+        let adapter = adapter.map_err(|error| missing_model(path, placed.name.is_some(), error))?;
         Ok(match placed.name {
             Some(name) => adapter.named(name),
             None => adapter,
@@ -185,7 +185,8 @@ impl Session {
     ) -> Result<Checkpoint, Failure> {
         let placed = self.hub.place(path, self)?;
         let checkpoint = options.open(&placed.path);
-        let checkpoint = checkpoint.map_err(|error| missing_model(path, error))?;
+        let checkpoint =
+            checkpoint.map_err(|error| missing_model(path, placed.name.is_some(), error))?;
         Ok(match placed.name {
             Some(name) => checkpoint.named(name),
             None => checkpoint,
@@ -203,26 +204,38 @@ impl Session {
 }
 
 /// A name that is no path but looks like one of the Hub's deserves a better hint than "no such file".
-fn missing_model(path: &Path, error: Error) -> Failure {
+fn missing_model(path: &Path, on_hub: bool, error: Error) -> Failure {
     let missing =
         matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
-    let text = path.to_string_lossy();
-    let is_hub_id = path.is_relative()
-        && text.split('/').count() == 2
-        && !text.starts_with('.')
-        && !path.parent().is_some_and(Path::exists);
     let mut failure = Failure::from(error);
-    if let (true, Failure::Refused { hint, .. }) = (missing && is_hub_id, &mut failure) {
-        *hint = Some(if cfg!(feature = "hub") {
-            "it is no path here, and no name that a model of the Hub can have".to_owned()
-        } else {
-            format!(
-                "this build knows no Hub: fetch the model with `hf download {}`, which prints its directory, or build with the feature `hub`",
-                printable(&text)
-            )
-        });
+    if let (true, Failure::Refused { hint, .. }) = (missing, &mut failure)
+        && let Some(better) = hint_of_missing(path, on_hub)
+    {
+        *hint = Some(better);
     }
     failure
+}
+
+fn hint_of_missing(path: &Path, on_hub: bool) -> Option<String> {
+    let text = path.to_string_lossy();
+    let shown = printable(&text);
+    if on_hub {
+        return Some(format!(
+            "the cache lacks files of `{shown}`: run without `--offline`, or fetch them with `elo-surgery pull`"
+        ));
+    }
+    if path.is_absolute() || text.split('/').count() != 2 || text.starts_with('.') {
+        return None;
+    }
+    Some(if !cfg!(feature = "hub") {
+        format!(
+            "this build knows no Hub: fetch the model with `hf download {shown}`, which prints its directory, or build with the feature `hub`"
+        )
+    } else if path.parent().is_some_and(Path::exists) {
+        format!("if a model of the Hub is meant, say so with a revision: `{shown}@main`")
+    } else {
+        "it is no path here, and no name that a model of the Hub can have".to_owned()
+    })
 }
 
 fn wants_colour(choice: ColorChoice) -> bool {

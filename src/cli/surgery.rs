@@ -136,6 +136,15 @@ pub(super) struct Budget {
 }
 
 impl How {
+    /// The directory that `--push` names where `--out` does not.
+    #[cfg_attr(not(feature = "hub"), expect(clippy::unused_self, reason = "as with the Hub"))]
+    pub(super) fn pushed_name(&self) -> Option<PathBuf> {
+        #[cfg(feature = "hub")]
+        return self.streaming.default_out();
+        #[cfg(not(feature = "hub"))]
+        None
+    }
+
     /// Threads and tile within the bounds of `--memory`.
     ///
     /// A thread holds the output's tile, one more for its edges, and what each operand takes for a tile. Smaller tiles
@@ -226,9 +235,7 @@ pub(super) fn carry_out(
     session: &Session,
 ) -> Result<(), Failure> {
     let Planned { plan, out, origins } = planned;
-    #[cfg(feature = "hub")]
-    let out = &out.clone().or_else(|| how.streaming.default_out());
-    let Some(out) = out else {
+    let Some(out) = &out.clone().or_else(|| how.pushed_name()) else {
         return Err(Failure::usage(
             "no `--out DIR` is given",
             format!("the full form: `{full_form}`"),

@@ -13,7 +13,9 @@ use elo_surgery::ops::reshard;
 use elo_surgery::{Error, plan::Plan};
 use tempfile::TempDir;
 
-use crate::support::fixture;
+use crate::support::checkpoint::Model;
+use crate::support::disk::SmallDisk;
+use crate::support::{fixture, skipped};
 
 /// A place for shards that remembers what it was given.
 #[derive(Default)]
@@ -117,6 +119,28 @@ fn shards_that_are_not_kept_never_pile_up() {
     assert!(*store.most_here.lock().unwrap() <= 5);
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["whole"], "no output, no staging directory");
+}
+
+/// A disk that holds half of the output is enough, and too small for shards that are kept.
+#[test]
+fn a_small_disk_is_enough_for_shards_that_go() {
+    let temp = tempfile::tempdir().unwrap();
+    let model = temp.path().join("model");
+    Model::medium(3).write(&model);
+    let plan = reshard(&Checkpoint::open(&model).unwrap(), 1_500_000).unwrap();
+    let Some(_disk) = SmallDisk::mount(&temp.path().join("disk"), 20 << 20) else {
+        return skipped("shards on a small disk", "tmpfs cannot be mounted here (needs root)");
+    };
+    let out = temp.path().join("disk/out");
+    let kept = Store { keeps: true, ..Store::default() };
+    let refused = run(&plan, &out, &kept).unwrap_err();
+    assert!(matches!(refused, Error::NoSpace { .. }), "{refused}");
+    assert!(kept.came.lock().unwrap().is_empty());
+    let store = Store::default();
+    run(&plan, &out, &store).unwrap();
+    let bytes: usize = store.there.lock().unwrap().values().map(Vec::len).sum();
+    assert!(bytes > 30 << 20, "{bytes} bytes");
+    assert_eq!(store.came.lock().unwrap().len(), plan.shards.len());
 }
 
 #[test]

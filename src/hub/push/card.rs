@@ -196,13 +196,23 @@ fn made(provenance: &Provenance) -> String {
     if !notes.is_empty() {
         text.push('\n');
         for note in notes.iter().take(20) {
-            let _ = writeln!(text, "* {}", inline(note));
+            let _ = writeln!(text, "* {}", inline(&without_places(note)));
         }
     }
     text.push_str(
         "\n`elo-surgery.json` beside this file has the digests of all files and what they were made from; `elo-surgery verify` checks them.\n",
     );
     text
+}
+
+/// A note with places on this machine, which stand between backquotes, reduced to names.
+fn without_places(note: &str) -> String {
+    let name = |(at, part): (usize, &str)| {
+        let is_place = at % 2 == 1 && ["/", "~/", "./", "../"].iter().any(|p| part.starts_with(p));
+        let name = Path::new(part).file_name().filter(|_| is_place);
+        name.map_or_else(|| part.to_owned(), |name| name.to_string_lossy().into_owned())
+    };
+    note.split('`').enumerate().map(name).collect::<Vec<_>>().join("`")
 }
 
 /// Parameters with places on this machine reduced to names.
@@ -289,3 +299,16 @@ The method:
 }
 ```
 "#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_name_no_places() {
+        let note = "config and tokenizer are those of `/home/me/models/b`, `model.norm` of `../c`";
+        let told = "config and tokenizer are those of `b`, `model.norm` of `c`";
+        assert_eq!(without_places(note), told);
+        assert_eq!(without_places("1/2 of `a/b`"), "1/2 of `a/b`");
+    }
+}

@@ -29,7 +29,9 @@ pub(super) fn card(
     text.push_str("\n## Models\n\n| model | part in the merge | licence |\n|---|---|---|\n");
     let mut base_models = Vec::new();
     let mut licenses = Vec::new();
-    for (reference, root, part) in parents(config, models, made) {
+    let parents = parents(config, models, made);
+    let configuration = without_places(&config.text, parents.iter().map(|(of, ..)| of));
+    for (reference, root, part) in parents {
         let license = license_of(&root);
         let id = hub_id(&reference.path.to_string_lossy(), &root);
         let commit = root.file_name().and_then(|name| name.to_str());
@@ -51,7 +53,7 @@ pub(super) fn card(
         base_models.extend(id.filter(|id| !base_models.contains(id)));
         licenses.push(license);
     }
-    let _ = write!(text, "\n## Configuration\n\n{}\n", code_block("yaml", &config.text));
+    let _ = write!(text, "\n## Configuration\n\n{}\n", code_block("yaml", &configuration));
     text.push_str(
         "\n`elo-surgery.json` beside this file has the digests of all files and what they were made from.\n",
     );
@@ -105,6 +107,23 @@ fn parents(
 /// Local models are called by the name of their directory: where it lay says nothing to others.
 fn model_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// A configuration with the places of models on this machine reduced to their names. `mergekit_config.yml` has it as it was.
+fn without_places<'a>(text: &str, references: impl Iterator<Item = &'a Reference>) -> String {
+    let paths = references.flat_map(|of| [Some(&of.path), of.lora.as_ref()]).flatten();
+    let is_place = |path: &&PathBuf| {
+        path.is_absolute()
+            || path.starts_with(".")
+            || path.starts_with("..")
+            || path.starts_with("~")
+    };
+    let mut places: Vec<&PathBuf> = paths.filter(is_place).collect();
+    // The longest first: one may be the beginning of another.
+    places.sort_by_key(|path| std::cmp::Reverse(path.as_os_str().len()));
+    places.iter().fold(text.to_owned(), |text, path| {
+        text.replace(&*path.to_string_lossy(), &model_name(path))
+    })
 }
 
 /// Where a method was described.

@@ -32,10 +32,12 @@ impl Front {
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
         let chain: Vec<CertificateDer<'static>> = vec![made.cert.der().clone()];
-        let config = ServerConfig::builder()
+        let mut config = ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(chain, PrivateKeyDer::from(key))
             .unwrap();
+        // Who takes up the first is not understood: ranges are to come over connections of their own.
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let behind = scene.hub.endpoint().trim_start_matches("http://").to_owned();
