@@ -122,7 +122,9 @@ fn without_places<'a>(text: &str, references: impl Iterator<Item = &'a Reference
     // The longest first: one may be the beginning of another.
     places.sort_by_key(|path| std::cmp::Reverse(path.as_os_str().len()));
     places.iter().fold(text.to_owned(), |text, path| {
-        text.replace(&*path.to_string_lossy(), &model_name(path))
+        let place = path.to_string_lossy();
+        let name = hub_id(&place, path).unwrap_or_else(|| model_name(path));
+        text.replace(&*place, &name)
     })
 }
 
