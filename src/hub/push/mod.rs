@@ -21,6 +21,7 @@ mod publication;
 mod readme;
 mod storage;
 mod survey;
+mod weights;
 mod xet;
 
 use std::fmt;
@@ -74,6 +75,13 @@ impl Target {
     /// The branch.
     pub fn branch(&self) -> &str {
         self.id.revision_or_main()
+    }
+
+    /// The same branch, of a repository that the Hub has under another name now.
+    #[must_use]
+    pub fn renamed(&self, found: &Survey) -> Self {
+        let id = found.renamed.as_ref().map(|name| name.at(self.branch()));
+        Self { id: id.unwrap_or_else(|| self.id.clone()), ..self.clone() }
     }
 
     /// The repository at its branch.
