@@ -66,7 +66,7 @@ pub(super) struct Push {
     /// Leave out files whose path matches; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(super) exclude: Vec<String>,
-    /// Delete files of the repository that the directory lacks
+    /// Delete files of the repository that the directory lacks; old weights of another layout go without it
     #[arg(long)]
     pub(super) delete: bool,
     /// The model card's base model, where the record names directories; may be repeated

@@ -157,7 +157,7 @@ struct Streamed<'a> {
     keeps: bool,
     session: &'a Session,
     cancelled: &'a Arc<AtomicBool>,
-    /// What was published where nothing is kept, or why it was not in the words of the command.
+    /// What was published where nothing is kept, or why not, in the words of the command.
     published: Mutex<Option<Result<Pushed, Failure>>>,
 }
 

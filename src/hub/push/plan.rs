@@ -1,13 +1,14 @@
 //! What of a directory the Hub lacks.
 
 use std::collections::BTreeSet;
+use std::mem::take;
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::commit::is_same;
 use super::modes::LARGEST_INLINE;
-use super::weights::{Weights, is_weights};
+use super::weights::Weights;
 use super::{Folder, Hashes};
 use crate::error::printable;
 use crate::hub::listing::{Listing, RemoteFile};
@@ -93,11 +94,14 @@ impl Plan {
         notes
     }
 
-    /// Takes files out that the repository does not take. Where weights are among them, the old ones stay.
+    /// Takes files out that the repository does not take. What only those would replace stays.
     pub fn leave_out(&mut self, is_ignored: &dyn Fn(&str) -> bool) {
-        let ignored = |item: &Item| item.change != Change::Deleted && is_ignored(&item.path);
-        let lacks = self.items.iter().any(|item| is_weights(&item.path) && ignored(item));
-        self.items.retain(|item| !(ignored(item) || (lacks && item.reason == Some(REPLACED))));
+        let (ignored, rest): (Vec<Item>, Vec<Item>) = take(&mut self.items)
+            .into_iter()
+            .partition(|item| item.change != Change::Deleted && is_ignored(&item.path));
+        let lacking = Weights::among(ignored.iter().map(|item| item.path.as_str()));
+        let stays = |item: &Item| item.reason == Some(REPLACED) && lacking.include(&item.path);
+        self.items = rest.into_iter().filter(|item| !stays(item)).collect();
     }
 
     /// Bytes of the files that the branch lacks.
@@ -188,5 +192,42 @@ fn item(name: &str, hashes: &Hashes, head: Option<&Listing>) -> Item {
         change,
         large,
         reason: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_weights_stay_where_the_new_ones_are_not_taken() {
+        let item = |path: &str, reason: Option<&'static str>| Item {
+            path: path.to_owned(),
+            size: 1,
+            sha256: None,
+            change: if reason.is_some() { Change::Deleted } else { Change::New },
+            large: true,
+            reason,
+        };
+        let items = vec![
+            item("config.json", None),
+            item("extra/model.safetensors", None),
+            item("model-00001-of-00001.safetensors", None),
+            item("model.safetensors", Some(REPLACED)),
+        ];
+        let left = |ignored: &str| {
+            let mut plan = Plan { items: items.clone(), outranked: Vec::new() };
+            plan.leave_out(&|path| path == ignored);
+            plan.items.into_iter().map(|item| item.path).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            left("extra/model.safetensors"),
+            ["config.json", "model-00001-of-00001.safetensors", "model.safetensors"]
+        );
+        assert_eq!(
+            left("model-00001-of-00001.safetensors"),
+            ["config.json", "extra/model.safetensors"]
+        );
+        assert_eq!(left("none").len(), 4);
     }
 }

@@ -39,7 +39,7 @@ impl<'a> Weights<'a> {
 }
 
 /// Whether a file holds weights.
-pub(super) fn is_weights(path: &str) -> bool {
+fn is_weights(path: &str) -> bool {
     path.ends_with(".safetensors")
 }
 
