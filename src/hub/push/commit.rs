@@ -110,7 +110,7 @@ type Made = (String, Option<String>);
 
 /// A request that made no commit, as far as it says.
 struct Failed {
-    error: Error,
+    error: Box<Error>,
     /// The wait that the Hub asks for before the next one.
     wait: Option<Duration>,
     /// Whether another request would do no good now.
@@ -119,7 +119,8 @@ struct Failed {
 
 impl Failed {
     fn later(later: &Later, what: &str) -> Self {
-        Self { error: later.told(what), wait: later.wait, is_final: later.is_too_long() }
+        let error = Box::new(later.told(what));
+        Self { error, wait: later.wait, is_final: later.is_too_long() }
     }
 }
 
@@ -129,7 +130,7 @@ impl From<Error> for Failed {
             error,
             Error::Hub { kind: HubFailure::Network | HubFailure::Corrupt | HubFailure::Moved, .. }
         );
-        Self { error, wait: None, is_final: !unknown }
+        Self { error: Box::new(error), wait: None, is_final: !unknown }
     }
 }
 
@@ -160,7 +161,7 @@ impl Commit<'_> {
                 Err(failed) => failed,
             };
             if is_final {
-                return Err(error);
+                return Err(*error);
             }
             match self.look(parent, proposals.as_ref())? {
                 Found::Done { commit, pull_request } => {
@@ -173,7 +174,7 @@ impl Commit<'_> {
                 }
                 Found::Moved(now) => return Err(self.overtaken(parent, &now)),
                 Found::Unmoved if failures >= self.http.settings().retries || is_moved(&error) => {
-                    return Err(error);
+                    return Err(*error);
                 }
                 Found::Unmoved => {
                     self.http.wait(wait.unwrap_or_else(|| self.http.pause(failures)))?;

@@ -79,9 +79,11 @@ impl Target {
 
     /// The same branch, of a repository that the Hub has under another name now.
     #[must_use]
-    pub fn renamed(&self, found: &Survey) -> Self {
-        let id = found.renamed.as_ref().map(|name| name.at(self.branch()));
-        Self { id: id.unwrap_or_else(|| self.id.clone()), ..self.clone() }
+    pub fn renamed(self, found: &Survey) -> Self {
+        match &found.renamed {
+            Some(name) => Self { id: name.at(self.branch()), ..self },
+            None => self,
+        }
     }
 
     /// The repository at its branch.
