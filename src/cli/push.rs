@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::card_facts;
 use super::failure::Failure;
@@ -66,7 +66,7 @@ pub(super) struct Push {
     /// Leave out files whose path matches; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(super) exclude: Vec<String>,
-    /// Delete files of the repository that the directory lacks
+    /// Delete files of the repository that the directory lacks; old weights of another layout go without it
     #[arg(long)]
     pub(super) delete: bool,
     /// The model card's base model, where the record names directories; may be repeated
@@ -105,12 +105,14 @@ pub(super) fn run(arguments: &Push, session: &Session) -> Result<(), Failure> {
     }
     if arguments.dry_run {
         let found = survey(http, &target)?;
+        let target = target.renamed(&found);
         let head = found.head.as_ref();
         let draft = arguments.draft(http, &target, &folder, head)?;
         return show(&Shown { arguments, target: &target, found: &found, draft: &draft }, session);
     }
-    let publication = Publication::begin(http, target.clone())?;
-    arguments.publish(http, &target, &publication, &folder, session, &cancelled)
+    let publication = Publication::begin(http, target)?;
+    let pushed = arguments.publish(http, &publication, &folder, session, &cancelled)?;
+    if session.json { session.print_json(&pushed.json()) } else { pushed.tell(session) }
 }
 
 /// What is published, and how it is called.
@@ -141,20 +143,41 @@ impl Push {
     pub(super) fn publish(
         &self,
         http: &Http,
-        target: &Target,
         publication: &Publication<'_>,
         folder: &Folder,
         session: &Session,
         cancelled: &Arc<AtomicBool>,
-    ) -> Result<(), Failure> {
-        let draft = self.draft(http, target, folder, publication.head())?;
-        let stored = send(publication, folder, &draft, session, cancelled)?;
+    ) -> Result<Pushed, Failure> {
+        let target = publication.target();
+        let mut draft = self.draft(http, target, folder, publication.head())?;
+        let asked = draft.files(folder);
+        publication.ask(&asked)?;
+        let ignored = asked.iter().filter(|file| publication.is_ignored(&file.name));
+        let ignored = ignored
+            .map(|file| format!("`{}` is left out by the repository's `.gitignore`", file.name));
+        let ignored: Vec<String> = ignored.collect();
+        draft.plan.leave_out(&|path| publication.is_ignored(path));
+        let notes = [ignored, self.notes(target, &draft.plan)].concat();
+        for note in &notes {
+            session.note(note);
+        }
+        send(publication, &draft.files(folder), session, cancelled)?;
         if let Some(text) = &draft.card {
             publication.put(CARD_FILE, text.clone().into_bytes())?;
         }
         folder.check_unchanged()?;
-        let published = publication.commit(&draft.words, &draft.plan.deleted())?;
-        told(target, publication, &stored, &published, session)
+        let deleted = draft.plan.deleted();
+        let published = publication.commit(&draft.words, &deleted)?;
+        let (target, user) = (target.clone(), publication.user().to_owned());
+        Ok(Pushed { target, user, files: publication.given(), deleted, notes, published })
+    }
+
+    /// Decisions about the repository.
+    fn notes(&self, target: &Target, plan: &Plan) -> Vec<String> {
+        let asked = self.repo.split('@').next().unwrap_or_default();
+        let name = target.id.repo();
+        let renamed = (asked != name).then(|| format!("`{asked}` is called `{name}` now"));
+        renamed.into_iter().chain(plan.notes()).collect()
     }
 
     pub(super) fn target(&self) -> Result<Target, Failure> {
@@ -274,35 +297,19 @@ impl Push {
 /// Sends everything; a file that fails ends the rest.
 fn send(
     publication: &Publication<'_>,
-    folder: &Folder,
-    draft: &Draft,
+    files: &[&LocalFile],
     session: &Session,
     cancelled: &Arc<AtomicBool>,
-) -> Result<Vec<(String, Stored)>, Failure> {
-    let all = draft.files(folder);
-    publication.ask(&all)?;
-    let (ignored, files): (Vec<&LocalFile>, Vec<&LocalFile>) =
-        all.into_iter().partition(|file| publication.is_ignored(&file.name));
-    for file in ignored {
-        session.note(&format!("`{}` is left out by the repository's `.gitignore`", file.name));
-    }
+) -> Result<(), Failure> {
     let watcher = Watcher::new(session, Arc::clone(cancelled));
     let watch = Watched(&watcher);
     watch.begin(files.iter().map(|file| file.hashes.size).sum());
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None::<Error>));
-    let done = Mutex::new(Vec::new());
     let work = || {
         while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match publication.upload_read(file, &watch) {
-                Ok(stored) => {
-                    done.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((file.name.clone(), stored));
-                }
-                Err(error) => {
-                    next.store(files.len(), Ordering::Relaxed);
-                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
+            if let Err(error) = publication.upload_read(file, &watch) {
+                next.store(files.len(), Ordering::Relaxed);
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
         }
     };
@@ -315,11 +322,7 @@ fn send(
     watcher.finish();
     match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error.into()),
-        None => {
-            let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-            done.sort_by(|a, b| a.0.cmp(&b.0));
-            Ok(done)
-        }
+        None => Ok(()),
     }
 }
 
@@ -358,6 +361,7 @@ fn show(shown: &Shown<'_>, session: &Session) -> Result<(), Failure> {
     let Shown { arguments, target, found, draft } = *shown;
     let parent = found.head.as_ref().map(|head| head.commit.clone());
     let Words { message, description } = &draft.words;
+    let notes = arguments.notes(target, &draft.plan);
     let readme = match draft.readme {
         Readme::Local => "the directory's",
         Readme::Made => "made from elo-surgery.json",
@@ -380,6 +384,7 @@ fn show(shown: &Shown<'_>, session: &Session) -> Result<(), Failure> {
             "description": description,
             "files": draft.plan.items,
             "bytes": draft.plan.bytes(),
+            "notes": notes,
             "readme": readme,
             "card": draft.card,
         }));
@@ -411,7 +416,11 @@ fn show(shown: &Shown<'_>, session: &Session) -> Result<(), Failure> {
     if let Some(card) = &draft.card {
         let _ = write!(text, "\n--- {CARD_FILE} ---\n{card}");
     }
-    session.print(&text)
+    session.print(&text)?;
+    for note in &notes {
+        session.note(note);
+    }
+    Ok(())
 }
 
 /// Files with what happens to them.
@@ -425,12 +434,14 @@ fn table(plan: &Plan) -> String {
             Change::Unchanged => "there already",
             Change::Deleted => "would be deleted",
         };
-        let how = match (item.change, item.large) {
+        let more = match (item.change, item.large) {
             (Change::New | Change::Changed, true) => "  large file",
             (Change::New | Change::Changed, false) => "  in the commit",
-            _ => "",
+            _ => item.reason.unwrap_or_default(),
         };
-        let _ = writeln!(text, "  {:width$}  {:>10}  {what}{how}", item.path, size(item.size));
+        let line =
+            format!("  {:width$}  {:>10}  {what}  {}", item.path, size(item.size), more.trim());
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     let sent = plan
         .items
@@ -456,50 +467,69 @@ fn table(plan: &Plan) -> String {
     text
 }
 
-/// What was done.
-fn told(
-    target: &Target,
-    publication: &Publication<'_>,
-    stored: &[(String, Stored)],
-    published: &Published,
-    session: &Session,
-) -> Result<(), Failure> {
-    let sent = |how: How| matches!(how, How::Basic | How::Multipart | How::Xet | How::Inline);
-    let bytes: u64 =
-        stored.iter().filter(|(_, file)| sent(file.how)).map(|(_, file)| file.size).sum();
-    if session.json {
-        let files: Vec<_> = stored
-            .iter()
-            .map(|(path, file)| json!({ "path": path, "size": file.size, "sha256": file.sha256, "how": file.how }))
-            .collect();
-        return session.print_json(&json!({
+/// What was published.
+pub(super) struct Pushed {
+    target: Target,
+    user: String,
+    /// Every file of it, and how it got to the Hub.
+    files: Vec<(String, Stored)>,
+    deleted: Vec<String>,
+    notes: Vec<String>,
+    published: Published,
+}
+
+impl Pushed {
+    /// For programs.
+    pub(super) fn json(&self) -> Value {
+        let Self { target, published, .. } = self;
+        let files = self.files.iter();
+        let files = files.map(|(path, file)| json!({ "path": path, "size": file.size, "sha256": file.sha256, "how": file.how }));
+        json!({
             "command": "push",
             "repository": target.id.repo(),
             "branch": target.branch(),
-            "user": publication.user(),
+            "user": self.user,
             "commit": published.commit,
             "parent": published.parent,
             "changed": published.changed,
             "url": published.url,
             "pull_request": published.pull_request,
             "shown": published.shown,
-            "files": files,
-            "sent_bytes": bytes,
-        }));
+            "files": files.collect::<Vec<_>>(),
+            "sent_bytes": self.sent_bytes(),
+            "deleted": self.deleted,
+            "notes": self.notes,
+        })
     }
-    if published.changed {
-        let there = stored.iter().filter(|(_, file)| !sent(file.how)).count() as u64;
-        let there = match there {
-            0 => String::new(),
-            there => format!(", {} there already", counted(there, "file")),
-        };
-        session.say(&format!("{} sent{there}", size(bytes)));
-    } else {
-        session.say(&format!("nothing to do: {target} has everything"));
+
+    /// For people.
+    pub(super) fn tell(&self, session: &Session) -> Result<(), Failure> {
+        let Self { target, published, .. } = self;
+        if published.changed {
+            let there = self.files.iter().filter(|(_, file)| !is_sent(file.how)).count() as u64;
+            let there = match there {
+                0 => String::new(),
+                there => format!(", {} there already", counted(there, "file")),
+            };
+            session.say(&format!("{} sent{there}", size(self.sent_bytes())));
+        } else {
+            session.say(&format!("nothing to do: {target} has everything"));
+        }
+        if !published.shown {
+            session
+                .note("the Hub took the commit but does not show its files yet: look again later");
+        }
+        let url = published.pull_request.as_ref().unwrap_or(&published.url);
+        session.print(&format!("{url}\n"))
     }
-    if !published.shown {
-        session.note("the Hub took the commit but does not show its files yet: look again later");
+
+    fn sent_bytes(&self) -> u64 {
+        let sent = self.files.iter().filter(|(_, file)| is_sent(file.how));
+        sent.map(|(_, file)| file.size).sum()
     }
-    let url = published.pull_request.as_ref().unwrap_or(&published.url);
-    session.print(&format!("{url}\n"))
+}
+
+/// Whether bytes went to the Hub.
+fn is_sent(how: How) -> bool {
+    matches!(how, How::Basic | How::Multipart | How::Xet | How::Inline)
 }

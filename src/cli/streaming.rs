@@ -9,18 +9,20 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
+use serde_json::Value;
 
 use super::device::Chosen;
 use super::failure::{Failure, Origins};
 use super::process;
-use super::push::{Push, stop};
+use super::push::{Push, Pushed, stop};
 use super::session::Session;
-use super::surgery::watch;
+use super::summary;
+use super::surgery::watched;
 use crate::engine::{Execution, Observer, Report, Sink, execute_into};
 use crate::error::{Error, HubFailure, Result};
 use crate::format::{Digest, DigestAlgorithm, FileRecord};
 use crate::hub::Http;
-use crate::hub::push::{Folder, FolderOptions, Publication, Target, Watch};
+use crate::hub::push::{Folder, FolderOptions, Publication, Watch};
 use crate::plan::Plan;
 
 /// Where a result is published.
@@ -99,48 +101,64 @@ impl Streaming {
         let target = push.target()?;
         let http = session.hub.hub()?.http();
         // Before any work: a repository that cannot be written to is told of at once.
-        let publication = Publication::begin(http, target.clone())?;
+        let publication = Publication::begin(http, target)?;
         let cancelled = process::cancellation();
         let streamed = Streamed {
             http,
-            target: &target,
             publication: &publication,
             push: &push,
             keeps: !self.no_keep,
             session,
             cancelled: &cancelled,
-            failed: Mutex::new(None),
+            published: Mutex::new(None),
         };
         // The Hub's own names of files.
         let execution = Execution { digest: Some(DigestAlgorithm::Sha256), ..execution };
-        let made = watch(plan, origins, session, chosen, |watcher| {
+        let made = watched(plan, origins, session, chosen, |watcher| {
             streamed.made(plan, chosen, &execution, watcher)
         });
-        // The reason why a commit failed has its own hints.
-        if let Some(failure) = streamed.failed.into_inner().unwrap_or_else(PoisonError::into_inner)
-        {
-            return Err(failure);
-        }
-        made?;
-        if self.no_keep {
-            return Ok(());
-        }
-        let folder = push.read(session, &cancelled)?;
-        push.publish(http, &target, &publication, &folder, session, &cancelled)
+        let published = streamed.published.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (pushed, (report, time)) = match published {
+            // The reason why a commit failed has its own hints.
+            Some(Err(failure)) => return Err(failure),
+            Some(Ok(pushed)) => (Some(pushed), made?),
+            None => (None, made?),
+        };
+        let object = summary::done(plan, &report, &chosen.reason(), time, session);
+        let pushed = match pushed {
+            Some(pushed) => Ok(pushed),
+            None => push
+                .read(session, &cancelled)
+                .and_then(|folder| push.publish(http, &publication, &folder, session, &cancelled)),
+        };
+        tell(object, pushed, session)
     }
+}
+
+/// Tells what was published; programs get it inside what they are told of the work, which is done even if this failed.
+fn tell(
+    object: Option<Value>,
+    pushed: Result<Pushed, Failure>,
+    session: &Session,
+) -> Result<(), Failure> {
+    let Some(mut object) = object else { return pushed?.tell(session) };
+    if let Ok(pushed) = &pushed {
+        object["push"] = pushed.json();
+    }
+    session.print_json(&object)?;
+    pushed.map(drop)
 }
 
 /// The way of shards to the Hub.
 struct Streamed<'a> {
     http: &'a Http,
-    target: &'a Target,
     publication: &'a Publication<'a>,
     push: &'a Push,
     keeps: bool,
     session: &'a Session,
     cancelled: &'a Arc<AtomicBool>,
-    /// Why the publication failed, in the words of the command.
-    failed: Mutex<Option<Failure>>,
+    /// What was published where nothing is kept, or why not, in the words of the command.
+    published: Mutex<Option<Result<Pushed, Failure>>>,
 }
 
 impl Streamed<'_> {
@@ -161,7 +179,11 @@ impl Sink for Streamed<'_> {
     fn take(&self, shard: &FileRecord, path: &Path) -> Result<FileRecord> {
         let known = shard.digest.as_ref().filter(|d| d.algorithm == DigestAlgorithm::Sha256);
         let known = known.map(|digest| digest.hex.as_str());
-        let stored = self.publication.upload(&shard.file, path, known, &Silent)?;
+        let stored = if self.keeps {
+            self.publication.upload(&shard.file, path, known, &Silent)?
+        } else {
+            self.publication.store(&shard.file, path, known, &Silent)?
+        };
         let digest = Digest { algorithm: DigestAlgorithm::Sha256, hex: stored.sha256 };
         Ok(FileRecord { digest: Some(digest), ..shard.clone() })
     }
@@ -188,16 +210,15 @@ impl Sink for Streamed<'_> {
             files.iter().filter(gone).map(|file| file.file.clone()).collect();
         let options = FolderOptions { elsewhere, ..FolderOptions::default() };
         let folder = Folder::read(tree, &options, &Silent, &|| stop(self.cancelled))?;
-        let (http, target, publication) = (self.http, self.target, self.publication);
         let published =
-            self.push.publish(http, target, publication, &folder, self.session, self.cancelled);
-        published.map_err(|failure| match failure {
-            Failure::Refused { error, .. } => lost(*error, &options.elsewhere),
-            other => {
-                *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(other);
-                Error::Interrupted { resumable: true }
-            }
-        })
+            self.push.publish(self.http, self.publication, &folder, self.session, self.cancelled);
+        let (told, result) = match published {
+            Err(Failure::Refused { error, .. }) => return Err(lost(*error, &options.elsewhere)),
+            Err(other) => (Err(other), Err(Error::Interrupted { resumable: true })),
+            Ok(pushed) => (Ok(pushed), Ok(())),
+        };
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        result
     }
 }
 

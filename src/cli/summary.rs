@@ -149,27 +149,27 @@ pub(super) fn dry_run_in_place(
     Ok(())
 }
 
-/// Tells what a run did.
+/// Tells people what a run did; what programs are told is handed back, to be printed when everything is done.
 pub(super) fn done(
     plan: &Plan,
     report: &Report,
     device_reason: &str,
     time: Duration,
     session: &Session,
-) -> Result<(), Failure> {
+) -> Option<Value> {
     if session.json {
         let mut object = result(plan, report, device_reason, time);
         if let Some(traffic) = session.hub.traffic() {
             object["hub"] = traffic.json();
         }
-        return session.print_json(&object);
+        return Some(object);
     }
     let seconds = time.as_secs_f64();
     let bytes = report.written + report.shared;
     if bytes == 0 && report.resumed > 0 {
         let out = report.out.display();
         session.say(&format!("{}: `{out}` is complete already", plan.operation.verb));
-        return Ok(());
+        return None;
     }
     let mut line = format!(
         "{}: `{}`, {} in {seconds:.1} s",
@@ -204,7 +204,7 @@ pub(super) fn done(
             counted(*infinities, "infinite value")
         ));
     }
-    Ok(())
+    None
 }
 
 /// The result for programs.

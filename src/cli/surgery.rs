@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -280,6 +280,21 @@ pub(super) fn watch(
     chosen: &Chosen,
     work: impl FnOnce(&dyn Observer) -> Result<Report, Error>,
 ) -> Result<(), Failure> {
+    let (report, time) = watched(plan, origins, session, chosen, work)?;
+    match summary::done(plan, &report, &chosen.reason(), time, session) {
+        Some(object) => session.print_json(&object),
+        None => Ok(()),
+    }
+}
+
+/// Watches the engine at work on a plan: what came of it, and how long it took.
+pub(super) fn watched(
+    plan: &Plan,
+    origins: &Origins,
+    session: &Session,
+    chosen: &Chosen,
+    work: impl FnOnce(&dyn Observer) -> Result<Report, Error>,
+) -> Result<(Report, Duration), Failure> {
     session.hub.fetch_for(plan, session)?;
     let watcher = Watcher::new(session, process::cancellation());
     let started = Instant::now();
@@ -287,7 +302,7 @@ pub(super) fn watch(
     watcher.finish();
     let report = report.map_err(|error| origins.explain(error.into()))?;
     chosen.tell(session);
-    summary::done(plan, &report, &chosen.reason(), started.elapsed(), session)
+    Ok((report, started.elapsed()))
 }
 
 /// Notes a flag's value where it was given.

@@ -3,7 +3,7 @@
 //! * The token goes to the Hub's own origin (scheme, host, port) and to no other, whatever redirects and links say.
 //! * Redirects are followed by hand, at most ten, never from https to http.
 //! * What the Hub did not answer, or answered with "later" (408, 429, 5xx), is asked again a few times, after the wait that
-//!   the Hub asks for if it is bearable; a request that must not be carried out twice says so and is not.
+//!   the Hub asks for if it is bearable; what must not be carried out twice is sent once, and told what was answered.
 //! * Every wait has an end: for the connection, for the answer, for each piece of a body, and for all tries of a request that
 //!   nobody answers. Waiting ends when the run is cancelled.
 //! * Bodies come as they are: no content coding is asked for, and none is accepted.
@@ -46,8 +46,6 @@ pub(super) struct Call<'a> {
     pub(super) what: &'a str,
     pub(super) headers: Vec<(HeaderName, String)>,
     pub(super) payload: Payload<'a>,
-    /// Whether carrying it out twice does no harm.
-    pub(super) repeatable: bool,
     /// How long to wait for the answer, if longer than usual.
     pub(super) patience: Option<Duration>,
 }
@@ -55,7 +53,7 @@ pub(super) struct Call<'a> {
 impl<'a> Call<'a> {
     pub(super) fn get(url: Url, what: &'a str) -> Self {
         let (method, headers, payload) = (Method::GET, Vec::new(), Payload::Nothing);
-        Self { method, url, what, headers, payload, repeatable: true, patience: None }
+        Self { method, url, what, headers, payload, patience: None }
     }
 
     pub(super) fn post(url: Url, what: &'a str, payload: Payload<'a>) -> Self {
@@ -193,47 +191,40 @@ impl Http {
 
     /// Sends a request, again where that helps, and returns the answer that settles it.
     pub(super) fn send(&self, call: &Call<'_>) -> Result<Answer> {
-        if self.settings.offline {
-            return Err(offline(call.what));
-        }
         let (mut failures, mut silence) = (0, Duration::ZERO);
         loop {
-            self.check_cancelled()?;
             let began = Instant::now();
-            let tried = self.follow(call)?;
-            silence += began.elapsed();
-            let (problem, asked) = match tried {
-                Tried::Answered(answer) => return Ok(answer),
-                Tried::Later { problem, wait } => (problem, wait),
+            let later = match self.send_once(call)? {
+                Ok(answer) => return Ok(answer),
+                Err(later) => later,
             };
-            let wait = asked.unwrap_or_else(|| self.pause(failures));
-            if wait > MOST_PATIENCE {
-                let seconds = wait.as_secs();
-                let mut told = broken(call.what, &problem);
-                if let Error::Hub { hint, .. } = &mut told {
-                    *hint = format!(
-                        "the Hub asks to wait {seconds} seconds; run the same command again then"
-                    );
-                }
-                return Err(told);
-            }
+            silence += began.elapsed();
             let given_up = silence + self.settings.silence >= MOST_PATIENCE;
-            if failures >= self.settings.retries || given_up || !call.repeatable {
-                return Err(broken(call.what, &problem));
+            if later.is_too_long() || failures >= self.settings.retries || given_up {
+                return Err(later.told(call.what));
             }
+            self.wait(later.wait.unwrap_or_else(|| self.pause(failures)))?;
             failures += 1;
-            self.wait(wait)?;
         }
     }
 
+    /// Sends a request that must not be carried out twice: one try. The inner error settles nothing.
+    pub(super) fn send_once(&self, call: &Call<'_>) -> Result<Result<Answer, Later>> {
+        if self.settings.offline {
+            return Err(offline(call.what));
+        }
+        self.check_cancelled()?;
+        self.follow(call)
+    }
+
     /// One try, through its redirects.
-    fn follow(&self, call: &Call<'_>) -> Result<Tried> {
+    fn follow(&self, call: &Call<'_>) -> Result<Result<Answer, Later>> {
         let mut url = call.url.clone();
         let mut hops = Vec::new();
         loop {
             let response = match self.once(call, &url)? {
                 Ok(response) => response,
-                Err(problem) => return Ok(Tried::Later { problem, wait: None }),
+                Err(problem) => return Ok(Err(Later { problem, wait: None })),
             };
             let status = response.status();
             hops.push(response.headers().clone());
@@ -262,7 +253,7 @@ impl Http {
             }
             if is_later(status) {
                 let problem = format!("the Hub answered {}", told(status));
-                return Ok(Tried::Later { problem, wait: retry_after(response.headers()) });
+                return Ok(Err(Later { problem, wait: retry_after(response.headers()) }));
             }
             let settled = status.is_success()
                 || status == StatusCode::NOT_MODIFIED
@@ -275,7 +266,7 @@ impl Http {
                 && call.method == Method::GET
             {
                 let problem = format!("the store that the Hub named answered {}", told(status));
-                return Ok(Tried::Later { problem, wait: None });
+                return Ok(Err(Later { problem, wait: None }));
             }
             if !settled {
                 return Err(self.refused(call.what, status, &hops, response));
@@ -287,7 +278,7 @@ impl Http {
                     "the answer is compressed, which was not asked for".into(),
                 ));
             }
-            return Ok(Tried::Answered(Answer { status, hops, response }));
+            return Ok(Ok(Answer { status, hops, response }));
         }
     }
 
@@ -408,10 +399,31 @@ impl Http {
     }
 }
 
-/// What became of one try.
-enum Tried {
-    Answered(Answer),
-    Later { problem: String, wait: Option<Duration> },
+/// No answer, or "later".
+pub(super) struct Later {
+    problem: String,
+    /// The wait that was asked for.
+    pub(super) wait: Option<Duration>,
+}
+
+impl Later {
+    /// Whether the wait is to be told instead of waited for.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.wait.is_some_and(|wait| wait > MOST_PATIENCE)
+    }
+
+    /// In words, as the end of all tries.
+    pub(super) fn told(&self, what: &str) -> Error {
+        let mut told = broken(what, &self.problem);
+        if let (Error::Hub { hint, .. }, Some(wait), true) =
+            (&mut told, self.wait, self.is_too_long())
+        {
+            let seconds = wait.as_secs();
+            *hint =
+                format!("the Hub asks to wait {seconds} seconds; run the same command again then");
+        }
+        told
+    }
 }
 
 pub(super) fn is_later(status: StatusCode) -> bool {

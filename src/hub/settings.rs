@@ -103,7 +103,10 @@ impl Settings {
 
 /// A path with `~` at its start, as Python expands it.
 fn at_home(path: PathBuf, home: &Path) -> PathBuf {
-    path.strip_prefix("~").map_or_else(|_| path.clone(), |rest| home.join(rest))
+    match path.strip_prefix("~") {
+        Ok(rest) => home.join(rest),
+        Err(_) => path,
+    }
 }
 
 #[cfg(test)]

@@ -3,16 +3,19 @@
 //! The commit names its parent, and the Hub takes it only if the branch is still there. So when nobody knows what became of a
 //! request (an error of the server, a connection that broke), it is safe to look where the branch is now: at the parent,
 //! nothing happened and the request can be sent again; elsewhere, and every file is as the request wanted it, it was carried
-//! out; elsewhere with other files, somebody else was faster.
+//! out; elsewhere with other files, somebody else was faster. The Hub limits commits: a wait that it asks for is waited, or
+//! told if it is long.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::http::{Call, Http, Payload, corrupt};
+use super::super::http::{Call, Http, Later, Payload, corrupt};
 use super::super::id::{ModelId, is_commit};
 use super::super::listing::{Hash, Listing, api, commit_of, list};
 use super::hash::{Hashes, base64};
+use super::weights::Weights;
 use super::{Published, Target, Words};
 use crate::error::{Error, HubFailure, Result, printable};
 
@@ -86,7 +89,7 @@ pub(super) struct Commit<'a> {
     pub(super) target: &'a Target,
     pub(super) words: &'a Words,
     pub(super) operations: &'a [Operation],
-    /// Files that are not changed but belong to what is published.
+    /// All files of what is published, those that are not changed among them.
     pub(super) kept: &'a BTreeSet<String>,
     /// What the branch was when the changes were made up; none of a repository without a commit.
     pub(super) parent: Option<&'a Listing>,
@@ -100,6 +103,39 @@ enum Found {
     Unmoved,
     /// Somebody else's.
     Moved(Box<Listing>),
+}
+
+/// A commit and the address of its pull request.
+type Made = (String, Option<String>);
+
+/// A request that made no commit, as far as it says.
+struct Failed {
+    error: Box<Error>,
+    /// The wait that the Hub asks for before the next one.
+    wait: Option<Duration>,
+    /// Whether another request would do no good now.
+    is_final: bool,
+}
+
+impl Failed {
+    fn later(later: &Later, what: &str) -> Self {
+        let error = Box::new(later.told(what));
+        Self { error, wait: later.wait, is_final: later.is_too_long() }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        let unknown = matches!(
+            error,
+            Error::Hub { kind: HubFailure::Network | HubFailure::Corrupt | HubFailure::Moved, .. }
+        );
+        Self { error: Box::new(error), wait: None, is_final: !unknown }
+    }
+}
+
+fn is_moved(error: &Error) -> bool {
+    matches!(error, Error::Hub { kind: HubFailure::Moved, .. })
 }
 
 impl Commit<'_> {
@@ -116,20 +152,17 @@ impl Commit<'_> {
         loop {
             self.http.check_cancelled()?;
             let parent = moved.as_ref().or(self.parent);
-            let error = match self.post(parent.map(|listing| listing.commit.as_str()), &what) {
+            let posted = self.post(parent.map(|listing| listing.commit.as_str()), &what);
+            let Failed { error, wait, is_final } = match posted {
                 Ok((commit, pull_request)) => {
                     let shown = self.check(&commit, parent)?;
                     return Ok(Published { shown, ..self.published(commit, parent, pull_request) });
                 }
-                Err(error) => error,
+                Err(failed) => failed,
             };
-            let Error::Hub {
-                kind: kind @ (HubFailure::Network | HubFailure::Corrupt | HubFailure::Moved),
-                ..
-            } = error
-            else {
-                return Err(error);
-            };
+            if is_final {
+                return Err(*error);
+            }
             match self.look(parent, proposals.as_ref())? {
                 Found::Done { commit, pull_request } => {
                     return Ok(self.published(commit, parent, pull_request));
@@ -137,15 +170,14 @@ impl Commit<'_> {
                 Found::Moved(now) if moves < MOST_MOVES && self.is_disjoint(parent, &now) => {
                     moves += 1;
                     moved = Some(*now);
+                    self.http.wait(wait.unwrap_or_default())?;
                 }
                 Found::Moved(now) => return Err(self.overtaken(parent, &now)),
-                Found::Unmoved
-                    if failures >= self.http.settings().retries || kind == HubFailure::Moved =>
-                {
-                    return Err(error);
+                Found::Unmoved if failures >= self.http.settings().retries || is_moved(&error) => {
+                    return Err(*error);
                 }
                 Found::Unmoved => {
-                    self.http.wait(self.http.pause(failures))?;
+                    self.http.wait(wait.unwrap_or_else(|| self.http.pause(failures)))?;
                     failures += 1;
                     // What was under way may have arrived while we waited.
                     if let Found::Done { commit, pull_request } =
@@ -159,7 +191,7 @@ impl Commit<'_> {
     }
 
     /// Sends the request once: the commit it made, and its pull request.
-    fn post(&self, parent: Option<&str>, what: &str) -> Result<(String, Option<String>)> {
+    fn post(&self, parent: Option<&str>, what: &str) -> Result<Made, Failed> {
         let mut url = self.http.url(api(&self.target.id).chain(["commit", self.target.branch()]));
         if self.target.pull_request {
             url.query_pairs_mut().append_pair("create_pr", "1");
@@ -177,9 +209,11 @@ impl Commit<'_> {
         }
         let mut call =
             Call::post(url, what, Payload::Bytes(body.as_bytes(), "application/x-ndjson"));
-        call.repeatable = false;
         call.patience = Some(self.http.settings().silence.saturating_mul(4));
-        let answer = self.http.send(&call)?.json(what)?;
+        let answer = match self.http.send_once(&call)? {
+            Ok(answer) => answer.json(what)?,
+            Err(later) => return Err(Failed::later(&later, what)),
+        };
         let commit =
             answer.get("commitOid").and_then(Value::as_str).filter(|commit| is_commit(commit));
         let commit = commit
@@ -235,8 +269,11 @@ impl Commit<'_> {
     fn is_disjoint(&self, parent: Option<&Listing>, now: &Listing) -> bool {
         let deletes =
             self.operations.iter().any(|operation| matches!(operation, Operation::Delete { .. }));
+        // Weights in another layout are the same checkpoint's.
+        let weights = Weights::among(self.kept.iter().map(String::as_str));
         let ours = |path: &String| {
             self.kept.contains(path)
+                || weights.include(path)
                 || self.operations.iter().any(|operation| operation.path() == path)
         };
         // Who deletes what is not here must have seen all that is there.

@@ -58,6 +58,7 @@ pub struct Folder {
     /// Doubts.
     pub warnings: Vec<String>,
     exclude: GlobSet,
+    elsewhere: BTreeSet<String>,
 }
 
 impl Folder {
@@ -124,7 +125,8 @@ impl Folder {
             identity: read.identity,
         });
         let files = files.collect();
-        Ok(Self { root: root.to_owned(), files, left_out, provenance, warnings, exclude })
+        let (root, elsewhere) = (root.to_owned(), options.elsewhere.clone());
+        Ok(Self { root, files, left_out, provenance, warnings, exclude, elsewhere })
     }
 
     /// The directory.
@@ -135,6 +137,11 @@ impl Folder {
     /// A file by its path in the repository.
     pub fn file(&self, name: &str) -> Option<&LocalFile> {
         self.files.iter().find(|file| file.name == name)
+    }
+
+    /// Files that belong to it and that the Hub has already.
+    pub fn elsewhere(&self) -> &BTreeSet<String> {
+        &self.elsewhere
     }
 
     /// Whether a path was asked to be left out.

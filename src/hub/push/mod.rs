@@ -21,6 +21,7 @@ mod publication;
 mod readme;
 mod storage;
 mod survey;
+mod weights;
 mod xet;
 
 use std::fmt;
@@ -74,6 +75,15 @@ impl Target {
     /// The branch.
     pub fn branch(&self) -> &str {
         self.id.revision_or_main()
+    }
+
+    /// The same branch, of a repository that the Hub has under another name now.
+    #[must_use]
+    pub fn renamed(self, found: &Survey) -> Self {
+        match &found.renamed {
+            Some(name) => Self { id: name.at(self.branch()), ..self },
+            None => self,
+        }
     }
 
     /// The repository at its branch.

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 
 /// Files asked about at once.
 const AT_ONCE: usize = 256;
-/// The largest file that goes inside a commit.
-pub(super) const LARGEST_INLINE: u64 = 10_000_000;
+/// The largest file that goes inside a commit: the Hub's own limit.
+pub(super) const LARGEST_INLINE: u64 = 10 << 20;
 /// Bytes of a file's start that the Hub looks at.
 pub(super) const SAMPLE: usize = 512;
 

@@ -1,17 +1,24 @@
 //! What of a directory the Hub lacks.
 
 use std::collections::BTreeSet;
+use std::mem::take;
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::commit::is_same;
 use super::modes::LARGEST_INLINE;
+use super::weights::Weights;
 use super::{Folder, Hashes};
-use crate::hub::listing::Listing;
+use crate::error::printable;
+use crate::hub::listing::{Listing, RemoteFile};
 
 /// Git's own files: they are the repository's, not the model's.
 const REPOSITORYS: [&str; 2] = [".gitattributes", ".gitignore"];
+/// Why weights of another layout are deleted.
+const REPLACED: &str = "replaced by the new weights";
+/// Most names in a note.
+const MOST_NAMES: usize = 5;
 
 /// What happens to a file of the branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -23,7 +30,7 @@ pub enum Change {
     Changed,
     /// The branch has it.
     Unchanged,
-    /// The branch has it, the directory does not.
+    /// The branch has it, and will not any more.
     Deleted,
 }
 
@@ -41,6 +48,9 @@ pub struct Item {
     pub change: Change,
     /// Whether it is likely to go to the storage for large files; the Hub decides.
     pub large: bool,
+    /// Why it is deleted, if nobody asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
 }
 
 /// What would be published.
@@ -48,6 +58,8 @@ pub struct Item {
 pub struct Plan {
     /// Every file, in the order of paths.
     pub items: Vec<Item>,
+    /// Files of the branch with older weights that stay, as nothing loads them.
+    pub outranked: Vec<String>,
 }
 
 impl Plan {
@@ -55,6 +67,41 @@ impl Plan {
     pub fn deleted(&self) -> Vec<String> {
         let deleted = self.items.iter().filter(|item| item.change == Change::Deleted);
         deleted.map(|item| item.path.clone()).collect()
+    }
+
+    /// Decisions about the files of the branch that the directory lacks.
+    pub fn notes(&self) -> Vec<String> {
+        let replaced: Vec<&str> = self
+            .items
+            .iter()
+            .filter(|item| item.reason == Some(REPLACED))
+            .map(|item| item.path.as_str())
+            .collect();
+        let outranked: Vec<&str> = self.outranked.iter().map(String::as_str).collect();
+        let mut notes = Vec::new();
+        if !replaced.is_empty() {
+            notes.push(format!(
+                "weights of the branch are {REPLACED}, and deleted in the same commit: {}",
+                named(&replaced)
+            ));
+        }
+        if !outranked.is_empty() {
+            notes.push(format!(
+                "older weights stay on the branch; nothing loads them beside safetensors: {}",
+                named(&outranked)
+            ));
+        }
+        notes
+    }
+
+    /// Takes files out that the repository does not take. What only those would replace stays.
+    pub fn leave_out(&mut self, is_ignored: &dyn Fn(&str) -> bool) {
+        let (ignored, rest): (Vec<Item>, Vec<Item>) = take(&mut self.items)
+            .into_iter()
+            .partition(|item| item.change != Change::Deleted && is_ignored(&item.path));
+        let lacking = Weights::among(ignored.iter().map(|item| item.path.as_str()));
+        let stays = |item: &Item| item.reason == Some(REPLACED) && lacking.include(&item.path);
+        self.items = rest.into_iter().filter(|item| !stays(item)).collect();
     }
 
     /// Bytes of the files that the branch lacks.
@@ -71,7 +118,8 @@ impl Plan {
 }
 
 /// Compares a directory with the head of a branch. `keep` are files of the directory that stay as the branch has them, `made` are
-/// files made besides; with `delete`, what the directory lacks goes.
+/// files made besides. Weights at the root that are published replace all of the same checkpoint; with `delete`, everything goes
+/// that the directory lacks.
 pub fn plan(
     folder: &Folder,
     head: Option<&Listing>,
@@ -84,28 +132,49 @@ pub fn plan(
         .filter(|(name, _)| !keep.contains(*name) && made.iter().all(|(made, _)| made != name));
     let mut items: Vec<Item> =
         local.chain(made.iter().copied()).map(|(name, hashes)| item(name, hashes, head)).collect();
-    if delete {
-        let here: BTreeSet<&str> = items.iter().map(|item| item.path.as_str()).collect();
-        let stays = |path: &str| {
-            here.contains(path)
-                || keep.contains(path)
-                || folder.is_excluded(path)
-                || REPOSITORYS.contains(&path)
-        };
-        let gone = head.iter().flat_map(|head| &head.files).filter(|file| !stays(&file.path));
-        let gone: Vec<Item> = gone
-            .map(|file| Item {
-                path: file.path.clone(),
-                size: file.size,
-                sha256: None,
-                change: Change::Deleted,
-                large: false,
-            })
-            .collect();
-        items.extend(gone);
+    let elsewhere = folder.elsewhere().iter().map(String::as_str);
+    let here: BTreeSet<&str> =
+        items.iter().map(|item| item.path.as_str()).chain(elsewhere).collect();
+    let stays = |path: &str| {
+        here.contains(path)
+            || keep.contains(path)
+            || folder.is_excluded(path)
+            || REPOSITORYS.contains(&path)
+    };
+    let weights = Weights::among(here.iter().copied());
+    let (mut gone, mut outranked) = (Vec::new(), Vec::new());
+    for file in head.iter().flat_map(|head| &head.files).filter(|file| !stays(&file.path)) {
+        let reason = weights.include(&file.path).then_some(REPLACED);
+        if delete || reason.is_some() {
+            gone.push(deleted(file, reason));
+        } else if weights.outrank(&file.path) {
+            outranked.push(file.path.clone());
+        }
     }
+    items.extend(gone);
     items.sort_by(|a, b| a.path.cmp(&b.path));
-    Plan { items }
+    Plan { items, outranked }
+}
+
+fn deleted(file: &RemoteFile, reason: Option<&'static str>) -> Item {
+    Item {
+        path: file.path.clone(),
+        size: file.size,
+        sha256: None,
+        change: Change::Deleted,
+        large: false,
+        reason,
+    }
+}
+
+/// Files in a line.
+fn named(paths: &[&str]) -> String {
+    let shown = paths.iter().take(MOST_NAMES).map(|path| format!("`{}`", printable(path)));
+    let mut names: Vec<String> = shown.collect();
+    if paths.len() > names.len() {
+        names.push(format!("{} more", paths.len() - names.len()));
+    }
+    names.join(", ")
 }
 
 fn item(name: &str, hashes: &Hashes, head: Option<&Listing>) -> Item {
@@ -122,5 +191,43 @@ fn item(name: &str, hashes: &Hashes, head: Option<&Listing>) -> Item {
         sha256: Some(hashes.sha256.clone()),
         change,
         large,
+        reason: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_weights_stay_where_the_new_ones_are_not_taken() {
+        let item = |path: &str, reason: Option<&'static str>| Item {
+            path: path.to_owned(),
+            size: 1,
+            sha256: None,
+            change: if reason.is_some() { Change::Deleted } else { Change::New },
+            large: true,
+            reason,
+        };
+        let items = vec![
+            item("config.json", None),
+            item("extra/model.safetensors", None),
+            item("model-00001-of-00001.safetensors", None),
+            item("model.safetensors", Some(REPLACED)),
+        ];
+        let left = |ignored: &str| {
+            let mut plan = Plan { items: items.clone(), outranked: Vec::new() };
+            plan.leave_out(&|path| path == ignored);
+            plan.items.into_iter().map(|item| item.path).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            left("extra/model.safetensors"),
+            ["config.json", "model-00001-of-00001.safetensors", "model.safetensors"]
+        );
+        assert_eq!(
+            left("model-00001-of-00001.safetensors"),
+            ["config.json", "extra/model.safetensors"]
+        );
+        assert_eq!(left("none").len(), 4);
     }
 }

@@ -50,6 +50,7 @@ impl<'h> Publication<'h> {
     pub fn begin(http: &'h Http, target: Target) -> Result<Self> {
         let account = Account::of(http, &target.id)?;
         let mut found = survey(http, &target)?;
+        let target = target.renamed(&found);
         if found.repository.is_none() {
             account.create_repository(&target.id, target.private)?;
             found = survey(http, &target)?;
@@ -74,6 +75,11 @@ impl<'h> Publication<'h> {
         })
     }
 
+    /// Where it goes: a repository that was renamed under its new name.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// The name of the token's owner.
     pub fn user(&self) -> &str {
         &self.user
@@ -85,6 +91,8 @@ impl<'h> Publication<'h> {
     }
 
     /// Gives a file that is finished. When this returns, the Hub has it, or the commit will carry it: it may be removed here.
+    ///
+    /// Small files may be carried in memory: what must outlive this run is [stored](Self::store).
     ///
     /// `sha256` is its hash if it is known: if the bytes sent have another one, the upload fails. Giving the same file again does nothing.
     ///
@@ -112,6 +120,26 @@ impl<'h> Publication<'h> {
                 self.give(name, path, found.size, &found.sha256, Some(&found), watch)
             }
         }
+    }
+
+    /// Gives a finished file that will be gone even if this run ends before its commit: the storage keeps it, whether the
+    /// repository wants it inside the commit or not.
+    ///
+    /// # Errors
+    /// As [`Publication::upload`].
+    pub fn store(
+        &self,
+        name: &str,
+        path: &Path,
+        sha256: Option<&str>,
+        watch: &dyn Watch,
+    ) -> Result<Stored> {
+        let size = fs::metadata(path).at("examine", path)?.len();
+        // The storage takes no empty objects.
+        if size > 0 && self.mode(name, size, || sample(path))? == Mode::Inline {
+            self.know(name, Mode::Large);
+        }
+        self.upload(name, path, sha256, watch)
     }
 
     /// Gives a file of a folder that was read.
@@ -292,6 +320,12 @@ impl<'h> Publication<'h> {
         commit.make()
     }
 
+    /// Every file that was given, in the order of paths, and how it got to the Hub.
+    pub fn given(&self) -> Vec<(String, Stored)> {
+        let files = self.files();
+        files.iter().map(|(path, given)| (path.clone(), given.stored.clone())).collect()
+    }
+
     /// Asks for the modes of many files at once, so that giving them need not.
     ///
     /// # Errors
@@ -332,10 +366,15 @@ impl<'h> Publication<'h> {
         }
         let sample = sample()?;
         let found = modes(self.http, &self.target, &[Asked { path: name, size, sample: &sample }])?;
-        let mode = found.first().copied();
-        mode.ok_or_else(|| {
+        let mode = found.first().copied().ok_or_else(|| {
             corrupt(self.target.id.repo(), "the Hub does not say how it wants a file".into())
-        })
+        })?;
+        self.know(name, mode);
+        Ok(mode)
+    }
+
+    fn know(&self, name: &str, mode: Mode) {
+        self.modes.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), mode);
     }
 
     /// What became of the same file when it was given before.

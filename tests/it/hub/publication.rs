@@ -26,6 +26,10 @@ struct Bench {
 
 impl Bench {
     fn new(transfer: Transfer) -> Self {
+        Self::patient(transfer, Duration::from_secs(1))
+    }
+
+    fn patient(transfer: Transfer, silence: Duration) -> Self {
         let hub = FakeHub::start();
         hub.habits().transfer = transfer;
         let dir = TempDir::new().unwrap();
@@ -35,8 +39,7 @@ impl Bench {
             cache: dir.path().join("hub"),
             offline: false,
             connect: Duration::from_secs(1),
-            // Nothing here is to be given up, on however busy a machine.
-            silence: Duration::from_secs(30),
+            silence,
             retries: 2,
             first_wait: Duration::from_millis(5),
             longest_wait: Duration::from_millis(50),
@@ -134,7 +137,8 @@ fn what_the_storage_has_is_adopted_and_what_it_lost_is_told() {
 #[test]
 fn a_file_that_changes_while_it_is_sent_is_never_committed() {
     for transfer in [Transfer::Basic, Transfer::Multipart, Transfer::Xet] {
-        let bench = Bench::new(transfer);
+        // On a machine with other work hf-xet needs seconds to cut so much.
+        let bench = Bench::patient(transfer, Duration::from_secs(20));
         // Large enough that its hash is taken from who made it.
         let content = bytes(4, 10_500_000);
         let name = sha256(&Content::of(content.clone())).unwrap();
@@ -172,6 +176,53 @@ fn somebody_elses_commit_is_built_upon_unless_it_is_about_our_files() {
 }
 
 #[test]
+fn weights_that_others_commit_meanwhile_are_not_left_beside_ours() {
+    let bench = Bench::new(Transfer::Basic);
+    let given = |seed| {
+        let path = bench.file("shard", &bytes(seed, 20_000));
+        let publication = bench.begin();
+        publication.upload("model-00001-of-00001.safetensors", &path, None, &()).unwrap();
+        publication
+    };
+    let publication = given(1);
+    let theirs = bench.commit("model.safetensors", "theirs");
+    let told = publication.commit(&words(), &[]).unwrap_err();
+    assert!(matches!(told, Error::Hub { kind: HubFailure::Moved, .. }), "{told}");
+    assert!(told.to_string().contains("`model.safetensors`"), "{told}");
+    // Who deletes has seen everything.
+    let publication = given(2);
+    let newer = bench.commit("LICENSE", "theirs");
+    let told = publication.commit(&words(), &["model.safetensors".to_owned()]).unwrap_err();
+    assert!(matches!(told, Error::Hub { kind: HubFailure::Moved, .. }), "{told}");
+    assert!(theirs != newer && bench.hub.repos()[TO].branches["main"] == newer);
+    // Other weights have nothing to do with it.
+    let publication = given(3);
+    bench.commit("consolidated.safetensors", "theirs");
+    publication.commit(&words(), &[]).unwrap();
+}
+
+#[test]
+fn what_is_gone_here_is_never_carried_in_memory() {
+    for transfer in [Transfer::Basic, Transfer::Xet] {
+        let bench = Bench::new(transfer);
+        bench.hub.habits().inline = Some(".safetensors");
+        let content = bytes(6, 5000);
+        let name = sha256(&Content::of(content.clone())).unwrap();
+        let path = bench.file("a.safetensors", &content);
+        let inside = bench.begin().upload("a.safetensors", &path, None, &()).unwrap();
+        assert_eq!(inside.how, How::Inline, "{transfer:?}: the repository wants it so");
+        let stored = bench.begin().store("a.safetensors", &path, Some(&name), &()).unwrap();
+        assert!(matches!(stored.how, How::Basic | How::Xet), "{transfer:?}: {:?}", stored.how);
+        fs::remove_file(path).unwrap();
+        // The publication that sent it is gone too.
+        let publication = bench.begin();
+        assert_eq!(publication.adopt("a.safetensors", 5000, &name).unwrap().how, How::Known);
+        publication.commit(&words(), &[]).unwrap();
+        assert_eq!(bench.files()["a.safetensors"], content, "{transfer:?}");
+    }
+}
+
+#[test]
 fn a_lost_answer_to_a_pull_request_opens_no_second_one() {
     let bench = Bench::new(Transfer::Basic);
     bench.begin();
@@ -189,8 +240,12 @@ fn a_lost_answer_to_a_pull_request_opens_no_second_one() {
 #[test]
 fn large_files_never_go_inside_a_commit() {
     let bench = Bench::new(Transfer::Basic);
-    // The Hub wants text of up to 10 MiB inside the commit; 10 MB are the most that goes.
-    let path = bench.file("vocabulary.json", &vec![b'x'; 10_200_000]);
+    let most = 10 << 20;
+    let path = bench.file("tokenizer.json", &vec![b'x'; most]);
+    let stored = bench.begin().upload("tokenizer.json", &path, None, &()).unwrap();
+    assert_eq!(stored.how, How::Inline, "the Hub's limit is 10 MiB");
+    bench.hub.habits().inline = Some(".json");
+    let path = bench.file("vocabulary.json", &vec![b'x'; most + 1]);
     let refused = bench.begin().upload("vocabulary.json", &path, None, &()).unwrap_err();
     assert!(refused.to_string().contains("inside the commit"), "{refused}");
     assert!(refused.hint().unwrap().contains(".gitattributes"));

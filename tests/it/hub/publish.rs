@@ -1,11 +1,13 @@
 //! What `push` refuses, keeps, leaves out and deletes, and what it writes into model cards.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::fake::store::{Blob, Content};
+use super::many::each;
 use super::scene::Scene;
 use crate::support::checkpoint::Model;
 use crate::support::process::{Elo, Outcome};
@@ -199,4 +201,138 @@ fn names_and_branches_that_cannot_be_are_refused_at_once() {
         run.expect(2, &[expected]);
     }
     assert_eq!(scene.hub.connections(), 0);
+}
+
+/// How a merge gets onto the Hub.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Push,
+    Streamed,
+    NothingKept,
+}
+
+/// A repository with older weights in `before` files and in others, and a merge to be published there.
+fn scene_of_merge(before: usize) -> Scene {
+    let scene = Scene::empty();
+    for (name, seed) in [("a", 1), ("b", 2)] {
+        Model::tiny(seed).write(&scene.work().join(name));
+    }
+    let config = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\ndtype: bfloat16\n";
+    fs::write(scene.work().join("merge.yml"), config).unwrap();
+    let old = Model { shards: before, ..Model::tiny(9) }.at(&scene.work(), "old");
+    fs::create_dir_all(old.join("onnx")).unwrap();
+    for other in ["consolidated.safetensors", "onnx/model.safetensors", "pytorch_model.bin"] {
+        fs::write(old.join(other), other).unwrap();
+    }
+    scene.hub.add_directory(TO, &old);
+    scene
+}
+
+/// The merge in shards of a size, here.
+fn merged(scene: &Scene, shards: &str) -> PathBuf {
+    let out = scene.work().join("reference");
+    scene.elo("merge merge.yml --shard-size").arg(shards).with("--out", &out).ok();
+    out
+}
+
+/// Weights and index at the root of a directory.
+fn weights_here(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    let named = entries.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path));
+    let of_weights = named.filter(|(name, _)| name.contains(".safetensors"));
+    of_weights.map(|(name, path)| (name, fs::read(path).unwrap())).collect()
+}
+
+/// Weights and index at the root of the repository.
+fn weights_there(scene: &Scene) -> BTreeMap<String, Vec<u8>> {
+    let repos = scene.hub.repos();
+    let files = repos[TO].files("main").unwrap().iter();
+    let of_weights = files.filter(|(name, _)| name.contains(".safetensors") && !name.contains('/'));
+    of_weights.map(|(name, blob)| (name.clone(), blob.content.bytes().unwrap())).collect()
+}
+
+#[test]
+fn weights_of_another_layout_are_replaced_as_one() {
+    // Files of weights before, and the size of shards that gives so many after.
+    let layouts = [(1, "40kB", 3), (3, "1GB", 1), (3, "50kB", 2), (2, "40kB", 3)];
+    let ways = [Way::Push, Way::Streamed, Way::NothingKept];
+    let cases = layouts.into_iter().flat_map(|layout| ways.map(|way| (layout, way)));
+    each(cases, |((before, size, after), way)| {
+        let what = format!("{before} -> {after} by {way:?}");
+        let scene = scene_of_merge(before);
+        let right = merged(&scene, size);
+        let streamed = || {
+            scene
+                .elo("merge merge.yml --push")
+                .args([TO, "--shard-size", size])
+                .with("--out", scene.out())
+        };
+        let run = match way {
+            Way::Push => scene.elo("push").arg(&right).arg(TO),
+            Way::Streamed => streamed(),
+            Way::NothingKept => streamed().arg("--no-keep"),
+        };
+        let outcome = run.ok();
+        scene.check(&outcome, &what);
+        let (here, mut there) = (weights_here(&right), weights_there(&scene));
+        assert_eq!(here.len(), if after == 1 { 1 } else { after + 1 }, "{what}: {:?}", here.keys());
+        assert!(there.remove("consolidated.safetensors").is_some(), "{what}: others' weights went");
+        assert!(there.keys().eq(here.keys()), "{what}: {:?} for {:?}", there.keys(), here.keys());
+        assert!(there == here, "{what}: other bytes");
+        assert_eq!(scene.hub.repos()[TO].commits.len(), 2, "{what}: not one commit");
+        for other in ["onnx/model.safetensors", "pytorch_model.bin"] {
+            assert!(remote(&scene, other).is_some(), "{what}: `{other}` went");
+        }
+        for note in ["replaced by the new weights", "older weights stay", "`pytorch_model.bin`"] {
+            assert!(outcome.stderr.contains(note), "{what}: {outcome}");
+        }
+        let shown = |model: &Path| scene.elo("inspect --tensors").arg(model).ok().stdout;
+        assert_eq!(shown(Path::new(TO)), shown(&right), "{what}: it does not load as it should");
+        // The same again finds nothing to replace.
+        let again = if scene.out().exists() { run.arg("--overwrite").ok() } else { run.ok() };
+        assert_eq!(scene.hub.repos()[TO].commits.len(), 2, "{what}: {again}");
+    });
+}
+
+#[test]
+fn a_dry_run_shows_which_weights_are_replaced() {
+    let scene = scene_of_merge(3);
+    let right = merged(&scene, "1GB");
+    let push = |more: &str| {
+        let run = scene.elo("push").arg(&right).arg(TO).args(more.split_whitespace());
+        let outcome = run.ok();
+        scene.check(&outcome, more);
+        outcome
+    };
+    let shown = push("--dry-run");
+    nothing_was_written(&scene, &shown);
+    let line = |file: &str| {
+        let lines = || shown.stdout.lines();
+        lines().find(|line| line.trim_start().starts_with(file)).unwrap_or_default().to_owned()
+    };
+    for file in ["model-00001-of-00003.safetensors", "model.safetensors.index.json"] {
+        let line = line(file);
+        assert!(line.ends_with("would be deleted  replaced by the new weights"), "{line}: {shown}");
+    }
+    assert_eq!(line("consolidated.safetensors"), "", "{shown}");
+    assert!(shown.stderr.contains("note: weights of the branch are replaced"), "{shown}");
+    let told = push("--dry-run --json").json();
+    let deleted = |told: &Value| {
+        let files = told["files"].as_array().unwrap().iter();
+        let deleted = files.filter(|file| file["change"] == "deleted");
+        let reason = |file: &Value| (file["path"].clone(), file["reason"].clone());
+        deleted.map(reason).collect::<Vec<_>>()
+    };
+    assert_eq!(deleted(&told).len(), 4, "{told}");
+    assert!(deleted(&told).iter().all(|(_, why)| why == "replaced by the new weights"), "{told}");
+    assert_eq!(told["notes"].as_array().unwrap().len(), 2, "{told}");
+    // What was asked for needs no reason, and no file is deleted for two.
+    let told = push("--dry-run --json --delete").json();
+    let unasked = deleted(&told).iter().filter(|(_, why)| why.is_null()).count();
+    assert_eq!((deleted(&told).len(), unasked), (7, 3), "{told}");
+    // What is left out stays, and so does all that is not replaced by anything.
+    let told = push("--dry-run --json --exclude *.safetensors --allow-changed").json();
+    assert!(deleted(&told).is_empty(), "{told}");
+    let told = push("--json").json();
+    assert_eq!(told["deleted"].as_array().unwrap().len(), 4, "{told}");
 }

@@ -257,6 +257,50 @@ fn a_commit_that_is_refused_is_not_repeated() {
     assert_eq!(asked.iter().filter(|entry| entry.target.contains("/commit/")).count(), 1);
 }
 
+/// The Hub limits commits: the wait that it asks for is waited, or told at once if it is long.
+#[test]
+fn a_commit_waits_as_long_as_the_hub_asks() {
+    let commits = |bench: &Bench| {
+        let asked = bench.scene.hub.requests();
+        asked.iter().filter(|entry| entry.target.contains("/commit/")).count()
+    };
+    let bench = Bench::new(Transfer::Basic);
+    bench.scene.hub.fault(Rule::times(Fault::Commit429, 2));
+    let outcome = bench.push("").ok();
+    bench.scene.check(&outcome, "a commit that has to wait");
+    bench.assert_published("main", "a commit that has to wait");
+    assert_eq!((commits(&bench), bench.history("main").len()), (3, 2), "{outcome}");
+    let bench = Bench::new(Transfer::Basic);
+    bench.scene.hub.fault(Rule::always(Fault::Commit429Long));
+    let outcome = bench.push("").run();
+    bench.scene.check(&outcome, "a commit that has to wait for long");
+    outcome.expect(6, &["429", "the Hub asks to wait 3600 seconds"]);
+    assert_eq!((commits(&bench), bench.history("main").len()), (1, 1), "{outcome}");
+}
+
+/// The API answers requests under an old name with redirects, which only reading follows.
+#[test]
+fn a_renamed_repository_is_published_to_under_its_new_name() {
+    const NEW: &str = "acme/renamed";
+    let bench = Bench::new(Transfer::Basic);
+    bench.push("").ok();
+    bench.scene.hub.rename(TO, NEW);
+    fs::write(bench.scene.original().join("tokenizer.json"), "{\"new\": 3}").unwrap();
+    let dry = bench.push("--branch next --dry-run --json").ok().json();
+    assert_eq!(dry["repository"], NEW, "{dry}");
+    let mark = bench.scene.hub.requests().len();
+    let outcome = bench.push("--branch next").ok();
+    bench.scene.check(&outcome, "a renamed repository");
+    assert!(outcome.stderr.contains("`acme/pushed` is called `acme/renamed` now"), "{outcome}");
+    let repos = bench.scene.hub.repos();
+    assert!(!repos.contains_key(TO), "the old name was made anew");
+    let tokenizer = &repos[NEW].files("next").unwrap()["tokenizer.json"];
+    assert_eq!(tokenizer.content.bytes().unwrap(), b"{\"new\": 3}");
+    drop(repos);
+    let old = bench.scene.since(mark).into_iter().filter(|entry| entry.target.contains(TO));
+    assert!(old.clone().all(|entry| entry.method == "GET"), "{:?}", old.collect::<Vec<_>>());
+}
+
 /// Killed at any moment, run again: one commit, and what is there is not sent again.
 #[test]
 fn killed_at_any_moment_it_commits_once() {

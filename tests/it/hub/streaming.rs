@@ -5,6 +5,8 @@ use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::fake::Transfer;
 use super::fake::faults::{Fault, Rule};
 use super::many::each;
@@ -17,17 +19,28 @@ const TO: &str = "acme/streamed";
 const MODEL: Model =
     Model { layers: 6, hidden: 256, intermediate: 512, vocabulary: 2048, shards: 6, seed: 31 };
 
+const LARGE: &str = "extract --layers 1,2,3,5,6 --shard-size 1MB";
+const SMALL: &str = "extract --layers 1,2,4 --shard-size 20kB";
+
 /// A surgery that publishes as it goes, on a model of the Hub or of the disk.
 fn run(scene: &Scene, remote: bool) -> Elo {
-    let run = scene.elo("extract --layers 1,2,3,5,6 --no-keep --shard-size 1MB");
+    surgery(scene, LARGE, remote)
+}
+
+fn surgery(scene: &Scene, words: &str, remote: bool) -> Elo {
+    let run = scene.elo(words).arg("--no-keep");
     let run = if remote { run.arg(REPO) } else { run.arg(scene.original()) };
     run.with("--push", TO).with("--out", scene.out())
 }
 
 /// What the same surgery writes here.
 fn reference(scene: &Scene) -> BTreeMap<String, Vec<u8>> {
+    reference_of(scene, LARGE)
+}
+
+fn reference_of(scene: &Scene, words: &str) -> BTreeMap<String, Vec<u8>> {
     let out = scene.work().join("reference");
-    let run = scene.elo("extract --layers 1,2,3,5,6 --shard-size 1MB").arg(scene.original());
+    let run = scene.elo(words).arg(scene.original());
     run.with("--out", &out).ok();
     let shards = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
     let named = shards.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), path));
@@ -75,6 +88,60 @@ fn a_surgery_publishes_as_it_goes() {
             assert_eq!(judge(&scene, &right, &what), 2, "{what}: committed again: {again}");
         },
     );
+}
+
+/// One object, with every shard among what was published, whether it is here or not.
+#[test]
+fn programs_are_told_of_work_and_publication_in_one_object() {
+    let bytes = |right: &BTreeMap<String, Vec<u8>>| right.values().map(Vec::len).sum::<usize>();
+    each([false, true], |keeps| {
+        let scene = Scene::of(&MODEL);
+        let right = reference(&scene);
+        let made = run(&scene, false).arg("--json");
+        let made = if keeps { made.without("--no-keep") } else { made };
+        let outcome = made.ok();
+        scene.check(&outcome, "for programs");
+        assert_eq!(outcome.stdout.lines().count(), 1, "{outcome}");
+        let told = outcome.json();
+        assert_eq!(
+            (&told["command"], &told["push"]["command"]),
+            (&json!("extract"), &json!("push"))
+        );
+        let files = told["push"]["files"].as_array().unwrap();
+        for name in right.keys() {
+            let file = files.iter().find(|file| file["path"] == *name);
+            assert!(file.is_some_and(|file| file["how"] != "unchanged"), "{name}: {told}");
+        }
+        let sent = told["push"]["sent_bytes"].as_u64().unwrap();
+        assert!(sent >= bytes(&right) as u64, "{sent} bytes: {told}");
+        assert_eq!(told["push"]["commit"], json!(scene.hub.repos()[TO].branches["main"]));
+        assert_eq!(scene.out().exists(), keeps);
+    });
+}
+
+/// A repository that wants shards inside commits: what is removed here is in its storage, not in this program's memory.
+#[test]
+fn shards_that_belong_into_commits_are_stored_before_they_are_removed() {
+    each([Transfer::Basic, Transfer::Xet], |transfer| {
+        let scene = Scene::of(&Model::tiny(3));
+        {
+            let mut habits = scene.hub.habits();
+            (habits.transfer, habits.inline) = (transfer, Some(".safetensors"));
+        }
+        let right = reference_of(&scene, SMALL);
+        scene.hub.fault(Rule::always(Fault::Commit400));
+        let run = surgery(&scene, SMALL, false);
+        let stopped = run.run();
+        scene.check(&stopped, "a commit that is refused");
+        stopped.expect(6, &["400"]);
+        let shards = right.keys().filter(|name| name.ends_with(".safetensors")).count();
+        assert_eq!(scene.hub.repos()[TO].objects.len(), shards, "{transfer:?}: {stopped}");
+        scene.hub.no_faults();
+        let again = run.ok();
+        scene.check(&again, "again");
+        assert!(again.text().contains("continuing"), "{transfer:?}: made anew: {again}");
+        assert_eq!(judge(&scene, &right, &format!("{transfer:?}")), 2);
+    });
 }
 
 #[test]

@@ -19,6 +19,12 @@ impl Shared {
         }
         let segments = request.segments();
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
+        if let ["api", "models", org, name, ..] = parts.as_slice()
+            && let Some(to) = self.renamed.lock().unwrap().get(&repo(org, name))
+        {
+            let to = request.target.replacen(&repo(org, name), to, 1);
+            return Answer::new(307, "").with("Location", to);
+        }
         if request.method != "GET" && request.method != "HEAD" && origin == Origin::Hub {
             let open =
                 matches!(parts.as_slice(), ["api", "models", _, _, "paths-info", _] | ["cas", ..]);
@@ -136,7 +142,8 @@ fn instead(fault: Fault) -> Option<Answer> {
         F::Commit412 => {
             Answer::error(412, "", "A commit has happened since. Please refresh and try again.")
         }
-        F::Info429 => broken(429).with("Retry-After", "1"),
+        F::Info429 | F::Commit429 => broken(429).with("Retry-After", "1"),
+        F::Commit429Long => broken(429).with("Retry-After", "3600"),
         F::InfoHang | F::PutHang | F::CasHang => silent(),
         F::CasClose => silent().manner(Manner::Close),
         F::InfoGarbage | F::TreeGarbage | F::PreuploadGarbage => text(b"{\"sha\": \"aaaa".to_vec()),

@@ -138,6 +138,8 @@ faults! {
     Commit500 "commit500" Commit "not carried out, answered with 500";
     Commit400 "commit400" Commit "not carried out, refused with 400";
     CommitUnseen "commit-unseen" Commit "answered as if it were carried out, and never seen again";
+    Commit429 "commit429" Commit "not carried out, answered with 429 and Retry-After: 1";
+    Commit429Long "commit429-long" Commit "not carried out, answered with 429 and Retry-After: 3600";
     Commit412 "commit412" Commit "not carried out: somebody else committed before";
     CommitMoves "commit-moves" Commit "somebody else commits right before";
     Token500 "xet-token500" XetToken "500";

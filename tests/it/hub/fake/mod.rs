@@ -55,6 +55,8 @@ pub(crate) struct Habits {
     pub(crate) page: usize,
     /// Bytes of a part of an upload in parts.
     pub(crate) part: u64,
+    /// What the names of files end with that repositories want inside commits, whatever their kind.
+    pub(crate) inline: Option<&'static str>,
     /// What every answer waits, as if the Hub were far away.
     pub(crate) latency: Duration,
 }
@@ -63,7 +65,8 @@ impl Default for Habits {
     fn default() -> Self {
         let (transfer, page, part) = (Transfer::Basic, 50, 1 << 20);
         let latency = Duration::ZERO;
-        Self { token: TOKEN.to_owned(), transfer, elsewhere: true, page, part, latency }
+        let token = TOKEN.to_owned();
+        Self { token, transfer, elsewhere: true, page, part, inline: None, latency }
     }
 }
 
@@ -73,6 +76,8 @@ struct Shared {
     other: SocketAddr,
     habits: Mutex<Habits>,
     repos: Mutex<BTreeMap<String, Repo>>,
+    /// Old names of repositories to new ones.
+    renamed: Mutex<BTreeMap<String, String>>,
     /// Parts of uploads that are not complete: LFS name and number to bytes.
     parts: Mutex<BTreeMap<(String, u32), Vec<u8>>>,
     chunks: Mutex<cas::Chunks>,
@@ -108,6 +113,7 @@ impl FakeHub {
             other: other.local_addr()?,
             habits: Mutex::default(),
             repos: Mutex::default(),
+            renamed: Mutex::default(),
             parts: Mutex::default(),
             chunks: Mutex::default(),
             faults: Faults::default(),
@@ -165,6 +171,14 @@ impl FakeHub {
             }
         }
         Ok(names)
+    }
+
+    /// Gives a repository another name; requests to the API under the old one are redirected.
+    pub(crate) fn rename(&self, old: &str, new: &str) {
+        let mut repos = self.repos();
+        let repo = repos.remove(old).unwrap();
+        repos.insert(new.to_owned(), repo);
+        self.shared.renamed.lock().unwrap().insert(old.to_owned(), new.to_owned());
     }
 
     /// What shall go wrong from now on.
@@ -288,6 +302,12 @@ impl Shared {
             fault: fault.map(Fault::name),
             whole: false,
         }
+    }
+
+    /// Whether a file belongs into the storage for large files.
+    fn is_lfs(&self, path: &str, size: u64) -> bool {
+        let inline = self.habits.lock().unwrap().inline;
+        !inline.is_some_and(|ending| path.ends_with(ending)) && store::is_lfs(path, size)
     }
 
     /// Whether the request carries the token that opens everything, or a wrong one.

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::faults::Fault;
-use super::hashes::from_base64;
+use super::hashes::{from_base64, sha256};
 use super::read::move_on;
-use super::store::{Blob, Content, Files, Repo, is_lfs};
+use super::store::{Blob, Content, Files, Repo};
 use super::wire::{Answer, Manner, Request};
 use super::{Rights, Shared};
 
@@ -127,7 +127,7 @@ impl Shared {
                 let path = file["path"].as_str()?;
                 let size = file["size"].as_u64()?;
                 from_base64(file["sample"].as_str()?)?;
-                let mode = if is_lfs(path, size) { "lfs" } else { "regular" };
+                let mode = if self.is_lfs(path, size) { "lfs" } else { "regular" };
                 let oid = files.get(path).map(|blob| blob.oid.clone());
                 Some(json!({"path": path, "uploadMode": mode, "shouldIgnore": false, "oid": oid}))
             };
@@ -166,7 +166,7 @@ impl Shared {
                 let files = repo.files(revision).cloned().unwrap_or_default();
                 Ok((repo.commit(revision, "unseen", "", files), None))
             } else {
-                carry_out(repo, revision, &lines, pull)
+                carry_out(repo, revision, &lines, pull, &|path, size| self.is_lfs(path, size))
             };
             match carried_out {
                 Ok((commit, pull)) => {
@@ -208,6 +208,7 @@ fn carry_out(
     revision: &str,
     lines: &[Value],
     pull: bool,
+    is_lfs: &dyn Fn(&str, u64) -> bool,
 ) -> Result<(String, Option<usize>), Refused> {
     let refused = |message: String| Err((400, message));
     let Some(head) = repo.branches.get(revision).cloned() else {
@@ -237,7 +238,9 @@ fn carry_out(
                     return refused(format!("`{path}` must be uploaded by LFS"));
                 }
                 card(&path, &bytes)?;
-                files.insert(path.clone(), Blob::new(&path, Content::of(bytes)));
+                let content = Content::of(bytes);
+                let name = sha256(&content).map_err(|error| (500, error.to_string()))?;
+                files.insert(path.clone(), Blob::hashed(false, content, name));
             }
             "lfsFile" => {
                 let oid =
