@@ -5,6 +5,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
@@ -12,6 +13,7 @@ use reqwest::header;
 
 use super::http::{Answer, Call, Http, broken, corrupt};
 use super::listing::Hash;
+use super::lock::Lock;
 use super::target::{Source, Target};
 use crate::error::{Error, HubFailure, Result};
 use crate::format::{Fetched, unwritten};
@@ -32,6 +34,8 @@ pub(super) struct Bringer<'a> {
     pub(super) target: &'a Target,
     pub(super) fetched: &'a Fetched,
     pub(super) data: &'a File,
+    /// None once others may have the file.
+    pub(super) lock: &'a RwLock<Option<Lock>>,
     /// Counts bytes as they arrive.
     pub(super) arrived: &'a AtomicU64,
     /// Raised when the others failed.
@@ -89,9 +93,13 @@ impl Bringer<'_> {
         outcome
     }
 
-    /// Records what has arrived up to `at`.
+    /// Records what has arrived up to `at`, as long as the file is ours.
     fn keep(&self, kept: &mut Kept, at: u64) -> Result<()> {
         if at > kept.until {
+            let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+            if held.is_none() {
+                return Err(Error::Interrupted { resumable: true });
+            }
             self.fetched.record(self.data, kept.until..at)?;
         }
         *kept = Kept { until: at, since: Instant::now() };

@@ -11,14 +11,12 @@ use reqwest::Url;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::Watch;
 use super::cache::{clear_remains, remove};
 use super::hash::{blob, hex};
 use super::http::{Http, corrupt};
 use super::listing::Hash;
-use super::lock::Lock;
 use crate::error::{Error, IoContext, Result, printable};
-use crate::format::{Fetched, free_bytes, record_of};
+use crate::format::{Fetched, Ranges, free_bytes, record_of};
 
 /// A file of the Hub that is partly here, or will be.
 #[derive(Debug)]
@@ -42,6 +40,17 @@ pub(super) struct Target {
     source: Mutex<Option<Source>>,
     /// The entity tag that the bytes had at each host.
     tags: Mutex<BTreeMap<String, String>>,
+}
+
+/// What of a file that is wanted is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stand {
+    /// Something is missing.
+    Lacking,
+    /// All of the file is here and wanted, but it lacks the check that gives it its name.
+    Unnamed,
+    /// Nothing is left to do.
+    Here,
 }
 
 /// Where the Hub led the last request to. Such addresses are signed and expire.
@@ -119,12 +128,22 @@ impl Target {
             && record_of(&self.partial).exists()
     }
 
-    /// Waits until nobody else fetches it.
-    pub(super) fn lock(&self, http: &Http, watch: &dyn Watch) -> Result<Lock> {
-        if let Some(folder) = self.partial.parent() {
-            fs::create_dir_all(folder).at("create", folder)?;
-        }
-        Lock::of(&self.partial, &self.what, http, watch)
+    /// What of `ranges` is here. Nobody else is waited for.
+    pub(super) fn stand(&self, ranges: &Ranges, http: &Http) -> Result<Stand> {
+        // A partly fetched file beside a whole one, which somebody else brought, may be open: it is completed.
+        let partly = if self.has_partial() { Fetched::of(&self.partial)? } else { None };
+        let Some(fetched) = partly else {
+            return Ok(if self.is_whole(http)? { Stand::Here } else { Stand::Lacking });
+        };
+        let lacks = ranges.iter().any(|range| !fetched.missing(range).is_empty());
+        let all = ranges.missing(&(0..self.size)).is_empty();
+        Ok(if lacks {
+            Stand::Lacking
+        } else if all {
+            Stand::Unnamed
+        } else {
+            Stand::Here
+        })
     }
 
     /// The partly fetched file, made if it is not there.
@@ -181,6 +200,7 @@ pub(super) fn digest(path: &Path, size: u64, like: &Hash, http: &Http) -> Result
     let mut feed = |take: &mut dyn FnMut(&[u8])| -> Result<()> {
         loop {
             http.check_cancelled()?;
+            http.heart().beat();
             match file.read(&mut buffer).at("read", path)? {
                 0 => return Ok(()),
                 n => take(buffer.get(..n).unwrap_or_default()),
