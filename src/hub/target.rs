@@ -79,9 +79,15 @@ impl Target {
         self.source.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Keeps, or forgets, where the bytes are.
-    pub(super) fn set_source(&self, source: Option<Source>) {
-        *self.source.lock().unwrap_or_else(PoisonError::into_inner) = source;
+    /// Keeps where the bytes are.
+    pub(super) fn set_source(&self, source: Source) {
+        *self.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
+    }
+
+    /// Forgets where the bytes are no longer, unless somebody has found a newer address meanwhile.
+    pub(super) fn forget(&self, gone: &Source) {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        source.take_if(|source| source.url == gone.url);
     }
 
     /// Fails if a host now has other bytes than before. What has arrived is thrown away then: nobody can tell which are right.

@@ -16,6 +16,9 @@ use crate::support::tree::{assert_same, model_files};
 /// 7 MB in 5 shards.
 const MODEL: Model =
     Model { layers: 4, hidden: 256, intermediate: 512, vocabulary: 2048, shards: 5, seed: 21 };
+/// 25 MB in 2 shards, each of several pieces.
+const LARGE: Model =
+    Model { layers: 2, hidden: 512, intermediate: 512, vocabulary: 10_000, shards: 2, seed: 22 };
 const LONG: Duration = Duration::from_secs(100);
 
 /// A run that bears any silence.
@@ -170,6 +173,23 @@ fn an_extract_beside_a_pull_has_right_bytes() {
         assert_same(&found, &right, &what);
         scene.assert_pulled(&scene.snapshot(&commit), &commit, &what);
     });
+}
+
+/// A store whose addresses are good for one range: those that are refused are no failures.
+#[test]
+fn addresses_may_be_good_for_one_range() {
+    let scene = Scene::of(&LARGE);
+    let commit = scene.head();
+    scene.hub.fault(Rule::always(Fault::LinkOnce));
+    let refused = || scene.hub.requests().iter().filter(|entry| entry.status == 403).count();
+    // A pause would last too long for any patience.
+    let hasty = |run: Elo| run.env("ELO_SURGERY_HUB_FIRST_WAIT", "1000");
+    let run = scene.elo(&format!("extract {REPO} --layers 1")).with("--out", scene.out());
+    scene.check(&hasty(run).ok(), "an extract");
+    assert!(refused() > 0, "no address was used twice");
+    fs::remove_dir_all(scene.home()).unwrap();
+    scene.check(&hasty(scene.elo(&format!("pull {REPO}"))).ok(), "a pull");
+    scene.assert_pulled(&scene.snapshot(&commit), &commit, "a pull");
 }
 
 /// Room is looked for before anything is copied from the cache.
