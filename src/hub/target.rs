@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +10,7 @@ use reqwest::Url;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::cache::{clear_remains, remove};
+use super::cache::{beside, clear_remains, link, remove};
 use super::hash::{blob, hex};
 use super::http::{Http, corrupt};
 use super::listing::Hash;
@@ -180,18 +179,26 @@ impl Target {
         data.sync_all().at("flush", &self.partial)?;
         if let Some(folder) = self.whole.parent() {
             fs::create_dir_all(folder).at("create", folder)?;
-            fs::rename(&self.partial, &self.whole).at("rename", &self.whole)?;
+            self.rename()?;
             File::open(folder).and_then(|folder| folder.sync_all()).at("flush", folder)?;
         }
-        if let Some(forward) = &self.forward {
-            match symlink(forward, &self.partial) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(error).at("create", &self.partial);
-                }
-                _ => {}
-            }
-        }
         remove(&record_of(&self.partial))
+    }
+
+    /// Moves the file to its name. Who knows it by the other one finds it there at any moment, where there are hard links.
+    fn rename(&self) -> Result<()> {
+        let moved = |from: &Path| fs::rename(from, &self.whole).at("rename", &self.whole);
+        let Some(forward) = &self.forward else { return moved(&self.partial) };
+        let second = beside(&self.partial);
+        remove(&second)?;
+        if fs::hard_link(&self.partial, &second).is_ok() {
+            moved(&second)?;
+            // Of two names of one file both stay.
+            remove(&second)?;
+        } else {
+            moved(&self.partial)?;
+        }
+        link(&self.partial, forward)
     }
 
     fn digest(&self, http: &Http) -> Result<String> {

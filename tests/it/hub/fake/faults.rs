@@ -230,6 +230,11 @@ impl Faults {
         self.0.lock().unwrap().clear();
     }
 
+    /// Whether there is a rule for this fault.
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.0.lock().unwrap().iter().any(|rule| rule.fault == fault)
+    }
+
     /// Whether a fault shows at this request; each call counts as a request.
     pub(crate) fn take(&self, place: Place, target: &str) -> Option<Fault> {
         let mut rules = self.0.lock().unwrap();

@@ -1,5 +1,6 @@
 //! Files: where the Hub says that they lie, and their bytes, whole or in ranges.
 
+use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use super::faults::{Fault, Place};
@@ -83,8 +84,11 @@ impl Shared {
         told = lie(told, fault, &blob);
         if blob.lfs && elsewhere {
             let number = self.signature.load(Ordering::SeqCst);
-            let unique = self.links.fetch_add(1, Ordering::SeqCst);
-            let expires = format!("X-Signature={number}&X-Expires=3600&X-Request={unique}");
+            let mut expires = format!("X-Signature={number}&X-Expires=3600");
+            if self.faults.has(Fault::LinkOnce) {
+                let unique = self.links.fetch_add(1, Ordering::SeqCst);
+                let _infallible = write!(expires, "&X-Request={unique}");
+            }
             let at = format!(
                 "http://{}/cdn/{name}/{}/{}?{expires}",
                 self.other,

@@ -80,7 +80,7 @@ struct Shared {
     log: Log,
     /// Signed addresses with a lower number have expired.
     signature: AtomicU64,
-    /// Signed addresses that were given, which makes each of them another.
+    /// Signed addresses that were given where each must be another.
     links: AtomicU64,
     /// Ranges that signed addresses were first used for, where they serve no other.
     bound: Mutex<BTreeMap<String, Option<String>>>,
