@@ -48,7 +48,7 @@ impl Settings {
                 .is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
         };
         let home = || get("HOME").map(PathBuf::from).unwrap_or_default();
-        let place = |name: &str| get(name).map(|path| at_home(path.into(), &home()));
+        let place = |name: &str| get(name).map(|path| at_home(Path::new(&path), &home()));
         let caches = || place("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache"));
         let hf_home = place("HF_HOME").unwrap_or_else(|| caches().join("huggingface"));
         let cache = place("HF_HUB_CACHE").or_else(|| place("HUGGINGFACE_HUB_CACHE"));
@@ -102,8 +102,8 @@ impl Settings {
 }
 
 /// A path with `~` at its start, as Python expands it.
-fn at_home(path: PathBuf, home: &Path) -> PathBuf {
-    path.strip_prefix("~").map_or_else(|_| path.clone(), |rest| home.join(rest))
+fn at_home(path: &Path, home: &Path) -> PathBuf {
+    path.strip_prefix("~").map_or_else(|_| path.to_owned(), |rest| home.join(rest))
 }
 
 #[cfg(test)]
