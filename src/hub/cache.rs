@@ -202,7 +202,7 @@ pub(super) fn in_view(cache: &Path, path: &Path) -> Option<(ModelId, String, Str
 }
 
 /// Makes a link that leads to `to`, in one step, if it does not already.
-fn link(at: &Path, to: &Path) -> Result<()> {
+pub(super) fn link(at: &Path, to: &Path) -> Result<()> {
     if fs::read_link(at).is_ok_and(|now| now == to) {
         return Ok(());
     }
@@ -233,7 +233,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// A name beside a file's, of this process alone. It is hidden: checkpoints do not look at hidden files.
-fn beside(path: &Path) -> PathBuf {
+pub(super) fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{}.{:?}", std::process::id(), std::thread::current().id()))
 }

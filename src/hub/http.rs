@@ -21,6 +21,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Method, StatusCode, Url};
 use serde_json::Value;
 
+use super::lock::Heart;
 use super::settings::Settings;
 use crate::error::{Error, HubFailure, Result, printable};
 
@@ -119,6 +120,7 @@ pub struct Http {
     cancelled: Arc<dyn Fn() -> bool + Send + Sync>,
     received: AtomicU64,
     requests: AtomicU64,
+    heart: Heart,
 }
 
 impl Http {
@@ -129,8 +131,8 @@ impl Http {
             hint: "check `HF_ENDPOINT`".into(),
         })?;
         let (client, received) = (OnceLock::new(), AtomicU64::new(0));
-        let requests = AtomicU64::new(0);
-        Ok(Self { settings, endpoint, client, cancelled, received, requests })
+        let (requests, heart) = (AtomicU64::new(0), Heart::default());
+        Ok(Self { settings, endpoint, client, cancelled, received, requests, heart })
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -164,6 +166,12 @@ impl Http {
 
     pub(super) fn count_received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Ordering::Relaxed);
+        self.heart.beat();
+    }
+
+    /// By which other processes see that this one gets on.
+    pub(super) fn heart(&self) -> &Heart {
+        &self.heart
     }
 
     /// Fails if the run is to end.

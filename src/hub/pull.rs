@@ -1,6 +1,8 @@
 //! Whole files of a model: into the cache, where every program of the Hub's finds them, or into a directory.
 
 use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,13 +16,17 @@ use super::listing::{self, Listing, RemoteFile};
 use super::lock::Lock;
 use super::range::is_no_ranges;
 use super::remote::Hub;
-use super::target::{Target, digest};
+use super::target::{Target, check_space, digest};
 use super::transfer::{Manner, Wanted, fetch};
 use crate::error::{Error, IoContext, Result};
 use crate::format::unwritten;
 
 /// Folder of unfinished files in a directory that is pulled into.
 const STAGING: &str = ".elo-pull";
+/// What the lock of a pull into a directory is called there.
+const PULL: &str = "pull";
+/// Bytes that are copied from the cache in one go.
+const COPIED: usize = 64 << 20;
 
 /// Which files.
 #[derive(Debug, Default)]
@@ -182,12 +188,16 @@ impl Pull<'_> {
                 let staging = root.join(STAGING);
                 fs::create_dir_all(&staging).at("create", &staging)?;
                 let what = root.display().to_string();
-                Some(Lock::of(&staging.join("pull"), &what, &self.hub.http, watch)?)
+                let never = || Ok(false);
+                Lock::of(&staging.join(PULL), &what, (&self.hub.http, watch), &never)?
             }
         };
         let lacking = self.lacking()?;
         let told = self.told(&lacking)?;
-        self.take_from_cache(&lacking)?;
+        if let Into::Directory(root, _) = self.into {
+            check_space(root, told.missing)?;
+            self.take_from_cache(root, &lacking)?;
+        }
         let targets: Vec<_> = lacking.iter().map(|file| self.target(file)).collect();
         let made = |target: &Target| {
             target.has_partial() && target.open().is_ok_and(|here| here.bytes() == target.size)
@@ -219,7 +229,7 @@ impl Pull<'_> {
             }
             Into::Directory(root, _) => {
                 let staging = root.join(STAGING);
-                fs::remove_dir_all(&staging).at("remove", &staging)?;
+                clear(&staging).at("remove", &staging)?;
             }
         }
         Ok(told)
@@ -277,24 +287,60 @@ impl Pull<'_> {
     }
 
     /// Takes into the directory what the cache has. It is verified there as what is fetched is.
-    fn take_from_cache(&self, lacking: &[&RemoteFile]) -> Result<()> {
-        let Into::Directory(root, _) = self.into else { return Ok(()) };
+    fn take_from_cache(&self, root: &Path, lacking: &[&RemoteFile]) -> Result<()> {
         for file in lacking.iter().filter(|file| self.folder.has(file)) {
             let target = self.target(file);
-            let _lock = target.lock(&self.hub.http, &super::Quiet)?;
             let fetched = target.open()?;
-            if fetched.bytes() == file.size {
-                continue;
+            let path = self.folder.blob(&file.hash);
+            let from = File::open(&path).at("open", &path)?;
+            let to = File::options().write(true).open(&target.partial);
+            let to = to.at("open", &target.partial)?;
+            for missing in fetched.missing(&(0..file.size)) {
+                for start in (missing.start..missing.end).step_by(COPIED) {
+                    let piece = start..missing.end.min(start + COPIED as u64);
+                    let copied = copy(&from, &to, &piece);
+                    copied.map_err(|error| unwritten(error, "write", root, file.size))?;
+                    fetched.record(&to, piece)?;
+                    self.hub.http.check_cancelled()?;
+                    self.hub.http.heart().beat();
+                }
             }
-            let from = self.folder.blob(&file.hash);
-            let copied = File::open(&from).and_then(|mut from| {
-                let mut to = File::options().write(true).open(&target.partial)?;
-                std::io::copy(&mut from, &mut to)?;
-                Ok(to)
-            });
-            let data = copied.map_err(|error| unwritten(error, "write", root, file.size))?;
-            fetched.record(&data, 0..file.size)?;
         }
         Ok(())
+    }
+}
+
+/// Copies a range of a file.
+fn copy(mut from: &File, mut to: &File, range: &Range<u64>) -> io::Result<()> {
+    from.seek(SeekFrom::Start(range.start))?;
+    to.seek(SeekFrom::Start(range.start))?;
+    let due = range.end - range.start;
+    let copied = io::copy(&mut from.take(due), &mut to)?;
+    if copied == due { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
+}
+
+/// Removes the folder of unfinished files, the lock last: others wait before it, or make a folder of their own when it is gone.
+fn clear(staging: &Path) -> io::Result<()> {
+    let lock = format!("{PULL}.lock");
+    for entry in fs::read_dir(staging)? {
+        let entry = entry?;
+        if entry.file_name() == *lock {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_file(staging.join(lock))?;
+    match fs::remove_dir(staging) {
+        // Somebody made another, or is at work in this one.
+        Err(error)
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) =>
+        {
+            Ok(())
+        }
+        outcome => outcome,
     }
 }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
@@ -12,6 +13,7 @@ use reqwest::header;
 
 use super::http::{Answer, Call, Http, broken, corrupt};
 use super::listing::Hash;
+use super::lock::Lock;
 use super::target::{Source, Target};
 use crate::error::{Error, HubFailure, Result};
 use crate::format::{Fetched, unwritten};
@@ -32,6 +34,8 @@ pub(super) struct Bringer<'a> {
     pub(super) target: &'a Target,
     pub(super) fetched: &'a Fetched,
     pub(super) data: &'a File,
+    /// None once others may have the file.
+    pub(super) lock: &'a RwLock<Option<Lock>>,
     /// Counts bytes as they arrive.
     pub(super) arrived: &'a AtomicU64,
     /// Raised when the others failed.
@@ -89,9 +93,13 @@ impl Bringer<'_> {
         outcome
     }
 
-    /// Records what has arrived up to `at`.
+    /// Records what has arrived up to `at`, as long as the file is ours.
     fn keep(&self, kept: &mut Kept, at: u64) -> Result<()> {
         if at > kept.until {
+            let held = self.lock.read().unwrap_or_else(PoisonError::into_inner);
+            if held.is_none() {
+                return Err(Error::Interrupted { resumable: true });
+            }
             self.fetched.record(self.data, kept.until..at)?;
         }
         *kept = Kept { until: at, since: Instant::now() };
@@ -100,36 +108,54 @@ impl Bringer<'_> {
 
     /// One request. `at` moves as bytes are written.
     fn attempt(&self, at: &mut u64, end: u64, kept: &mut Kept) -> Result<(), Broke> {
-        let source = self.target.source();
-        let answer = self.ask(source.as_ref(), &(*at..end))?;
+        let (answer, fresh) = self.answer(&(*at..end))?;
         let tag = answer.header("etag").filter(|tag| tag.starts_with('"')).map(str::to_owned);
         if let Some(tag) = &tag {
             self.target.check_tag(answer.url(), tag)?;
         }
-        self.target.set_source(Some(Source { url: answer.url().clone(), tag }));
+        if fresh {
+            self.target.set_source(Source { url: answer.url().clone(), tag });
+        }
         self.read(answer, at, end, kept)
     }
 
-    /// Sends the request and checks what the answer says of itself.
-    fn ask(&self, source: Option<&Source>, range: &Range<u64>) -> Result<Answer, Broke> {
+    /// The answer to the request, and whether it came by way of the Hub. An address that the Hub led to before may have
+    /// expired, or be good for one range only: if it is refused, that is no failure, and the Hub is asked at once.
+    fn answer(&self, range: &Range<u64>) -> Result<(Answer, bool), Broke> {
+        if let Some(source) = self.target.source()
+            && let Some(answer) = self.ask(Some(&source), range)?
+        {
+            return Ok((answer, false));
+        }
+        match self.ask(None, range)? {
+            Some(answer) => Ok((answer, true)),
+            None => Err(Broke::Off("it is refused".into())),
+        }
+    }
+
+    /// Sends the request and checks what the answer says of itself. None if the address, which the Hub led to before, is refused.
+    fn ask(&self, source: Option<&Source>, range: &Range<u64>) -> Result<Option<Answer>, Broke> {
         let Target { what, url, size, .. } = self.target;
         let mut call =
             Call::get(source.map_or(url, |source| &source.url).clone(), what).range(range);
         if let Some(tag) = source.and_then(|source| source.tag.as_ref()) {
             call.headers.push((header::IF_RANGE, tag.clone()));
         }
-        // An address that the Hub led to may have expired: the Hub itself is asked before anything is given up.
+        // The Hub itself is asked before anything that came from elsewhere is given up.
+        let forget = || source.iter().for_each(|source| self.target.forget(source));
         let again = |problem: String| {
-            self.target.set_source(None);
+            forget();
             Broke::Off(problem)
         };
         let answer = match self.http.send(&call) {
             Ok(answer) => answer,
-            Err(Error::Hub {
-                kind: HubFailure::Refused | HubFailure::Missing | HubFailure::Network,
-                problem,
-                ..
-            }) if source.is_some() => {
+            Err(Error::Hub { kind: HubFailure::Refused | HubFailure::Missing, .. })
+                if source.is_some() =>
+            {
+                forget();
+                return Ok(None);
+            }
+            Err(Error::Hub { kind: HubFailure::Network, problem, .. }) if source.is_some() => {
                 return Err(again(problem));
             }
             Err(error) => return Err(error.into()),
@@ -157,11 +183,11 @@ impl Bringer<'_> {
                         length.unwrap_or(0)
                     )));
                 }
-                Ok(answer)
+                Ok(Some(answer))
             }
             // The whole file: its start is the start of what comes.
             StatusCode::OK if range.start == 0 && length.is_none_or(|length| length == *size) => {
-                Ok(answer)
+                Ok(Some(answer))
             }
             StatusCode::OK if range.start == 0 => {
                 Err(wrong(format!("it has {} bytes, the Hub lists {size}", length.unwrap_or(0))))

@@ -12,6 +12,7 @@ use super::cache::{Folder, in_view};
 use super::http::{Http, offline};
 use super::id::{ModelId, is_commit};
 use super::listing::{self, Listing, RemoteFile};
+use super::lock::Lock;
 use super::settings::Settings;
 use super::target::Target;
 use super::transfer::{Manner, Wanted, fetch};
@@ -227,12 +228,14 @@ impl Hub {
 
     /// Makes a file readable of which not all is here; `false` if all is.
     fn serve(&self, target: &Arc<Target>, watch: &dyn Watch) -> Result<bool> {
-        if !target.has_partial() {
-            let _lock = target.lock(&self.http, watch)?;
-            if !target.has_partial() && target.is_whole(&self.http)? {
-                return Ok(false);
-            }
+        let ready = || Ok(target.has_partial() || target.is_whole(&self.http)?);
+        let lock = Lock::of(&target.partial, &target.what, (&self.http, watch), &ready)?;
+        if lock.is_some() {
             target.open()?;
+        }
+        drop(lock);
+        if !target.has_partial() && target.is_whole(&self.http)? {
+            return Ok(false);
         }
         let Ok(file) = fs::canonicalize(&target.partial) else {
             return Ok(!target.is_whole(&self.http)?);

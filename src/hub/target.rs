@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -11,14 +10,12 @@ use reqwest::Url;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::Watch;
-use super::cache::{clear_remains, remove};
+use super::cache::{beside, clear_remains, link, remove};
 use super::hash::{blob, hex};
 use super::http::{Http, corrupt};
 use super::listing::Hash;
-use super::lock::Lock;
 use crate::error::{Error, IoContext, Result, printable};
-use crate::format::{Fetched, free_bytes, record_of};
+use crate::format::{Fetched, Ranges, free_bytes, record_of};
 
 /// A file of the Hub that is partly here, or will be.
 #[derive(Debug)]
@@ -42,6 +39,17 @@ pub(super) struct Target {
     source: Mutex<Option<Source>>,
     /// The entity tag that the bytes had at each host.
     tags: Mutex<BTreeMap<String, String>>,
+}
+
+/// What of a file that is wanted is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stand {
+    /// Something is missing.
+    Lacking,
+    /// All of the file is here and wanted, but it lacks the check that gives it its name.
+    Unnamed,
+    /// Nothing is left to do.
+    Here,
 }
 
 /// Where the Hub led the last request to. Such addresses are signed and expire.
@@ -70,9 +78,15 @@ impl Target {
         self.source.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Keeps, or forgets, where the bytes are.
-    pub(super) fn set_source(&self, source: Option<Source>) {
-        *self.source.lock().unwrap_or_else(PoisonError::into_inner) = source;
+    /// Keeps where the bytes are.
+    pub(super) fn set_source(&self, source: Source) {
+        *self.source.lock().unwrap_or_else(PoisonError::into_inner) = Some(source);
+    }
+
+    /// Forgets where the bytes are no longer, unless somebody has found a newer address meanwhile.
+    pub(super) fn forget(&self, gone: &Source) {
+        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        source.take_if(|source| source.url == gone.url);
     }
 
     /// Fails if a host now has other bytes than before. What has arrived is thrown away then: nobody can tell which are right.
@@ -119,12 +133,22 @@ impl Target {
             && record_of(&self.partial).exists()
     }
 
-    /// Waits until nobody else fetches it.
-    pub(super) fn lock(&self, http: &Http, watch: &dyn Watch) -> Result<Lock> {
-        if let Some(folder) = self.partial.parent() {
-            fs::create_dir_all(folder).at("create", folder)?;
-        }
-        Lock::of(&self.partial, &self.what, http, watch)
+    /// What of `ranges` is here. Nobody else is waited for.
+    pub(super) fn stand(&self, ranges: &Ranges, http: &Http) -> Result<Stand> {
+        // A partly fetched file beside a whole one, which somebody else brought, may be open: it is completed.
+        let partly = if self.has_partial() { Fetched::of(&self.partial)? } else { None };
+        let Some(fetched) = partly else {
+            return Ok(if self.is_whole(http)? { Stand::Here } else { Stand::Lacking });
+        };
+        let lacks = ranges.iter().any(|range| !fetched.missing(range).is_empty());
+        let all = ranges.missing(&(0..self.size)).is_empty();
+        Ok(if lacks {
+            Stand::Lacking
+        } else if all {
+            Stand::Unnamed
+        } else {
+            Stand::Here
+        })
     }
 
     /// The partly fetched file, made if it is not there.
@@ -155,18 +179,26 @@ impl Target {
         data.sync_all().at("flush", &self.partial)?;
         if let Some(folder) = self.whole.parent() {
             fs::create_dir_all(folder).at("create", folder)?;
-            fs::rename(&self.partial, &self.whole).at("rename", &self.whole)?;
+            self.rename()?;
             File::open(folder).and_then(|folder| folder.sync_all()).at("flush", folder)?;
         }
-        if let Some(forward) = &self.forward {
-            match symlink(forward, &self.partial) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(error).at("create", &self.partial);
-                }
-                _ => {}
-            }
-        }
         remove(&record_of(&self.partial))
+    }
+
+    /// Moves the file to its name. Who knows it by the other one finds it there at any moment, where there are hard links.
+    fn rename(&self) -> Result<()> {
+        let moved = |from: &Path| fs::rename(from, &self.whole).at("rename", &self.whole);
+        let Some(forward) = &self.forward else { return moved(&self.partial) };
+        let second = beside(&self.partial);
+        remove(&second)?;
+        if fs::hard_link(&self.partial, &second).is_ok() {
+            moved(&second)?;
+            // Of two names of one file both stay.
+            remove(&second)?;
+        } else {
+            moved(&self.partial)?;
+        }
+        link(&self.partial, forward)
     }
 
     fn digest(&self, http: &Http) -> Result<String> {
@@ -181,6 +213,7 @@ pub(super) fn digest(path: &Path, size: u64, like: &Hash, http: &Http) -> Result
     let mut feed = |take: &mut dyn FnMut(&[u8])| -> Result<()> {
         loop {
             http.check_cancelled()?;
+            http.heart().beat();
             match file.read(&mut buffer).at("read", path)? {
                 0 => return Ok(()),
                 n => take(buffer.get(..n).unwrap_or_default()),

@@ -1,5 +1,6 @@
 //! Transfers against a server whose every answer a test decides.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -260,6 +261,42 @@ fn signed_addresses_are_used_while_they_work() {
     assert!(stored.iter().all(|asked| !asked.token), "the token went to another origin");
     let tags: Vec<bool> = stored.iter().map(|asked| asked.if_range.is_some()).collect();
     assert_eq!(tags, [false, true, false, true]);
+}
+
+/// A store that binds each address to the range that it was first used for.
+#[test]
+fn addresses_for_one_range_are_asked_for_anew() {
+    let bytes = content(70_000_000);
+    let served = bytes.clone();
+    let bound: Mutex<BTreeMap<String, Range<u64>>> = Mutex::default();
+    let store = Server::start("127.0.0.2", move |asked, _, stream| {
+        let first =
+            bound.lock().unwrap().entry(asked.path.clone()).or_insert(asked.range.clone()).clone();
+        if first != asked.range {
+            let refusal =
+                "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            let _ = stream.write_all(refusal.as_bytes());
+            return;
+        }
+        partial(stream, asked, served.len(), "ETag: \"tag\"\r\n");
+        let _ = stream.write_all(slice(&served, &asked.range));
+    });
+    let to = format!("{}/signed", store.address);
+    let hub = Server::start("127.0.0.1", move |_, number, stream| {
+        let _ = write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nLocation: {to}{number}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+    });
+    let mut place = Place::new(&hub, &bytes);
+    let settings = Settings { retries: 0, ..place.http.settings().clone() };
+    place.http = Arc::new(Http::new(settings, Arc::new(|| false)).unwrap());
+    for range in [0..10, 20_000_000..20_000_010, 0..70_000_000] {
+        place.fetch(std::slice::from_ref(&range)).unwrap();
+    }
+    assert_eq!(std::fs::read(place.whole()).unwrap(), bytes);
+    let asked = store.asked();
+    assert!(asked.len() > hub.asked().len(), "no address was used twice: {asked:?}");
 }
 
 #[test]

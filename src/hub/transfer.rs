@@ -2,21 +2,22 @@
 //!
 //! A piece is one request. Large ranges are split so that several connections work on a file and little is lost when a run
 //! is killed; small gaps between ranges are fetched too where that saves requests and costs next to no bytes. A file that
-//! becomes whole is verified and gets its name.
+//! becomes whole is verified and gets its name. A file is locked as long as something of it is fetched, and no longer.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Watch;
-use super::http::Http;
+use super::http::{Http, offline};
+use super::lock::{Door, Lock, waiting};
 use super::range::Bringer;
-use super::target::{Target, check_space};
+use super::target::{Stand, Target, check_space};
 use crate::error::{Error, HubFailure, IoContext, Result};
 use crate::format::{Fetched, Ranges};
 
@@ -58,6 +59,23 @@ pub(super) struct Manner {
     pub(super) open: bool,
 }
 
+/// What came of an attempt to begin with a file.
+enum Begun {
+    /// Nothing is left to do.
+    Done,
+    Open(Open),
+    /// Another process is at it.
+    Busy,
+}
+
+/// A file that is ours to fetch.
+struct Open {
+    target: Arc<Target>,
+    fetched: Fetched,
+    missing: Ranges,
+    lock: Lock,
+}
+
 /// A file at work.
 struct Item {
     target: Arc<Target>,
@@ -65,6 +83,15 @@ struct Item {
     data: File,
     /// Pieces that are not done.
     left: AtomicUsize,
+    /// None once it is given free.
+    lock: RwLock<Option<Lock>>,
+}
+
+impl Item {
+    /// Lets others have the file.
+    fn give_free(&self) {
+        self.lock.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 struct Piece {
@@ -108,13 +135,37 @@ pub(super) fn fetch(
     }
 }
 
-fn attempt(
-    http: &Arc<Http>,
-    mut wanted: Vec<Wanted>,
-    manner: Manner,
-    watch: &dyn Watch,
-) -> Result<()> {
-    // One order for all processes, so that no two wait for each other.
+/// What no other process is at comes first; for the rest it is waited. Nobody waits with a lock in hand, so that no two wait
+/// for each other.
+fn attempt(http: &Arc<Http>, wanted: Vec<Wanted>, manner: Manner, watch: &dyn Watch) -> Result<()> {
+    let doored = |one: Wanted| (Door::of(&one.target.partial), one);
+    let mut left: Vec<(Door, Wanted)> = merged(wanted).into_iter().map(doored).collect();
+    let mut told = false;
+    loop {
+        let (mut open, mut busy) = (Vec::new(), Vec::new());
+        for (mut door, one) in left {
+            match begin(http, &mut door, &one)? {
+                Begun::Done => {}
+                Begun::Open(of) => open.push(of),
+                Begun::Busy => busy.push((door, one)),
+            }
+        }
+        left = busy;
+        if !open.is_empty() {
+            bring(http, open, manner, watch)?;
+            continue;
+        }
+        let Some((_, one)) = left.first() else { return Ok(()) };
+        if !told {
+            watch.note(&waiting(&one.target.what));
+            told = true;
+        }
+        http.wait(LOOK_EVERY)?;
+    }
+}
+
+/// Each file once, with all that is wanted of it.
+fn merged(mut wanted: Vec<Wanted>) -> Vec<Wanted> {
     wanted.sort_by(|a, b| a.target.partial.cmp(&b.target.partial));
     wanted.dedup_by(|next, first| {
         let same = next.target.partial == first.target.partial;
@@ -123,37 +174,45 @@ fn attempt(
         }
         same
     });
-    let mut locks = Vec::new();
-    let mut open = Vec::new();
-    for Wanted { target, ranges } in wanted {
-        // A partly fetched file beside a whole one, which somebody else brought, may be open: it is completed.
-        let done = || Ok(!target.has_partial() && target.is_whole(http)?);
-        if done()? {
-            continue;
-        }
-        let lock = target.lock(http, watch)?;
-        // Whoever was waited for may have brought it.
-        if done()? {
-            continue;
-        }
-        locks.push(lock);
-        let fetched = target.open()?;
-        let missing: Ranges = ranges.iter().flat_map(|range| fetched.missing(range)).collect();
-        open.push((target, fetched, missing));
+    wanted
+}
+
+/// What there is to do for a file. Only what is to be fetched or checked needs its lock.
+fn begin(http: &Http, door: &mut Door, wanted: &Wanted) -> Result<Begun> {
+    let Wanted { target, ranges } = wanted;
+    match target.stand(ranges, http)? {
+        Stand::Here => return Ok(Begun::Done),
+        Stand::Lacking if http.settings().offline => return Err(offline(&target.what)),
+        Stand::Lacking | Stand::Unnamed => {}
     }
-    let needed: u64 = open.iter().map(|(_, _, missing)| missing.bytes()).sum();
-    if let Some((target, ..)) = open.first() {
-        check_space(&target.partial, needed)?;
+    let Some(lock) = door.enter(http)? else { return Ok(Begun::Busy) };
+    // Whoever had it may have brought it.
+    if target.stand(ranges, http)? == Stand::Here {
+        return Ok(Begun::Done);
+    }
+    let fetched = target.open()?;
+    let missing = ranges.iter().flat_map(|range| fetched.missing(range)).collect();
+    Ok(Begun::Open(Open { target: Arc::clone(target), fetched, missing, lock }))
+}
+
+/// Fetches what is missing of files that are ours. Each is given free as soon as that is here.
+fn bring(http: &Arc<Http>, mut open: Vec<Open>, manner: Manner, watch: &dyn Watch) -> Result<()> {
+    let needed: u64 = open.iter().map(|of| of.missing.bytes()).sum();
+    if let Some(of) = open.first() {
+        check_space(&of.target.partial, needed)?;
     }
     join_neighbours(&mut open, needed);
     let work = Arc::new(divide(http, open, manner)?);
-    run(&work, watch)
+    let outcome = run(&work, watch);
+    // Threads that still wait for the network keep nobody else waiting; they record nothing any more.
+    work.items.iter().for_each(Item::give_free);
+    outcome
 }
 
 /// Takes small gaps along, the smallest first, as long as they are a hundredth of all.
-fn join_neighbours(open: &mut [(Arc<Target>, Fetched, Ranges)], needed: u64) {
+fn join_neighbours(open: &mut [Open], needed: u64) {
     let mut gaps: Vec<(u64, usize, Range<u64>)> = Vec::new();
-    for (at, (_, fetched, missing)) in open.iter().enumerate() {
+    for (at, Open { fetched, missing, .. }) in open.iter().enumerate() {
         let neighbours = missing.iter().zip(missing.iter().skip(1));
         for gap in neighbours.map(|(a, b)| a.end..b.start) {
             // What lies between and is here already costs nothing less by being fetched again.
@@ -168,21 +227,17 @@ fn join_neighbours(open: &mut [(Arc<Target>, Fetched, Ranges)], needed: u64) {
     for (len, at, gap) in gaps {
         let Some(left) = budget.checked_sub(len) else { break };
         budget = left;
-        if let Some((_, _, missing)) = open.get_mut(at) {
-            missing.insert(gap);
+        if let Some(of) = open.get_mut(at) {
+            of.missing.insert(gap);
         }
     }
 }
 
-fn divide(
-    http: &Arc<Http>,
-    open: Vec<(Arc<Target>, Fetched, Ranges)>,
-    manner: Manner,
-) -> Result<Work> {
-    let total: u64 = open.iter().map(|(_, _, missing)| missing.bytes()).sum();
+fn divide(http: &Arc<Http>, open: Vec<Open>, manner: Manner) -> Result<Work> {
+    let total: u64 = open.iter().map(|of| of.missing.bytes()).sum();
     let size = (total / (4 * MOST_WORKERS as u64)).clamp(SMALLEST_PIECE, LARGEST_PIECE);
     let (mut items, mut pieces) = (Vec::new(), VecDeque::new());
-    for (target, fetched, missing) in open {
+    for Open { target, fetched, missing, lock } in open {
         let item = items.len();
         let before = pieces.len();
         if manner.in_one && missing.bytes() > 0 {
@@ -200,9 +255,11 @@ fn divide(
             // Everything is here: it was interrupted before it got its name.
             pieces.push_back(Piece { item, range: 0..0 });
         }
-        let left = AtomicUsize::new(pieces.len() - before);
+        let left = pieces.len() - before;
+        let lock = RwLock::new((left > 0).then_some(lock));
+        let left = AtomicUsize::new(left);
         let data = File::options().write(true).open(&target.partial).at("open", &target.partial)?;
-        items.push(Item { target, fetched, data, left });
+        items.push(Item { target, fetched, data, left, lock });
     }
     let (arrived, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     Ok(Work { http: Arc::clone(http), items, pieces: Mutex::new(pieces), arrived, stop })
@@ -285,20 +342,26 @@ fn labour(work: &Work, ends: &Sender<Result<()>>) {
 impl Work {
     fn piece(&self, piece: &Piece) -> Result<()> {
         let Some(item) = self.items.get(piece.item) else { return Ok(()) };
-        let Item { target, fetched, data, left } = item;
+        let Item { target, fetched, data, left, lock } = item;
         let bringer = Bringer {
             http: &self.http,
             target,
             fetched,
             data,
+            lock,
             arrived: &self.arrived,
             stop: &self.stop,
         };
         bringer.bring(&piece.range)?;
-        if left.fetch_sub(1, Ordering::AcqRel) == 1 && fetched.missing(&(0..target.size)).is_empty()
-        {
+        if left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return Ok(());
+        }
+        let held = lock.read().unwrap_or_else(PoisonError::into_inner);
+        if held.is_some() && fetched.missing(&(0..target.size)).is_empty() {
             target.finish(&self.http)?;
         }
+        drop(held);
+        item.give_free();
         Ok(())
     }
 }

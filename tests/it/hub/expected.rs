@@ -39,6 +39,7 @@ fn expected(fault: Fault) -> Option<Expected> {
         F::Get500 | F::Get429 | F::Get503 | F::Get429Odd => of(&[0], &[6], FILE),
         F::Get429Long => of(&[6], &[6], FILE),
         F::LinkExpired => of(&[0], &[6], FILE),
+        F::LinkOnce => of(&[0], &[0], &[]),
         F::Endless => of(&[0, 6, 7], &[0, 6, 7], FILE),
         F::Truncate | F::TruncateClose | F::Stall | F::Drip | F::SlowHead | F::Close | F::Hang => {
             of(&[0], &[6, 7], FILE)

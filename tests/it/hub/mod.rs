@@ -17,4 +17,5 @@ mod scripts;
 mod secrets;
 mod streaming;
 mod tls;
+mod together;
 mod view;

@@ -329,7 +329,10 @@ fn every_fault_shows() {
             matches!(fault, Fault::RevisionMoves | Fault::CommitMoves | Fault::CommitUnseen);
         if moved {
             assert!(hub.repos()["acme/m"].commits.len() > before, "{name}: nothing moved");
-        } else if !matches!(fault, Fault::Verify404 | Fault::Cas401 | Fault::ShaTraversal) {
+        } else if !matches!(
+            fault,
+            Fault::Verify404 | Fault::Cas401 | Fault::ShaTraversal | Fault::LinkOnce
+        ) {
             let same =
                 well.status == wrong.status && well.head == wrong.head && well.body == wrong.body;
             assert!(!same, "{name} changes nothing: {} {}", wrong.status, wrong.head);
@@ -349,6 +352,20 @@ fn every_fault_shows() {
             );
         }
     });
+}
+
+#[test]
+fn addresses_are_good_for_one_range() {
+    let hub = hub();
+    hub.fault(Rule::always(Fault::LinkOnce));
+    let address = || {
+        let led = ask(&hub.endpoint(), "HEAD", FILE, &[], b"");
+        led.header("location").unwrap().trim_start_matches(&hub.other()).to_owned()
+    };
+    let status = |to: &str, range| ask(&hub.other(), "GET", to, &[("Range", range)], b"").status;
+    let to = address();
+    assert_eq!([status(&to, "bytes=0-9"), status(&to, "bytes=0-9")], [206, 206]);
+    assert_eq!([status(&to, "bytes=10-19"), status(&address(), "bytes=10-19")], [403, 206]);
 }
 
 #[test]

@@ -50,6 +50,7 @@ faults! {
     Get429Long "get429-long" Bytes "429 with Retry-After: 86400";
     Get429Odd "get429-odd" Bytes "429 with a Retry-After that is no number";
     LinkExpired "link-expired" Bytes "403 in place of bytes until the Hub is asked for the address anew";
+    LinkOnce "link-once" Bytes "a signed address serves the range that it was first used for, and 403 for any other";
     Truncate "truncate" Bytes "half of the announced body, then the end";
     TruncateClose "truncate-close" Bytes "half of a body of unknown length, then the end";
     Stall "stall" Bytes "half of the body, then nothing";
@@ -229,6 +230,11 @@ impl Faults {
 
     pub(crate) fn clear(&self) {
         self.0.lock().unwrap().clear();
+    }
+
+    /// Whether there is a rule for this fault.
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.0.lock().unwrap().iter().any(|rule| rule.fault == fault)
     }
 
     /// Whether a fault shows at this request; each call counts as a request.

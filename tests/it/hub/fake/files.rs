@@ -1,5 +1,6 @@
 //! Files: where the Hub says that they lie, and their bytes, whole or in ranges.
 
+use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use super::faults::{Fault, Place};
@@ -83,7 +84,11 @@ impl Shared {
         told = lie(told, fault, &blob);
         if blob.lfs && elsewhere {
             let number = self.signature.load(Ordering::SeqCst);
-            let expires = format!("X-Signature={number}&X-Expires=3600");
+            let mut expires = format!("X-Signature={number}&X-Expires=3600");
+            if self.faults.has(Fault::LinkOnce) {
+                let unique = self.links.fetch_add(1, Ordering::SeqCst);
+                let _infallible = write!(expires, "&X-Request={unique}");
+            }
             let at = format!(
                 "http://{}/cdn/{name}/{}/{}?{expires}",
                 self.other,
@@ -155,6 +160,14 @@ impl Shared {
         self.deliver(request, &content, Answer::new(200, "").with("ETag", etag), shown)
     }
 
+    /// Whether an address is used for the first time, or for the same range as then.
+    fn is_bound_to_this(&self, request: &Request) -> bool {
+        let range = request.header("range").map(str::to_owned);
+        let mut bound = self.bound.lock().unwrap();
+        let first = bound.entry(request.target.clone()).or_insert_with(|| range.clone());
+        !request.target.contains("X-Signature") || *first == range
+    }
+
     /// A file's bytes, or the range that is asked for.
     fn deliver(
         &self,
@@ -176,6 +189,12 @@ impl Shared {
             return Answer::new(
                 403,
                 "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
+            );
+        }
+        if fault == Some(Fault::LinkOnce) && !self.is_bound_to_this(request) {
+            return Answer::new(
+                403,
+                "<Error><Code>AccessDenied</Code><Message>Request is for another range</Message></Error>",
             );
         }
         let etag =

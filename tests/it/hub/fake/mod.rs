@@ -85,6 +85,10 @@ struct Shared {
     log: Log,
     /// Signed addresses with a lower number have expired.
     signature: AtomicU64,
+    /// Signed addresses that were given where each must be another.
+    links: AtomicU64,
+    /// Ranges that signed addresses were first used for, where they serve no other.
+    bound: Mutex<BTreeMap<String, Option<String>>>,
     connections: AtomicUsize,
     /// Requests being answered.
     busy: AtomicUsize,
@@ -119,6 +123,8 @@ impl FakeHub {
             faults: Faults::default(),
             log: Log::default(),
             signature: AtomicU64::new(1),
+            links: AtomicU64::new(0),
+            bound: Mutex::default(),
             connections: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
