@@ -276,6 +276,11 @@ mod tests {
         examine(&opened, &options(), &|_: u64| {}).unwrap()
     }
 
+    fn sha256(bytes: &[u8]) -> String {
+        let hex: Vec<String> = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        hex.concat()
+    }
+
     /// Writes the fixture and an `elo-surgery.json` that records all of it.
     fn recorded(fixture: &Fixture) {
         fixture.write(3);
@@ -286,9 +291,7 @@ mod tests {
                 if algorithm == "blake3" {
                     return format!("blake3:{}", blake3::hash(&bytes).to_hex());
                 }
-                let sum = Sha256::digest(&bytes);
-                let hex: Vec<String> = sum.iter().map(|b| format!("{b:02x}")).collect();
-                format!("sha256:{}", hex.concat())
+                format!("sha256:{}", sha256(&bytes))
             });
             match digest {
                 Some(digest) => json!({"file": name, "size": bytes.len(), "digest": digest}),
@@ -338,8 +341,7 @@ mod tests {
         fixture.write(3);
         let shard = fixture.path("model.safetensors");
         let mut bytes = fs::read(&shard).unwrap();
-        let name: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-        let blob = fixture.path("blobs").join(name);
+        let blob = fixture.path("blobs").join(sha256(&bytes));
         fs::create_dir(fixture.path("blobs")).unwrap();
         fs::rename(&shard, &blob).unwrap();
         std::os::unix::fs::symlink(&blob, &shard).unwrap();
