@@ -123,12 +123,11 @@ impl Folder {
         self.write_revision(&self.root.join("refs"), revision, commit)
     }
 
-    #[expect(clippy::unused_self, reason = "revisions are a model's")]
     fn write_revision(&self, refs: &Path, revision: &str, commit: &str) -> Result<()> {
         if is_commit(revision) {
             return Ok(());
         }
-        write(&refs.join(revision), commit.as_bytes())
+        self.write(&refs.join(revision), commit.as_bytes())
     }
 
     /// The files of a commit, if they were listed before.
@@ -153,7 +152,7 @@ impl Folder {
             Hash::Git(hex) => json!({ "type": "file", "path": path, "size": size, "oid": hex }),
         });
         let entries: Value = entries.collect();
-        write(&self.list_path(&listing.commit), entries.to_string().as_bytes())
+        self.write(&self.list_path(&listing.commit), entries.to_string().as_bytes())
     }
 
     /// Whole files of a commit that huggingface_hub downloaded; whether they are all nobody knows.
@@ -182,6 +181,24 @@ impl Folder {
     pub(super) fn list_path(&self, commit: &str) -> PathBuf {
         self.root.join(PARTIAL).join(format!("{commit}.json"))
     }
+
+    /// Writes a small file, whole or not at all. What a killed run leaves of it is in our own folder.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        if fs::read(path).is_ok_and(|now| now == bytes) {
+            // The time says when it was asked for.
+            let touched = File::options().append(true).open(path);
+            let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
+            return Ok(());
+        }
+        let ours = self.root.join(PARTIAL);
+        for folder in [Some(ours.as_path()), path.parent()].into_iter().flatten() {
+            fs::create_dir_all(folder).at("create", folder)?;
+        }
+        let new = beside(&ours.join(path.file_name().unwrap_or_default()));
+        let written = fs::write(&new, bytes);
+        written.map_err(|error| unwritten(error, "write", &new, bytes.len() as u64))?;
+        fs::rename(&new, path).at("rename", path)
+    }
 }
 
 /// Which file of which model a path in a view is.
@@ -206,30 +223,17 @@ pub(super) fn link(at: &Path, to: &Path) -> Result<()> {
     if fs::read_link(at).is_ok_and(|now| now == to) {
         return Ok(());
     }
-    let new = beside(at);
     if let Some(folder) = at.parent() {
         fs::create_dir_all(folder).at("create", folder)?;
     }
+    match symlink(to, at) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        made => return made.at("create", at),
+    }
+    let new = beside(at);
     remove(&new)?;
     symlink(to, &new).at("create", &new)?;
     fs::rename(&new, at).at("rename", at)
-}
-
-/// Writes a small file, whole or not at all.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    if fs::read(path).is_ok_and(|now| now == bytes) {
-        // The time says when it was asked for.
-        let touched = File::options().append(true).open(path);
-        let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
-        return Ok(());
-    }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).at("create", folder)?;
-    }
-    let new = beside(path);
-    let written = fs::write(&new, bytes);
-    written.map_err(|error| unwritten(error, "write", &new, bytes.len() as u64))?;
-    fs::rename(&new, path).at("rename", path)
 }
 
 /// A name beside a file's, of this process alone. It is hidden: checkpoints do not look at hidden files.
