@@ -63,8 +63,8 @@ pub(super) fn run(arguments: &Pull, session: &Session) -> Result<(), Failure> {
         None => Into::Cache,
     };
     let hub = session.hub.hub()?;
-    let pull = hub.pull(&id, &selection, into)?;
     if arguments.dry_run {
+        let pull = hub.pull(&id, &selection, into)?;
         let told = pull.outlook()?;
         if session.json {
             let files = pull.files().map(|(path, size)| json!({ "path": path, "size": size }));
@@ -93,7 +93,9 @@ pub(super) fn run(arguments: &Pull, session: &Session) -> Result<(), Failure> {
         return Ok(());
     }
     let started = std::time::Instant::now();
-    let pulled = watched(session, |watch| pull.run(id.revision_or_main(), watch))?;
+    let pulled = watched(session, |watch| {
+        hub.relying(|| hub.pull(&id, &selection, into)?.run(id.revision_or_main(), watch))
+    })?;
     let traffic = hub.traffic();
     let seconds = started.elapsed().as_secs_f64();
     if session.json {

@@ -143,7 +143,8 @@ impl Hub {
 
     /// Fetches a model whole into the cache, for what reads its files in other ways than by plans.
     pub fn whole(&self, id: &ModelId, watch: &dyn Watch) -> Result<Pulled> {
-        self.pull(id, &Selection::default(), Into::Cache)?.run(id.revision_or_main(), watch)
+        let all = Selection::default();
+        self.relying(|| self.pull(id, &all, Into::Cache)?.run(id.revision_or_main(), watch))
     }
 }
 

@@ -33,6 +33,8 @@ const ENTRY: u64 = 100;
 pub struct Hub {
     pub(super) http: Arc<Http>,
     targets: Mutex<HashMap<PathBuf, Arc<Target>>>,
+    /// Lists of files that earlier runs kept and that are believed.
+    kept: Mutex<Vec<PathBuf>>,
 }
 
 /// A model of the Hub as a directory.
@@ -80,7 +82,7 @@ impl Hub {
     /// The Hub as the settings say. No connection is opened before something is asked for.
     pub fn new(settings: Settings, cancelled: Arc<dyn Fn() -> bool + Send + Sync>) -> Result<Self> {
         let http = Arc::new(Http::new(settings, cancelled)?);
-        Ok(Self { http, targets: Mutex::default() })
+        Ok(Self { http, targets: Mutex::default(), kept: Mutex::default() })
     }
 
     /// The client that everything goes through.
@@ -97,11 +99,35 @@ impl Hub {
         &self.http.settings().cache
     }
 
+    /// Does the work, and does it again if a list of files proved wrong on which it relied and which an earlier run kept: that is
+    /// forgotten then, and the Hub is asked anew.
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub fn relying<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        match work() {
+            Err(_) if self.has_forgotten() => work(),
+            outcome => outcome,
+        }
+    }
+
+    /// Whether a list that was believed is gone. Says so once.
+    fn has_forgotten(&self) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let believed = kept.len();
+        kept.retain(|list| list.exists());
+        kept.len() < believed
+    }
+
     /// A model as a directory: what a plan needs to know of it is here, everything else comes when it is read.
     ///
     /// # Errors
     /// Names that the Hub does not know, an unreachable Hub, files that are not what the Hub lists.
     pub fn view(&self, id: &ModelId, watch: &dyn Watch) -> Result<View> {
+        self.relying(|| self.view_as_listed(id, watch))
+    }
+
+    fn view_as_listed(&self, id: &ModelId, watch: &dyn Watch) -> Result<View> {
         let folder = Folder::of(self.cache(), id);
         let Some(listing) = self.listing(id, &folder)? else {
             return Self::as_downloaded(id, &folder);
@@ -143,6 +169,8 @@ impl Hub {
             commit
         };
         if let Some(listing) = folder.listing(&commit) {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.push(folder.list_path(&commit));
             return Ok(Some(listing));
         }
         if self.http.settings().offline {
