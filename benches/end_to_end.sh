@@ -275,7 +275,7 @@ traffic() {
         FNR > skip { requests++; down += number("bytes"); up += number("received") }
         END {
             over = needed > 0 ? sprintf("%.4f", down / needed) : ""
-            printf "| %s | %d | %d | %d | %s | %s |\n", name, requests, down, up, needed > 0 ? needed : "", over
+            printf "| %s | %d | %.0f | %.0f | %s | %s |\n", name, requests, down, up, (needed > 0 ? needed : ""), over
         }' "$scratch/requests" >>"$scratch/traffic"
     seen=$(wc -l <"$scratch/requests")
 }
@@ -335,9 +335,9 @@ HfApi().upload_folder(folder_path=sys.argv[1], repo_id=sys.argv[2])' "$dir/B" "b
     measure '141 GB, remote inspect' '' "$bin" inspect bench/large
     traffic '141 GB, remote inspect'
     if (($(df --output=avail "$dir" | tail -n 1) > 20000000)); then
-        measure '141 GB, remote extract --layers 1,80' '' \
-            "$bin" extract bench/large --layers 1,80 --out "$out/part" --quiet
-        traffic '141 GB, remote extract --layers 1,80' "$out/part"
+        measure '141 GB, remote extract --layers 1,40' '' \
+            "$bin" extract bench/large --layers 1,40 --out "$out/part" --quiet
+        traffic '141 GB, remote extract --layers 1,40' "$out/part"
     else
         echo 'the remote extract of 141 GB is left out: too little space'
     fi

@@ -340,7 +340,8 @@ impl Hub {
             let target = self.of_path(path, fetched.file())?;
             wanted.push(Wanted { target, ranges: ranges.clone() });
         }
-        fetch(&self.http, wanted, Manner::default(), watch)
+        // Plans know files by what they are: another one in their place would not do.
+        fetch(&self.http, wanted, Manner { open: true, in_one: false }, watch)
     }
 
     /// The file behind a path in a view, of this run or of an earlier one.
