@@ -15,6 +15,7 @@ use super::super::http::{Call, Http, Later, Payload, corrupt};
 use super::super::id::{ModelId, is_commit};
 use super::super::listing::{Hash, Listing, api, commit_of, list};
 use super::hash::{Hashes, base64};
+use super::plan::named;
 use super::weights::Weights;
 use super::{Published, Target, Words};
 use crate::error::{Error, HubFailure, Result, printable};
@@ -282,13 +283,8 @@ impl Commit<'_> {
 
     fn overtaken(&self, parent: Option<&Listing>, now: &Listing) -> Error {
         let changed = differences(parent, now);
-        let mut names: Vec<String> =
-            changed.iter().take(5).map(|path| format!("`{}`", printable(path))).collect();
-        if changed.len() > names.len() {
-            names.push(format!("{} more", changed.len() - names.len()));
-        }
         let names =
-            if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
+            if changed.is_empty() { String::new() } else { format!(": {}", named(&changed)) };
         Error::Hub {
             what: self.target.to_string(),
             kind: HubFailure::Moved,

@@ -168,8 +168,9 @@ fn deleted(file: &RemoteFile, reason: Option<&'static str>) -> Item {
 }
 
 /// Files in a line.
-fn named(paths: &[&str]) -> String {
-    let shown = paths.iter().take(MOST_NAMES).map(|path| format!("`{}`", printable(path)));
+pub(super) fn named(paths: &[impl AsRef<str>]) -> String {
+    let shown = paths.iter().take(MOST_NAMES);
+    let shown = shown.map(|path| format!("`{}`", printable(path.as_ref())));
     let mut names: Vec<String> = shown.collect();
     if paths.len() > names.len() {
         names.push(format!("{} more", paths.len() - names.len()));
